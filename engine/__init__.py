@@ -1,0 +1,21 @@
+"""A run of Forethought: who takes part, what one step does, what is written down, what survives.
+
+from engine import load_preset, train, TOKENS_PER_RUN
+result = train(load_preset("configs/00_best_general.json"))
+"""
+
+import os
+import warnings
+
+import torch
+
+# DeepSpeed looks for an accelerator when it is imported, and warns where it finds only a CPU.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+# torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+from engine.loop import TOKENS_PER_RUN, TrainResult, train
+from engine.preset import Preset, load_preset
+
+__all__ = ["TOKENS_PER_RUN", "Preset", "TrainResult", "load_preset", "train"]

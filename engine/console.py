@@ -1,0 +1,95 @@
+"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console."""
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+
+
+class Console:
+    def __init__(self, enabled: bool = True):
+        # Piped output has no width of its own; 80 columns would break the step lines.
+        plain = RichConsole()
+        self.rich = plain if plain.is_terminal else RichConsole(width=160)
+        self.enabled = enabled
+
+    def say(self, text: str) -> None:
+        """A line as it is."""
+        if self.enabled:
+            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        if self.enabled:
+            self.rich.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        if self.enabled:
+            self.rich.print(f"[red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Prints a metrics event; kinds without a line of their own are only written to the file."""
+        if self.enabled and (line := _LINES.get(event["event"])):
+            self.rich.print(line(event), highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, or as days where there are some."""
+    if not math.isfinite(seconds):
+        return "?"
+    return str(timedelta(seconds=round(seconds)))
+
+
+def count(number: float) -> str:
+    """A count in three digits: 950, 12.3k, 4.56M, 1.20G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            scaled = number / limit
+            return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f}{unit}"
+    return f"{number:.0f}"
+
+
+def _step(event: dict[str, Any]) -> str:
+    sources = " ".join(f"{escape(name)} {loss:.3f}" for name, loss in event["sources"].items())
+    several = f" ({sources})" if len(event["sources"]) > 1 else ""
+    return (
+        f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
+        f"loss [bold]{event['loss']:.4f}[/]{several}  {count(event['tokens_per_second'])} tok/s  "
+        f"lr {event['lr']:.2e}  grad {event['grad_norm']:.2f}  data wait {event['data_wait']:.1%}  "
+        f"ETA {duration(event['eta_seconds'])}"
+    )
+
+
+def _evaluation(event: dict[str, Any]) -> str:
+    sources = " ".join(f"{escape(name)} {value['ce']:.3f}" for name, value in event["sources"].items())
+    line = (
+        f"[cyan]held-out[/]  CE [bold]{event['ce']:.4f}[/]  perplexity {event['perplexity']:.2f}  "
+        f"bits per byte {event['bits_per_byte']:.4f}  ({sources})  {count(event['tokens'])} tokens "
+        f"in {event['seconds']:.1f} s"
+    )
+    if event.get("sample"):
+        prompt, text = event["sample"]["prompt"], event["sample"]["text"]
+        line += f"\n[dim]sample:[/] [bold]{escape(prompt)}[/]{escape(text)}"
+    return line
+
+
+def _save(event: dict[str, Any]) -> str:
+    return (
+        f"[green]saved[/]  {escape(event['path'])} at {count(event['tokens_total'])} tokens in {event['seconds']:.1f} s"
+    )
+
+
+def _source(event: dict[str, Any]) -> str:
+    colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
+    return f"[{colour}]source[/] {escape(event['name'])}: {escape(event['message'])}"
+
+
+_LINES = {
+    "step": _step,
+    "evaluation": _evaluation,
+    "save": _save,
+    "source": _source,
+    "resume": lambda event: f"[green]resumed[/]  {escape(event['message'])}",
+    "skip": lambda event: f"[yellow]skipped[/]  step {event['step']:,}: {escape(event['message'])}",
+}

@@ -1,0 +1,39 @@
+"""What ends a run early: one exception a reason, each with the process's exit status and a sentence for the user."""
+
+
+class RunError(Exception):
+    """Ends the run with `status`; str() is one or two sentences: what is wrong, where, and what to do."""
+
+    status = 1
+
+
+class PresetError(RunError):
+    """A preset, an argument or an answer that cannot be used."""
+
+    status = 2
+
+
+class SourcesFailed(RunError):
+    """Every source of text has failed; there is nothing real left to train on."""
+
+    status = 3
+
+
+class CheckpointError(RunError):
+    """Checkpoint files exist and none of them can be trusted."""
+
+    status = 4
+
+
+class SaveError(RunError):
+    """The run's last snapshot could not be written; the snapshots before it are untouched."""
+
+    status = 5
+
+
+class Interrupted(RunError):
+    """A signal stopped the run after it saved; the status is the shell's usual 128 + signal number."""
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.status = 128 + signal_number

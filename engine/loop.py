@@ -1,0 +1,417 @@
+"""The training loop: one run of TOKENS_PER_RUN tokens, from the newest snapshot to the next.
+
+A step reads as a paragraph: take a batch, agree with the other ranks, set the learning rate, forward and backward,
+count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import machine, zero
+from engine.checkpoints import CheckpointFolder
+from engine.console import Console, count
+from engine.errors import Interrupted, PresetError, RunError, SaveError, SourcesFailed
+from engine.evaluation import evaluate, held_out_rows, prompts
+from engine.memory import is_out_of_memory, require_memory, too_large
+from engine.metrics import Metrics
+from engine.preset import Preset
+from engine.ranks import Agreement, Ranks, StopRequest, join, stop_on_signals
+from engine.resume import Beginning, begin
+from engine.schedule import learning_rate
+from engine.step import Tally, train_step
+from model.language_model import LanguageModel
+from model.snapshot import Snapshot
+from model.transformer import TransformerLM
+from sources.loader import Batch, Loader, choose_num_lanes, merge_states
+from sources.registry import AllSourcesFailed
+
+TOKENS_PER_RUN = 100_000_000
+SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run has to show. `eval_*` are None where the sources held nothing out."""
+
+    tokens: int  # of this run
+    tokens_per_second: float  # of this process's steps, evaluations and saves left out
+    eval_loss: float | None  # nats per held-out token
+    eval_perplexity: float | None
+    bits_per_byte: float | None
+    snapshot: Path
+
+
+def train(
+    preset: Preset,
+    *,
+    token_budget: int = TOKENS_PER_RUN,
+    checkpoint_dir: str | Path = "checkpoints",
+    ranks: Ranks | None = None,
+    may_archive: Callable[[str], bool] = lambda sentence: False,
+) -> TrainResult:
+    """Trains one run, continuing whatever `checkpoint_dir` holds, and returns its result.
+
+    Raises a RunError (engine/errors.py) with the exit status for whatever ends the run early; a signal saves first.
+    """
+    ranks = ranks or join()
+    console = Console(enabled=ranks.is_main)
+    folder = CheckpointFolder(checkpoint_dir)
+    with stop_on_signals() as stop, closing(Metrics(folder.folder, console, ranks.is_main)) as metrics:
+        beginning = begin(preset, token_budget, folder, ranks, console, may_archive)
+        with closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run:
+            return run.train()
+
+
+class Run:
+    """One run's moving parts. Every method but the reports is called by all ranks."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        token_budget: int,
+        beginning: Beginning,
+        folder: CheckpointFolder,
+        ranks: Ranks,
+        console: Console,
+        metrics: Metrics,
+        stop: StopRequest,
+    ):
+        self.preset, self.token_budget = preset, token_budget
+        self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
+        self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
+        self.model_config = beginning.model_config
+        self.pins = beginning.opened.pins()
+        require_memory(preset, self.model, ranks)
+        if ranks.is_main:
+            self._announce(beginning)
+        self.bf16 = self._choose_precision()
+        self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
+        zero.load_optimizer_state(self.engine, beginning.optimizer, ranks)
+        self.compiled = self._choose_compile()
+        self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder)
+        self.loader = self._loader(beginning)
+        self.data_state = (beginning.data_state or {}).get("loader")
+        self.tally = Tally(len(self.loader.source_names), ranks.device)
+
+    def train(self) -> TrainResult:
+        """Steps until the budget is met; evaluates and saves on the way and at the end."""
+        self._record_run()
+        begin_tokens, self.train_seconds = self.progress.tokens_in_run, 0.0
+        self.saved_at = self.reported_at = time.monotonic()
+        next_evaluation = self.progress.tokens_in_run + self.preset.train.eval_interval_tokens
+        saved = None
+        batches = iter(self.loader)
+        while self.progress.tokens_in_run < self.token_budget:
+            before = time.monotonic()
+            batch = self._next(batches)
+            waited = time.monotonic() - before
+
+            agreed = self.ranks.agree(self._say(batch))
+            self._hear(agreed, batch)
+            if agreed.interrupt or agreed.terminate:
+                self._leave(agreed)
+            if agreed.failed or agreed.labels == 0:
+                self._halt(agreed)
+
+            zero.set_learning_rate(self.engine, self._learning_rate())
+            grad_norm = self._step(batch, agreed.labels)
+            self._advance(batch, agreed.labels)
+            self.train_seconds += time.monotonic() - before
+            self.tally.waited(waited, time.monotonic() - before)
+
+            if agreed.report:
+                self._report(grad_norm)
+            if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
+                self._evaluate()
+                next_evaluation += self.preset.train.eval_interval_tokens
+            if agreed.save:
+                saved = self._save()
+        if self.tally.steps:
+            self._report(grad_norm)
+        self._evaluate()
+        saved = self._save(final=True) or saved
+        trained = self.progress.tokens_in_run - begin_tokens
+        figures = self.progress.evaluation or {}
+        return TrainResult(
+            tokens=self.progress.tokens_in_run,
+            tokens_per_second=trained / max(self.train_seconds, 1e-9),
+            eval_loss=figures.get("ce"),
+            eval_perplexity=figures.get("perplexity"),
+            bits_per_byte=figures.get("bits_per_byte"),
+            snapshot=self.folder.current,
+        )
+
+    def close(self) -> None:
+        if hasattr(self, "loader"):
+            self.loader.close()
+        self.engine.destroy()
+
+    # One step
+
+    def _next(self, batches: Any) -> Batch | AllSourcesFailed:
+        """The next batch, or the reason why this rank has none; the ranks speak of it before any of them leaves."""
+        try:
+            return next(batches)
+        except AllSourcesFailed as failure:
+            return failure
+
+    def _say(self, batch: Batch | AllSourcesFailed) -> Agreement:
+        """What this rank has to say before a step."""
+        now = time.monotonic()
+        signals = Agreement(interrupt=int(self.stop.signal_number == 2), terminate=int(self.stop.signal_number == 15))
+        if isinstance(batch, AllSourcesFailed):
+            self.failure = batch
+            return replace(signals, failed=1)
+        main, train = self.ranks.is_main, self.preset.train
+        return replace(
+            signals,
+            labels=batch.num_tokens,
+            dry=int(batch.num_tokens == 0),
+            events=len(batch.events),
+            report=int(main and now - self.reported_at >= train.log_interval_seconds),
+            save=int(main and now - self.saved_at >= 60 * train.save_interval_minutes),
+        )
+
+    def _hear(self, agreed: Agreement, batch: Batch | AllSourcesFailed) -> None:
+        """Rank 0 writes down what happened to any rank's sources."""
+        if agreed.events:
+            mine = [] if isinstance(batch, AllSourcesFailed) else batch.events
+            for event in itertools.chain.from_iterable(self.ranks.gather_json(mine)):
+                self.metrics.write(**event)
+
+    def _learning_rate(self) -> float:
+        train = self.preset.train
+        return learning_rate(
+            self.progress.tokens_in_run,
+            self.token_budget,
+            peak=train.learning_rate,
+            warmup_fraction=train.warmup_fraction,
+            final_fraction=train.final_learning_rate_fraction,
+            continued=self.progress.run > 1,
+        )
+
+    def _step(self, batch: Batch, labels_in_step: int) -> Any:
+        try:
+            return train_step(
+                self.engine, batch, labels_in_step, self.tally, self.preset.train.gradient_clipping, self.ranks
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise too_large(self.preset, self.ranks) from None
+            raise
+
+    def _advance(self, batch: Batch, labels_in_step: int) -> None:
+        self.progress.step += 1
+        self.progress.tokens_in_run += labels_in_step
+        self.progress.tokens_total += labels_in_step
+        self.data_state = batch.state
+        self.tally.steps += 1
+        self.tally.tokens += labels_in_step
+
+    # Now and then
+
+    def _report(self, grad_norm: float) -> None:
+        """The figures since the last report: one event, one line."""
+        losses = self.ranks.sum_tensor(self.tally.losses())
+        nll, tokens = losses
+        loss = (nll.sum() / tokens.sum()).item()
+        names = self.loader.source_names
+        rate = self.tally.tokens / max(self.tally.seconds, 1e-9)
+        self.metrics.write(
+            "step",
+            step=self.progress.step,
+            tokens=self.progress.tokens_in_run,
+            share=min(1.0, self.progress.tokens_in_run / self.token_budget),
+            loss=loss,
+            lr=self.engine.optimizer.param_groups[0]["lr"],
+            grad_norm=float(grad_norm),
+            tokens_per_second=rate,
+            data_wait=self.tally.wait_seconds / max(self.tally.seconds, 1e-9),
+            eta_seconds=max(0, self.token_budget - self.progress.tokens_in_run) / max(rate, 1e-9),
+            sources={names[i]: (nll[i] / tokens[i]).item() for i in range(len(names)) if tokens[i] > 0},
+            auxiliary={},
+            steps=self.tally.steps,
+        )
+        self.tally.reset()
+        self.reported_at = time.monotonic()
+        if loss != loss or abs(loss) == float("inf"):
+            raise RunError(
+                f"The loss is not finite at step {self.progress.step:,}; nothing was saved since, and the next start "
+                f"continues from {self.folder.current}. Lower train.learning_rate in preset {self.preset.name}."
+            )
+
+    def _evaluate(self) -> None:
+        if not len(self.held_out.input_ids):
+            return
+        size = self.preset.train.per_gpu_batch_size
+        figures = evaluate(self.engine, self.held_out, self.loader.source_names, self.ranks, size)
+        self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
+        self.metrics.write("evaluation", step=self.progress.step, **figures, sample=self._sample())
+
+    def _sample(self) -> dict[str, str] | None:
+        """A few words that the model writes after the beginning of a held-out document."""
+        beginnings = prompts(self.held_out, self.tokenizer) if self.ranks.is_main else []
+        model = self.model
+        if self.preset.train.zero_stage == 3:  # whose hooks take the weights away again after each layer
+            weights = zero.weights(self.engine)
+            with torch.random.fork_rng():
+                model = TransformerLM(self.model_config, self.tokenizer.vocab_size).to(self.ranks.device)
+            model.load_state_dict(weights)
+        if not beginnings:
+            return None
+        prompt = beginnings[self.progress.step % len(beginnings)]
+        writer = LanguageModel(model, self.tokenizer.to_json(), self.tokenizer.eos_id)
+        text = writer.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.9, seed=0)
+        return {"prompt": prompt, "text": text}
+
+    def _save(self, final: bool = False) -> bool:
+        """A snapshot of this moment. A failure is announced and tried again later; only the last one must succeed."""
+        begin = time.perf_counter()
+        weights = zero.weights(self.engine)
+        optimizer = zero.optimizer_state(self.engine)
+        states = self.ranks.gather_json(self.data_state)
+        data = {"pins": self.pins, "loader": merge_states([s for s in states if s]) if any(states) else None}
+
+        def write() -> str | None:
+            snapshot = Snapshot(
+                model=weights,
+                config={
+                    **self.model_config.model_dump(),
+                    "vocab_size": self.tokenizer.vocab_size,
+                    "eos_token_id": self.tokenizer.eos_id,
+                },
+                tokenizer=self.tokenizer.to_json(),
+                preset=self.preset.model_dump(mode="json", by_alias=True),
+                progress=asdict(self.progress),
+            )
+            try:
+                path = self.folder.save(snapshot, optimizer, data)
+            except SaveError as error:
+                if final:
+                    raise
+                self.console.warn(f"{error} Training goes on; the next try is in a minute.")
+                return None
+            self.metrics.write(
+                "save",
+                path=str(path),
+                step=self.progress.step,
+                tokens_total=self.progress.tokens_total,
+                seconds=time.perf_counter() - begin,
+            )
+            return str(path)
+
+        saved = self.ranks.on_main(write) is not None
+        retry = 0.0 if saved else 60 * self.preset.train.save_interval_minutes - 60
+        self.saved_at = time.monotonic() - max(0.0, retry)
+        return saved
+
+    def _leave(self, agreed: Agreement) -> None:
+        """Saves and leaves because of a signal."""
+        number = 2 if agreed.interrupt else 15
+        self._save(final=True)
+        raise Interrupted(
+            number,
+            f"{'SIGINT' if number == 2 else 'SIGTERM'} at step {self.progress.step:,}; saved to {self.folder.current}, "
+            "the next start goes on from there.",
+        )
+
+    def _halt(self, agreed: Agreement) -> None:
+        """Saves and stops because no real text is left."""
+        self._save(final=True)
+        mine = str(self.failure) if agreed.failed and hasattr(self, "failure") else None
+        reasons = [reason for reason in self.ranks.gather_json(mine) if reason]
+        raise SourcesFailed(
+            (" ".join(reasons[:1]) or "The sources hold no text that passes the filters.")
+            + f" Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run."
+        )
+
+    # The start
+
+    def _announce(self, beginning: Beginning) -> None:
+        train = self.preset.train
+        if beginning.message:
+            self.metrics.write("resume", step=self.progress.step, message=beginning.message)
+        if train.train_tokens is not None and train.train_tokens != self.token_budget:
+            self.console.say(
+                f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
+            )
+
+    def _choose_precision(self) -> bool:
+        """Whether to compute in bf16; the same on every rank."""
+        asked = self.preset.train.precision
+        native = all(self.ranks.gather_json(machine.native_bf16(self.ranks.device)))
+        if asked == "auto" and not native:
+            self.console.say("This device has no native bf16 arithmetic: training in fp32.")
+        return asked == "bf16" or (asked == "auto" and native)
+
+    def _choose_compile(self) -> bool:
+        """Compiles the model where that is asked for and possible; the same on every rank."""
+        asked = self.preset.train.compile
+        if asked is False:
+            return False
+        problems = [p for p in self.ranks.gather_json(machine.compiler_problem(self.ranks.device)) if p]
+        if problems and asked is True:
+            raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
+        if problems:
+            self.console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
+            return False
+        self.engine.compile()
+        self.console.say("Compiling the model; the first step takes a while.")
+        return True
+
+    def _loader(self, beginning: Beginning) -> Loader:
+        state = (beginning.data_state or {}).get("loader")
+        try:
+            return Loader(
+                beginning.opened,
+                self.preset.data,
+                self.tokenizer,
+                seq_length=self.preset.model.seq_length,
+                micro_batch_size=self.preset.train.per_gpu_batch_size,
+                accumulation_steps=self.preset.train.accumulation_steps,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                num_lanes=choose_num_lanes(self.ranks.world_size),
+                state=state,
+                pin_memory=self.ranks.device.type == "cuda",
+            )
+        except ValueError as error:
+            raise PresetError(str(error)) from None
+
+    def _record_run(self) -> None:
+        preset, train = self.preset, self.preset.train
+        global_batch = train.per_gpu_batch_size * train.accumulation_steps * self.ranks.world_size
+        derived = {
+            "parameters": self.model.num_parameters(),
+            "flops_per_token": self.model.flops_per_token(),
+            "vocab_size": self.tokenizer.vocab_size,
+            "global_batch_tokens": global_batch * preset.model.seq_length,
+            "held_out_tokens": int((self.held_out.labels != -100).sum()),
+            "precision": "bf16" if self.bf16 else "fp32",
+            "compiled": self.compiled,
+            "world_size": self.ranks.world_size,
+            "token_budget": self.token_budget,
+            "run": self.progress.run,
+        }
+        where = machine.describe(self.ranks.device)
+        self.metrics.write("run", preset=preset.model_dump(mode="json", by_alias=True), derived=derived, machine=where)
+        self.console.say(
+            f"Run {self.progress.run} of {preset.name}: {count(derived['parameters'])} parameters, vocabulary "
+            f"{derived['vocab_size']:,}, {global_batch} rows of {preset.model.seq_length} tokens a step, "
+            f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
+            f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
+        )
+        if derived["held_out_tokens"] < train.eval_tokens:
+            self.console.say(
+                f"Held out for evaluation: {derived['held_out_tokens']:,} tokens; the sources have no more for the "
+                f"{train.eval_tokens:,} asked."
+                if derived["held_out_tokens"]
+                else "Nothing is held out: the sources are too small, so there is no evaluation."
+            )

@@ -1,0 +1,65 @@
+"""What this machine can do, found out once and said aloud: native bf16, a working compiler, speed, memory."""
+
+import os
+import time
+
+import psutil
+import torch
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 in hardware. Where it is emulated, bf16 is tens of times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = [getattr(torch.cpu, name, None) for name in names]
+    return any(check() for check in checks if check is not None)
+
+
+def compiler_problem(device: torch.device) -> str | None:
+    """Why torch.compile cannot be used here, or None. Compiles a small function, since only that tells for certain."""
+
+    def tiny(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).relu().sum()
+
+    try:
+        # A shape of its own keeps this out of the way of the model's compilation.
+        torch.compile(tiny)(torch.ones(7, 11, device=device))
+    except Exception as error:  # whatever goes wrong in a foreign compiler, training goes on without it
+        reason = str(error).strip().splitlines()
+        return reason[0][:160] if reason else type(error).__name__
+    finally:
+        torch._dynamo.reset()
+    return None
+
+
+def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """Measured rate of matrix products of the shape that small models are made of: (2048, 256) x (256, 4096)."""
+    a, b = torch.randn(2048, 256, device=device, dtype=dtype), torch.randn(256, 4096, device=device, dtype=dtype)
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    a @ b
+    synchronize()
+    begin, products = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begin) < seconds or products == 0:
+        a @ b
+        synchronize()
+        products += 1
+    return 2 * 2048 * 256 * 4096 * products / elapsed
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a run on `device` may use at most, over all its processes on this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the console and the metrics."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({total_memory(device) / 2**30:.0f} GiB)"
+    return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {total_memory(device) / 2**30:.0f} GiB"

@@ -1,0 +1,38 @@
+"""A batch that does not fit into memory: refused before the first step where that is certain, with what to lower."""
+
+import torch
+
+from engine import machine
+from engine.errors import PresetError
+from engine.preset import Preset
+from engine.ranks import Ranks
+
+
+def require_memory(preset: Preset, model: torch.nn.Module, ranks: Ranks) -> None:
+    """Refuses a batch that cannot fit: on a CPU the kernel would kill the process without a word."""
+    shape = preset.model
+    tokens = preset.train.per_gpu_batch_size * shape.seq_length
+    # Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size
+    # in two bytes. Weights, gradients and AdamW's two moments are fp32.
+    least = tokens * shape.num_layers * shape.hidden_size * 12 * 2 + 16 * model.num_parameters()
+    if least > machine.total_memory(ranks.device):
+        raise too_large(preset, ranks)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def too_large(preset: Preset, ranks: Ranks) -> PresetError:
+    rows, passes = preset.train.per_gpu_batch_size, preset.train.accumulation_steps
+    if rows == 1:
+        return PresetError(
+            f"One row of {preset.model.seq_length} tokens does not fit into the memory of "
+            f"{machine.describe(ranks.device)}: lower model.seq_length, model.hidden_size or model.num_layers."
+        )
+    return PresetError(
+        f"train.per_gpu_batch_size: {rows} rows of {preset.model.seq_length} tokens do not fit into the memory of "
+        f"{machine.describe(ranks.device)}; lower it to {(rows + 1) // 2} and set train.accumulation_steps to "
+        f"{2 * passes}, which keeps the batch."
+    )

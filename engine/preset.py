@@ -1,0 +1,190 @@
+"""The schema of configs/*.json: a name and the sections model, train, data and auxiliary.
+
+A preset is parsed once, at the door, into frozen objects; whatever cannot be used is refused here in one sentence that
+names the file, the key and the remedy. `configs/preset.schema.json` is written from the same classes (`python -m
+engine.preset`), so an editor can complete keys while a preset is being written.
+"""
+
+import difflib
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.errors import PresetError
+from model.config import AuxiliaryConfig, ModelConfig
+from sources.config import DataConfig
+
+CONFIGS = Path("configs")
+SCHEMA_FILE = "preset.schema.json"
+
+
+class TrainConfig(BaseModel):
+    """How one run trains; batch sizes are in rows of `model.seq_length` tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_gpu_batch_size: int = Field(32, ge=1, description="rows in one forward and backward pass of one rank")
+    accumulation_steps: int = Field(1, ge=1, description="passes whose gradients make one optimizer step")
+    train_tokens: int | None = Field(None, ge=1, description="accepted and overridden: a run is 100,000,000 tokens")
+    eval_tokens: int = Field(500_000, ge=1, description="held-out tokens of one evaluation")
+    eval_interval_tokens: int = Field(5_000_000, ge=1, description="training tokens between two evaluations")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="peak of AdamW's learning rate")
+    weight_decay: float = Field(0.1, ge=0, le=1, description="on matrices; never on norms, biases and embeddings")
+    warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of a run spent warming up")
+    final_learning_rate_fraction: float = Field(0.1, ge=0, le=1, description="learning rate at the end / its peak")
+    gradient_clipping: float = Field(1.0, gt=0, description="largest global gradient norm")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed's ZeRO stage")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the hardware multiplies it natively, else fp32; weights are always fp32"
+    )
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="torch.compile; auto: where a C++ compiler is found"
+    )
+    save_interval_minutes: float = Field(10.0, gt=0, description="minutes between two snapshots")
+    log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
+    seed: int = Field(1234, ge=0, description="of the initial weights")
+
+
+class Preset(BaseModel):
+    """A whole preset. Every key has a default, so a file names only what it changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_file: str | None = Field(None, alias="$schema", description="for editors; ignored")
+    name: str = Field(min_length=1, pattern=r"^[\w .+-]+$")
+    description: str = Field("", description="one line for the menu")
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+
+def preset_files(folder: Path = CONFIGS) -> list[Path]:
+    """The presets in `folder` by file name; the JSON schema beside them is none."""
+    return sorted(path for path in folder.glob("*.json") if path.name != SCHEMA_FILE)
+
+
+def load_preset(path: str | Path) -> Preset:
+    """Parses one preset. Raises PresetError (exit status 2) with a sentence for whatever cannot be used."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in preset_files(path.parent)], 1)
+        raise PresetError(f"{path}: no such preset" + (f"; did you mean {near[0]}?" if near else ".")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PresetError(f"{path}: cannot be read ({error}).") from None
+    try:
+        values = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise PresetError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from None
+    except ValueError as error:
+        raise PresetError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise PresetError(f"{path}: a preset is a JSON object with the sections model, train, data and auxiliary.")
+    return parse_preset({"name": path.stem, **values}, where=str(path))
+
+
+def parse_preset(values: dict[str, Any], where: str = "preset") -> Preset:
+    """Checks a preset's values; `where` is named in the sentence of the PresetError."""
+    try:
+        return Preset.model_validate(values)
+    except ValidationError as error:
+        raise PresetError(f"{where}: " + " ".join(_sentence(e, values) for e in _specific(error.errors()))) from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json.loads keeps the last of two equal keys without a word; a preset must not."""
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"the key {key!r} stands twice in one section; remove one of them.")
+        seen[key] = value
+    return seen
+
+
+def _specific(errors: list[Any]) -> list[Any]:
+    """At most the first two errors: unions report one error per alternative, and a sentence names one cause."""
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    return (unknown or errors)[:2]
+
+
+def _sentence(error: Any, values: Any) -> str:
+    """One pydantic error as a sentence: where the value stands, what is wrong with it, what to do."""
+    keys, schema = _walk(error["loc"], values)
+    where = ".".join(str(key) for key in keys)
+    if error["type"] == "extra_forbidden":
+        known = list(schema)
+        near = difflib.get_close_matches(str(keys[-1]), known, 1, cutoff=0.5)
+        return f"{where}: unknown, " + (f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}.")
+    if error["type"] == "missing":
+        return f"{where}: is missing."
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if error["type"] == "value_error":
+        return message if message.startswith(where) or not where else f"{where}: {message}"
+    if message.endswith("."):
+        return f"{where}: {message}"
+    message = re.sub(r"a valid dictionary or instance of \w+", "an object with keys of its own", message)
+    given = json.dumps(error["input"], default=str)
+    return f"{where}: {message}, not {given if len(given) < 60 else type(error['input']).__name__}."
+
+
+def _walk(location: tuple[Any, ...], values: Any) -> tuple[list[Any], list[str]]:
+    """Follows an error's location through the preset's own keys.
+
+    pydantic puts the tag of a union's alternative into the location; those are no keys of the file and are left out.
+    Also returns the known keys of the innermost section, for "did you mean".
+    """
+    keys: list[Any] = []
+    section = known = Preset
+    for depth, part in enumerate(location):
+        present = isinstance(values, dict) and part in values
+        if isinstance(part, str) and not present and (alternative := _alternative(section, part)):
+            section = alternative
+            continue
+        if isinstance(part, str) and not present and depth < len(location) - 1:
+            continue
+        keys.append(part)
+        known = section
+        if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
+            section = section.model_fields[part].annotation
+        values = values.get(part) if isinstance(values, dict) else values[part] if isinstance(values, list) else None
+    return keys, _known_keys(known)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every pydantic model that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _known_keys(annotation: Any) -> list[str]:
+    return [field.alias or key for model in _models(annotation) for key, field in model.model_fields.items()]
+
+
+def _alternative(annotation: Any, tag: Any) -> type[BaseModel] | None:
+    """The model of a union that `tag` names: by its "type", or by its class name."""
+    for model in _models(annotation):
+        kind = model.model_fields.get("type")
+        if tag == model.__name__ or (kind is not None and tag in typing.get_args(kind.annotation)):
+            return model
+    return None
+
+
+def schema_text() -> str:
+    """The JSON schema of a preset, as it stands in configs/preset.schema.json."""
+    return json.dumps(Preset.model_json_schema(by_alias=True), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    (CONFIGS / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,189 @@
+"""Preset -> DeepSpeed configuration -> engine, and the engine's state as plain tensors.
+
+Every DeepSpeed default that matters is written out in `engine_config`, because several have changed between releases.
+Weights stay fp32 and `torch_autocast` does the bf16 arithmetic, so a snapshot is fp32 as it stands and all stages
+share one precision path. State is read and written per parameter name, in full, so that what one stage and world size
+saved any other can continue.
+"""
+
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from torch import nn
+
+from engine.optimizers import adamw
+from engine.preset import TrainConfig
+from engine.ranks import Ranks
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for a preset's `train` section."""
+    return {
+        "train_micro_batch_size_per_gpu": train.per_gpu_batch_size,
+        "gradient_accumulation_steps": train.accumulation_steps,
+        "train_batch_size": train.per_gpu_batch_size * train.accumulation_steps * world_size,
+        # Stage 0 clips in `step`, where the norm can be had; DeepSpeed's own clipping at stage 0 does not tell it.
+        "gradient_clipping": train.gradient_clipping if train.zero_stage else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": bf16,
+            "dtype": "bfloat16",
+            # Modules named here would send their gradients in bf16; none does.
+            "lower_precision_safe_modules": [],
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": train.zero_stage >= 2,
+            "allgather_partitions": True,
+            "round_robin_gradients": False,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": 10_000,
+        },
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        # On by default, and then it synchronises the device at every forward pass and step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+    }
+
+
+def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -> deepspeed.DeepSpeedEngine:
+    """The engine over `model`, whose weights are already those to start from."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    # DeepSpeed moves the model itself, but only after it has made flat copies of parameters that stand elsewhere.
+    model.to(ranks.device)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=adamw(model, train.learning_rate, train.weight_decay),
+        config=engine_config(train, ranks.world_size, bf16),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step(engine: deepspeed.DeepSpeedEngine, clip: float) -> float:
+    """One optimizer step on the gradients accumulated; returns their global norm before clipping."""
+    if engine.zero_optimization_stage() == 0:
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), clip)
+        engine.step()
+    else:
+        engine.step()
+        norm = engine.get_global_grad_norm()
+    return float(norm)
+
+
+def gathered_parameters(engine: deepspeed.DeepSpeedEngine):
+    """A context in which every rank sees whole parameters; stage 3 fetches them, the other stages have them."""
+    return deepspeed.zero.GatheredParameters(
+        list(engine.module.parameters()), enabled=engine.zero_optimization_stage() == 3
+    )
+
+
+def weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The model's state dict, in full, as fp32 CPU copies; all ranks must call it."""
+    with gathered_parameters(engine):
+        return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def optimizer_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
+    """AdamW's moments by parameter name, in full, on the CPU, and its step count; all ranks must call it.
+
+    Returns an empty dict before the first step.
+    """
+    base = _base_optimizer(engine)
+    steps = [int(state["step"]) for state in base.state.values() if "step" in state]
+    if not steps:
+        return {}
+    _link_moments(engine)
+    moments = {}
+    for name, parameter in engine.module.named_parameters():
+        if engine.zero_optimization_stage() == 0:
+            state = {key: base.state[parameter][key] for key in MOMENTS}
+        else:
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
+    return {"step": steps[0], "moments": moments}
+
+
+def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Any] | None, ranks: Ranks) -> list[str]:
+    """Gives the moments that rank 0 has read to every rank's optimizer, whatever stage and world wrote them.
+
+    Returns the names of parameters for which the state has nothing; their moments begin at zero.
+    """
+    step_count, known = ranks.broadcast_json(_shapes(state) if ranks.is_main else None)
+    if step_count == 0:
+        return []
+    base = _base_optimizer(engine)
+    stage = engine.zero_optimization_stage()
+    # Optimizers make their state at the first step; partitions that have none yet get zeros to write into.
+    for partition in _partitions(engine, base):
+        zeros = {key: torch.zeros_like(partition) for key in MOMENTS}
+        base.state[partition] = {"step": torch.tensor(float(step_count), device=_step_device(partition)), **zeros}
+    _link_moments(engine)
+    missing = []
+    for name, parameter in engine.module.named_parameters():
+        shape = list(getattr(parameter, "ds_shape", parameter.shape))
+        if known.get(name) != shape:
+            missing.append(name)
+            continue
+        for key in MOMENTS:
+            full = state["moments"][name][key] if ranks.is_main else torch.empty(shape)
+            full = ranks.broadcast_tensor(full.contiguous()).to(ranks.device)
+            if stage == 0:
+                base.state[parameter][key].copy_(full)
+            else:
+                safe_set_full_optimizer_state(parameter, full, key)
+    return missing
+
+
+def _shapes(state: dict[str, Any] | None) -> tuple[int, dict[str, list[int]]]:
+    if not state:
+        return 0, {}
+    return state["step"], {name: list(moments[MOMENTS[0]].shape) for name, moments in state["moments"].items()}
+
+
+def _base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:
+    """torch's optimizer inside DeepSpeed's wrapper; stage 0 has no wrapper."""
+    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+
+
+def _partitions(engine: deepspeed.DeepSpeedEngine, base: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The tensors that key the base optimizer's state on this rank."""
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [tensor for group in base.param_groups for tensor in group["params"]]
+
+
+def _link_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Maps each parameter to its slice of the moments, for stages 1 and 2.
+
+    DeepSpeed 0.19.8 does it after the first parameter group's first step, when the other groups have no moments yet,
+    and then takes it for done.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _step_device(partition: torch.Tensor) -> torch.device:
+    """Fused AdamW keeps its step count beside the parameters."""
+    return partition.device

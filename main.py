@@ -1,0 +1,51 @@
+"""Forethought's one entrypoint: choose a preset, or generate; train it; leave with a status that says how it ended.
+
+    python main.py        torchrun --nproc_per_node=N main.py        deepspeed main.py
+
+There are no flags: what a run does stands in configs/*.json. The choice is read from the terminal, or from standard
+input where there is none (`printf '02\\n' | python main.py`).
+"""
+
+import sys
+
+from engine import menu, train
+from engine.checkpoints import CURRENT
+from engine.console import Console
+from engine.errors import RunError
+from engine.ranks import join, leave
+
+
+def refuse_flags(arguments: list[str]) -> None:
+    """The DeepSpeed launcher appends --local_rank; nothing else is tolerated."""
+    for argument in arguments:
+        if not argument.startswith("--local_rank=") and not argument.startswith("--local-rank="):
+            print(f"main.py takes no arguments, and {argument!r} is one: edit a preset in configs/ instead.")
+            raise SystemExit(2)
+
+
+def main() -> int:
+    refuse_flags(sys.argv[1:])
+    ranks = join()
+    console = Console(enabled=ranks.is_main)
+    try:
+        preset = menu.choose(ranks)
+        if preset is not None:
+            result = train(preset, ranks=ranks, may_archive=menu.may_archive)
+            console.say(
+                f"Done: {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s; the model is in "
+                f"{result.snapshot}. Generate with it: python main.py, then g."
+            )
+        elif ranks.is_main:
+            menu.converse(menu.CHECKPOINTS / CURRENT)
+    except RunError as error:
+        console.error(str(error))
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        leave()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

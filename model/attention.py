@@ -1,0 +1,68 @@
+"""Causal self-attention: nn.MultiheadAttention's parameters, the speed of SDPA, a key-value cache for decoding.
+
+Notable here
+- CausalSelfAttention is an nn.MultiheadAttention, so its parameters have the well-known names (in_proj_weight (3D, D),
+  in_proj_bias, out_proj) and checkpoints of either load into the other; only forward differs. One fused projection is
+  also one large parameter, which suits ZeRO's per-parameter hooks.
+- Training never builds a mask: is_causal lets scaled_dot_product_attention (SDPA) skip the upper triangle.
+- KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """Keys and values (L, B, H, seq_length, D/H) of the tokens seen so far; `length` says how many are valid."""
+
+    def __init__(self, num_layers: int, batch_size: int, num_heads: int, seq_length: int, head_size: int, like: Tensor):
+        shape = (num_layers, batch_size, num_heads, seq_length, head_size)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+        self.length = 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, H, T, D/H) of new tokens behind `length`; return those of all tokens.
+
+        `length` itself moves once per forward pass, after the last layer: see TransformerLM.hidden_states.
+        """
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.MultiheadAttention):
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, layer: int):
+        super().__init__(hidden_size, num_heads, dropout=dropout, batch_first=True)
+        self.layer = layer
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, causal_mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
+
+        causal_mask (seq_length, seq_length), True where attention is allowed, is read only when several tokens follow
+        a cache that is not empty; every other case is plainly causal or sees all keys.
+        """
+        batch_size, length, hidden_size = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = qkv.view(batch_size, length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
+
+        mask, is_causal = None, True
+        if cache is not None:
+            start = cache.length
+            key, value = cache.append(self.layer, key, value)
+            if start > 0:
+                is_causal = False  # is_causal would align the triangle with the first key, not with the last
+                if length > 1:
+                    mask = causal_mask[start : start + length, : start + length]
+
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
+
+
+def causal_mask(seq_length: int, device: torch.device | None = None) -> Tensor:
+    """(seq_length, seq_length) booleans, True on and below the diagonal."""
+    return torch.ones(seq_length, seq_length, dtype=torch.bool, device=device).tril()

@@ -1,0 +1,74 @@
+"""The keys of a preset's `model` and `auxiliary` sections.
+
+Both are frozen and refuse unknown keys; types are strict, because a preset is JSON and `"256"` is not a number there.
+The vocabulary is no key of a preset: it follows from the tokenizer and is handed to the model beside its configuration.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class ModelConfig(BaseModel):
+    """The shape of the trunk: a pre-norm decoder with learned positions."""
+
+    model_config = _STRICT
+
+    # num_heads stands before hidden_size so that the latter's check can see it.
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(4, ge=1)
+    hidden_size: int = Field(256, ge=1)
+    seq_length: int = Field(256, ge=2)
+    tie_embeddings: bool = True
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    init_std: float = Field(0.02, gt=0.0, le=1.0)
+
+    @field_validator("hidden_size")
+    @classmethod
+    def _heads_divide_hidden_size(cls, hidden_size: int, info: ValidationInfo) -> int:
+        num_heads = info.data.get("num_heads", 1)  # absent when num_heads itself was refused
+        if hidden_size % num_heads:
+            below = hidden_size // num_heads * num_heads
+            remedy = f"{below} or {below + num_heads}" if below else f"{num_heads}"
+            raise PydanticCustomError(
+                "hidden_size",
+                "{hidden_size} cannot be divided among num_heads {num_heads}; use {remedy}",
+                {"hidden_size": hidden_size, "num_heads": num_heads, "remedy": remedy},
+            )
+        return hidden_size
+
+
+class AuxiliaryConfig(BaseModel):
+    """Switches and weights of the look-ahead objectives; a switch that nothing answers to yet is refused."""
+
+    model_config = _STRICT
+
+    enable_policy: bool = False
+    enable_value: bool = False
+    enable_dynamics: bool = False
+    enable_span_contrastive: bool = False
+    enable_adaptive_sources: bool = False
+
+    policy_kl_weight: float = Field(0.05, ge=0.0)
+    value_weight: float = Field(0.1, ge=0.0)
+    dynamics_weight: float = Field(0.1, ge=0.0)
+    span_contrastive_weight: float = Field(0.1, ge=0.0)
+    span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)
+    span_contrastive_temperature: float = Field(0.1, gt=0.0)
+    span_l2_normalize: bool = True
+    adaptive_interval_tokens: int = Field(1_000_000, ge=1)
+    adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0)
+    adaptive_max_weight: float = Field(2.0, ge=1.0)
+    adaptive_smoothing: float = Field(0.9, ge=0.0, lt=1.0)
+
+    @field_validator(
+        "enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive", "enable_adaptive_sources"
+    )
+    @classmethod
+    def _refuse_what_is_not_here(cls, enabled: bool) -> bool:
+        if enabled:
+            raise PydanticCustomError(
+                "not_in_this_version", "this look-ahead module is not part of this version yet; set it to false."
+            )
+        return enabled

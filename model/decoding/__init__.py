@@ -1,0 +1,1 @@
+"""Turning next-token distributions into text."""

@@ -1,0 +1,148 @@
+"""The object a user holds: weights, configuration and tokenizer from one file, and what can be asked of them.
+
+Prompts and scored texts stand behind one end-of-text token, as every document does in training, so that their first
+token is predicted too. Text that looks like a special token is plain text.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from model import snapshot
+from model.config import ModelConfig
+from model.decoding.generate import generate_tokens
+from model.decoding.sampling import SamplingOptions
+from model.objectives import IGNORE_INDEX
+from model.transformer import TransformerLM
+
+
+@dataclass(frozen=True)
+class Score:
+    mean_nll: float  # nats per token
+    token_nll: Tensor  # (n,) fp32, nats
+    tokens: list[int]  # the n token ids
+
+
+class LanguageModel:
+    """A TransformerLM that reads and writes text. `tokenizer_json` is the contents of a tokenizer.json."""
+
+    def __init__(self, model: TransformerLM, tokenizer_json: str, eos_token_id: int):
+        self.model = model
+        self.eos_token_id = eos_token_id
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        # A tokenizer.json may carry settings of the task it was made for; each of them would change texts silently.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = True
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        no_repeat_ngram: int = 0,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+    ) -> str:
+        """The continuation of `prompt`, without the prompt. Raises ValueError for an argument outside its range.
+
+        temperature 0 is greedy; no_repeat_ngram = n forbids n tokens in a row that occurred before, prompt included.
+        """
+        return "".join(self.stream(prompt, max_new_tokens, temperature, top_p, no_repeat_ngram, seed, stop_at_eos))
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        no_repeat_ngram: int = 0,
+        seed: int | None = None,
+        stop_at_eos: bool = True,
+    ) -> Iterator[str]:
+        """As `generate`, but yields text as it is decided, in whole characters."""
+        options = SamplingOptions(max_new_tokens, temperature, top_p, no_repeat_ngram, seed, stop_at_eos)
+        return self._pieces(prompt, options)  # a plain function up to here: bad arguments raise at once
+
+    def _pieces(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
+        prompt_ids = self.encode(prompt)
+        decoder = DecodeStream(ids=prompt_ids, skip_special_tokens=True)  # knows the prompt: spaces join correctly
+        with self._evaluating():
+            for token in generate_tokens(self.model, prompt_ids, options, self.eos_token_id):
+                piece = decoder.step(self.tokenizer, token)
+                if piece:
+                    yield piece
+
+    @torch.no_grad()
+    def score(self, text: str) -> Score:
+        """How well the model predicts `text`. Raises ValueError for a text without tokens.
+
+        A text longer than the model's window is read in windows that overlap by half, so that every token but the first
+        ones has at least half a window of context.
+        """
+        tokens = self.encode(text)
+        if not tokens:
+            raise ValueError("the text to score is empty; give at least one character.")
+        seq_length = self.model.config.seq_length
+        sequence = torch.tensor([self.eos_token_id, *tokens], device=self.model.tokens.weight.device)
+        token_nll = torch.empty(len(tokens))
+        with self._evaluating():
+            scored = 0
+            while scored < len(tokens):
+                start = 0 if scored == 0 else scored - seq_length // 2
+                stop = min(start + seq_length, len(tokens))
+                labels = sequence[start + 1 : stop + 1].clone()
+                labels[: scored - start] = IGNORE_INDEX
+                # .forward: a model compiled for training's shape is not compiled again for each text's length
+                output = self.model.forward(sequence[None, start:stop], labels[None])
+                token_nll[scored:stop] = output.token_nll[0, scored - start :].cpu()
+                scored = stop
+        return Score(token_nll.mean().item(), token_nll, tokens)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Dropout off, and as it was afterwards: the model may be in the middle of its training."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+
+def load(path: str | os.PathLike, device: str | torch.device | None = None) -> LanguageModel:
+    """The language model of a snapshot, in fp32, ready to generate; device None = CUDA if there is one, else the CPU.
+
+    Raises SnapshotError when the file cannot be trusted or does not hold a whole model.
+    """
+    path = Path(path)
+    contents = snapshot.read(path)
+    if contents.config is None or contents.tokenizer is None:
+        raise snapshot.SnapshotError(
+            f"{path}: holds weights only, without configuration and tokenizer; give a checkpoint that training wrote."
+        )
+    try:
+        config = dict(contents.config)
+        vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
+        model = TransformerLM(ModelConfig(**config), vocab_size)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise snapshot.SnapshotError(
+            f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
+        ) from error
+    report = snapshot.restore(model, contents.model)
+    if report.new or report.left_out:
+        raise snapshot.SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)

@@ -1,0 +1,103 @@
+"""Next-token cross-entropy straight from hidden states, without ever holding the logits of a whole batch.
+
+At 128 x 256 tokens and 50,304 vocabulary rows the fp32 logits alone are 6.6 GB, and a plain loss keeps them (and their
+gradient) from forward to backward. Here tokens are walked in chunks. While a chunk's logits are at hand their softmax
+is turned into the gradients of the hidden states and of the head, so all that stays is (N, D) and (V, D); backward
+only scales both by the upstream scalar. (The idea: Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, 2410.10989.)
+
+Notable here
+- Matrix products run in autocast's dtype; log-sum-exp, the loss and the head's gradient are accumulated in fp32.
+- It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
+  breaks the graph at it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+CHUNK_BYTES = 32 * 2**20  # of fp32 logits
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of softmax(hidden @ weight.T + bias) against labels.
+
+    hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored.
+    Returns (loss_sum, token_nll): the scalar fp32 sum of NLLs in nats, differentiable with respect to hidden and
+    weight, and the fp32 NLLs (N,), detached, 0 where ignored.
+    """
+    assert bias is None or not bias.requires_grad, "bias is a constant here; its gradient is not computed"
+    device_type = hidden.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
+    with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, dtype, with_gradients)
+    return loss_sum, token_nll.detach()
+
+
+@torch.library.custom_op("forethought::linear_cross_entropy", mutates_args=())
+def _fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); empty gradients unless asked for."""
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
+    grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
+    grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
+    chunk = max(1, CHUNK_BYTES // (4 * len(weight)))
+    with torch.autocast(hidden.device.type, enabled=False):
+        low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
+        low_bias = None if bias is None else bias.to(dtype)
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
+            target = labels[rows, None]
+            ignored = target == IGNORE_INDEX
+            target = target.masked_fill(ignored, 0)
+            logits = F.linear(low_hidden[rows], low_weight, low_bias).to(accumulate)
+            target_logit = logits.gather(1, target)
+            # log_softmax by hand, in place: on a CPU torch.log_softmax and then exp take longer
+            largest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(largest).exp_()
+            total = exponentials.sum(dim=1, keepdim=True)
+            nll = total.log() + largest - target_logit
+            token_nll[rows] = nll.masked_fill(ignored, 0.0).squeeze(1)
+            if with_gradients:
+                # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
+                counted = (~ignored).to(accumulate)
+                grad_logits = exponentials.mul_(counted / total).scatter_add_(1, target, -counted).to(dtype)
+                grad_hidden[rows] = grad_logits @ low_weight
+                if dtype == accumulate:
+                    grad_weight.addmm_(grad_logits.T, low_hidden[rows])
+                else:
+                    grad_weight += grad_logits.T @ low_hidden[rows]
+    return token_nll.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
+
+
+@_fused.register_fake
+def _(hidden, weight, bias, labels, dtype, with_gradients):
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    return (
+        hidden.new_empty((), dtype=accumulate),
+        hidden.new_empty(len(labels), dtype=accumulate),
+        torch.empty_like(hidden) if with_gradients else hidden.new_empty(0),
+        torch.empty_like(weight) if with_gradients else weight.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx, inputs, output):
+    ctx.save_for_backward(output[2], output[3])
+
+
+def _scale_gradients(ctx, grad_loss, *_):
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return (
+        (grad_hidden * grad_loss).to(grad_hidden.dtype),
+        (grad_weight * grad_loss).to(grad_weight.dtype),
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_fused.register_autograd(_scale_gradients, setup_context=_keep_gradients)

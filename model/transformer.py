@@ -1,0 +1,163 @@
+"""The trunk: tokens -> hidden states -> logits, and the training loss.
+
+Notable here
+- The embedding has a multiple of 64 rows, which keeps matrix products on fast paths. The rows beyond the vocabulary
+  have the output bias -inf: their probability is exactly zero in training, and decoding never sees them at all.
+- A tied head is the embedding read once more: no second parameter, no second copy in a checkpoint.
+- forward goes from hidden states to the loss without whole-batch logits (objectives.py); logits() is for decoding.
+- What can be computed again (masks, position ids, the output bias) is never in the state dict.
+- With dropout 0 forward draws no random number.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import CausalSelfAttention, KeyValueCache, causal_mask
+from model.config import ModelConfig
+from model.objectives import linear_cross_entropy
+from model.positions import LearnedPositions
+
+VOCAB_MULTIPLE = 64
+
+
+class TrainingOutput(NamedTuple):
+    loss_sum: Tensor  # scalar fp32: sum of the NLLs (nats) over labels that are not -100; differentiable
+    token_nll: Tensor  # (B, T) fp32, detached; 0 where the label is -100
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, 4 * hidden_size)
+        self.down = nn.Linear(4 * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm: each half adds to the residual stream what it computes from the normalised stream."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.attention = CausalSelfAttention(config.hidden_size, config.num_heads, config.dropout, layer)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size)
+        self.mlp = MLP(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None, mask: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, mask))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class TransformerLM(nn.Module):
+    """A decoder-only language model over `vocab_size` token ids (B, T), T <= config.seq_length."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        self.tokens = nn.Embedding(self.padded_vocab_size, config.hidden_size)
+        self.positions = LearnedPositions(config.seq_length, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size)
+        self.lm_head = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, self.padded_vocab_size, bias=False)
+
+        output_bias = None  # nothing is added where nothing is padded
+        if self.padded_vocab_size > vocab_size:
+            output_bias = torch.zeros(self.padded_vocab_size)
+            output_bias[vocab_size:] = -torch.inf
+        self.register_buffer("output_bias", output_bias, persistent=False)
+        self.register_buffer("causal_mask", causal_mask(config.seq_length), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """GPT-2's scheme, drawn from the global generator: normal weights, and residual projections narrowed so that
+        the residual stream's variance does not grow with depth."""
+        std = self.config.init_std
+        residual_std = std / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("out_proj.weight", "mlp.down.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif "norm" not in name:  # the norms' weights stay at one
+                nn.init.normal_(parameter, std=std)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(padded_vocab_size, D): the head's rows, which are the embedding's when tied."""
+        return self.tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> TrainingOutput:
+        """input_ids and labels (B, T) int64; labels[:, t] is what follows input_ids[:, t], or -100 to be left out."""
+        hidden = self.hidden_states(input_ids)
+        loss_sum, token_nll = linear_cross_entropy(
+            hidden.flatten(0, 1), self.head_weight, self.output_bias, labels.flatten()
+        )
+        return TrainingOutput(loss_sum, token_nll.view(labels.shape))
+
+    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """input_ids (B, T) -> final normalised states (B, T, D); with a cache the tokens continue what it holds.
+
+        Raises ValueError when more positions are asked for than the model has.
+        """
+        length = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        if start + length > self.config.seq_length:
+            raise ValueError(
+                f"{start + length} tokens do not fit seq_length {self.config.seq_length}; "
+                "give fewer tokens or call extend_max_seq_len first."
+            )
+        x = self.dropout(self.tokens(input_ids) + self.positions(length, start))
+        for block in self.blocks:
+            x = block(x, cache, self.causal_mask)
+        if cache is not None:
+            cache.length += length
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., vocab_size): the real vocabulary only, in fp32."""
+        return F.linear(hidden, self.head_weight[: self.vocab_size]).float()
+
+    def new_cache(self, batch_size: int = 1) -> KeyValueCache:
+        """An empty cache for one window of seq_length tokens."""
+        config = self.config
+        head_size = config.hidden_size // config.num_heads
+        return KeyValueCache(
+            config.num_layers, batch_size, config.num_heads, config.seq_length, head_size, like=self.final_norm.weight
+        )
+
+    def extend_max_seq_len(self, new_length: int) -> None:
+        """Let the model read `new_length` tokens; learned positions keep their bits, new ones: see positions.py.
+
+        The positions become a new parameter: extend before the optimizer is made. Raises ValueError for less.
+        """
+        if new_length < self.config.seq_length:
+            raise ValueError(
+                f"seq_length {self.config.seq_length} cannot be extended to {new_length}; give a larger length."
+            )
+        self.positions.extend(new_length)
+        self.causal_mask = causal_mask(new_length, self.causal_mask.device)
+        self.config = self.config.model_copy(update={"seq_length": new_length})
+
+    def num_parameters(self) -> int:
+        """Learned numbers; a tied head counts once, padding rows count."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Training FLOPs per token, forward and backward: 6 per weight of every matrix product (the head is one, the
+        embedding's look-up is not) plus 12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B)."""
+        config = self.config
+        matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
+        matrices += self.padded_vocab_size * config.hidden_size
+        return 6 * matrices + 12 * config.num_layers * config.hidden_size * config.seq_length

@@ -1,0 +1,197 @@
+"""The `data` section of a preset: which sources, how they are mixed, which tokenizer.
+
+Everything a preset can get wrong about data without touching a disk or a network is refused here, each with one
+sentence. A source's name (in weights, logs and metrics) is its "name", its built-in name, or its dataset or path.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from sources.endpoint import is_local
+from sources.fields import Template, compile_template, nearest
+
+# Repositories that hold plain data files (no loading script) with a column `text`.
+BUILTIN_SOURCES: dict[str, dict[str, str]] = {
+    "wikipedia": {"type": "hf", "dataset": "wikimedia/wikipedia", "config": "20231101.en"},
+    "openwebtext": {"type": "hf", "dataset": "Skylion007/openwebtext", "config": "plain_text"},
+    "c4": {"type": "hf", "dataset": "allenai/c4", "config": "en"},
+    "bookcorpus": {"type": "hf", "dataset": "rojagtap/bookcorpus"},
+    "pile_subset": {"type": "hf", "dataset": "monology/pile-uncopyrighted-parquet"},
+    "common_crawl": {"type": "hf", "dataset": "HuggingFaceFW/fineweb", "config": "sample-10BT"},
+    "python_packages": {"type": "python_packages"},
+}
+
+
+class Spec(BaseModel):
+    """What all source specifications share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str | None = Field(None, min_length=1)
+
+
+class HubSpec(Spec):
+    """A dataset in hub layout, on the hub or in a local folder, read by streaming."""
+
+    type: Literal["hf"]
+    dataset: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    text_field: str | None = None
+    fields: list[str] | dict[str, str] | None = None
+    format: str | None = None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> "HubSpec":
+        if self.text_field is not None and (self.fields is not None or self.format is not None):
+            raise ValueError('"text_field" and "fields"/"format" exclude each other; keep one of them.')
+        self.template()
+        return self
+
+    def template(self) -> Template:
+        """How a row becomes a text."""
+        if self.fields is None and self.format is None:
+            return compile_template(None, [self.text_field or "text"])
+        return compile_template(self.format, self.fields)
+
+    @property
+    def source_name(self) -> str:
+        return self.name or self.dataset
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder meant by `dataset`, or None when it names a repository on the hub."""
+        return Path(self.dataset).expanduser() if is_local(self.dataset) else None
+
+
+class PdfSpec(Spec):
+    """A PDF file, or a folder searched for them."""
+
+    type: Literal["pdf"]
+    path: str = Field(min_length=1)
+
+    @property
+    def source_name(self) -> str:
+        return self.name or self.path
+
+
+class FilesSpec(Spec):
+    """Text, source code, JSON lines and parquet files below a folder; `text_field` is for the latter two."""
+
+    type: Literal["files"]
+    path: str = Field(min_length=1)
+    glob: str = Field("**/*", min_length=1)
+    text_field: str = Field("text", min_length=1)
+
+    @field_validator("glob")
+    @classmethod
+    def _relative(cls, glob: str) -> str:
+        if Path(glob).is_absolute() or ".." in Path(glob).parts:
+            raise ValueError(f'the pattern {glob!r} leaves the folder; put the folder into "path".')
+        return glob
+
+    @property
+    def source_name(self) -> str:
+        return self.name or self.path
+
+
+class PythonPackagesSpec(Spec):
+    """The Python sources of the running interpreter: standard library and installed packages. Needs no network."""
+
+    type: Literal["python_packages"]
+
+    @property
+    def source_name(self) -> str:
+        return self.name or self.type
+
+
+SPECS: dict[str, type[Spec]] = {
+    "hf": HubSpec,
+    "pdf": PdfSpec,
+    "files": FilesSpec,
+    "python_packages": PythonPackagesSpec,
+}
+SourceSpec = Annotated[HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec, Field(discriminator="type")]
+
+
+class TrainBPE(BaseModel):
+    """Train a byte-level BPE of this many ids on the run's own text (256 bytes, the end mark, and merges)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    train_bpe: int = Field(ge=300)
+
+
+Tokenizer = Annotated[
+    Annotated[str, Tag("name")] | Annotated[TrainBPE, Tag("train_bpe")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "train_bpe"),
+]
+
+
+class DataConfig(BaseModel):
+    """The `data` section. `min_text_length` is in characters; `source_weights` are relative, 1.0 where not given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    sources: tuple[SourceSpec, ...] = ("wikipedia",)
+    tokenizer: Tokenizer = "gpt2"
+    mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
+    source_weights: dict[str, float] = {}
+    min_text_length: int = Field(50, ge=0)
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _expand_builtins(cls, sources: Any) -> Any:
+        if not isinstance(sources, (list, tuple)):
+            raise ValueError('"sources" is a list of built-in names and source objects, such as ["wikipedia"].')
+        if not sources:
+            raise ValueError('"sources" is empty; name at least one source, such as "wikipedia".')
+        return tuple(_expand(source) for source in sources)
+
+    @field_validator("sources")
+    @classmethod
+    def _unique_names(cls, sources: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        names = [spec.source_name for spec in sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
+        return sources
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "DataConfig":
+        names = [spec.source_name for spec in self.sources]
+        if self.source_weights and self.mix_strategy != "weighted":
+            raise ValueError(
+                f'"source_weights" has no effect with "mix_strategy": "{self.mix_strategy}"; '
+                'set it to "weighted" or remove the weights.'
+            )
+        for name, weight in self.source_weights.items():
+            if name not in names:
+                raise ValueError(
+                    f'"source_weights" names "{name}", which is no source here{nearest(name, names)}; '
+                    f"the sources are {', '.join(names)}."
+                )
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f'"source_weights" gives "{name}" the weight {weight}; a weight is a positive number.')
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Each source's share of the tokens, relative to the others, in the configuration's order."""
+        return {spec.source_name: self.source_weights.get(spec.source_name, 1.0) for spec in self.sources}
+
+
+def _expand(source: Any) -> Any:
+    """Turn a built-in name into its specification and refuse unknown names and types; objects pass as they are."""
+    if isinstance(source, str):
+        if source not in BUILTIN_SOURCES:
+            raise ValueError(
+                f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; the built-in sources are '
+                f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
+            )
+        return {**BUILTIN_SOURCES[source], "name": source}
+    if isinstance(source, dict) and source.get("type") not in SPECS:
+        kind = source.get("type")
+        problem = "has no type" if kind is None else f'has the unknown type "{kind}"{nearest(str(kind), SPECS)}'
+        raise ValueError(f'a source {problem}; write "type": one of {", ".join(SPECS)}.')
+    return source

@@ -1,0 +1,83 @@
+"""The hub as this project talks to it: is a repository there, which commit is newest, and what an error means.
+
+Every question is one small request with a time limit; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are honoured by the
+library that sends it.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+Kind = Literal["dataset", "model"]
+
+
+def is_local(name: str) -> bool:
+    """Tell whether a dataset's or tokenizer's name means a local folder rather than a repository on the hub."""
+    return name.startswith(("./", "../", "/", "~")) or Path(name).is_dir()
+
+
+def newest_commit(dataset: str, revision: str | None, timeout: float = 10.0) -> str:
+    """Return the commit that `revision` (default: the main branch) points to; raises what the hub's client raises."""
+    return HfApi().dataset_info(dataset, revision=revision, timeout=timeout).sha
+
+
+def unreachable(kind: Kind, name: str, timeout: float) -> str | None:
+    """Ask the endpoint about a repository: None when it is there and open, else a short reason, within `timeout` s."""
+    ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
+
+    def question() -> str | None:
+        try:
+            ask(name, timeout=timeout)
+        except Exception as error:  # network libraries differ between hub versions; explain() sorts them
+            return explain(error, name)
+        return None
+
+    return within(timeout, question, f"{constants.ENDPOINT} does not answer within {timeout:g} s")
+
+
+def within(timeout: float, question: Callable[[], str | None], too_slow: str) -> str | None:
+    """Run `question` for at most `timeout` seconds (name resolution knows no limit of its own), else `too_slow`."""
+    answer = [too_slow]
+    # A daemon: a question that hangs must not keep the process alive.
+    thread = threading.Thread(target=lambda: answer.append(question()), daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answer[-1]
+
+
+def explain(error: BaseException, name: str) -> str:
+    """Say in a few words what went wrong with repository `name`; looks at causes too. Never holds a token."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+
+    def has(kind: type) -> bool:
+        return any(isinstance(link, kind) for link in chain)
+
+    if has(OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set and it is not in the cache"
+    if has(HFValidationError):
+        return f'"{name}" is not a repository name such as "owner/name", and no such local folder exists'
+    status = next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
+    if has(GatedRepoError) or status == 403:
+        return f"{name} is gated or private; ask for access on its page and log in (hf auth login, or set HF_TOKEN)"
+    if has(RevisionNotFoundError):
+        return f"{name} has no such revision"
+    if has(RepositoryNotFoundError) or status in (401, 404, 410):
+        return f"{name} is not found at {constants.ENDPOINT}, or is private and needs a login (set HF_TOKEN)"
+    if status is not None:
+        return f"{constants.ENDPOINT} answers with error {status}"
+    return f"{constants.ENDPOINT} cannot be reached ({type(chain[-1]).__name__})"

@@ -1,0 +1,121 @@
+"""Templates such as "Q: {question}\\nA: {answer}": parsed once, checked, filled in by replacement, never evaluated.
+
+A preset may come from anybody, so a template is data: a placeholder is only ever looked up in a row. str.format would
+walk attributes and honour widths of gigabytes; only its parser is used. A field may be a dotted path into nested
+columns ("answers.text"); a list gives its first text.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from string import Formatter
+
+# Columns that published datasets use for the same thing; used only when the asked one is absent, and announced.
+SYNONYMS = {"question": "query", "query": "question"}
+
+
+class FieldError(ValueError):
+    """A template or a field list cannot be used; the message says which part, and what to write instead."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean "x"?)' for the known word closest to `word`, or '' when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Literal texts and the placeholders after them; `paths` says which column each placeholder is read from."""
+
+    parts: tuple[tuple[str, str | None], ...]
+    paths: Mapping[str, tuple[str, ...]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The top-level columns this template reads, in order, each once."""
+        return list(dict.fromkeys(path[0] for path in self.paths.values()))
+
+    def bind(self, available: Sequence[str], where: str) -> tuple["Template", list[str]]:
+        """Match the paths with the columns there are.
+
+        Returns the bound template and what to announce. Raises FieldError naming the columns of `where`.
+        """
+        bound, notices = {}, []
+        for field, path in self.paths.items():
+            whole, synonym = ".".join(path), SYNONYMS.get(path[0])
+            if whole in available:  # a flat column may have a dot in its name
+                bound[field] = (whole,)
+            elif path[0] in available:
+                bound[field] = path
+            elif synonym in available:
+                bound[field] = (synonym, *path[1:])
+                notices.append(f"field {path[0]} is read from the column {synonym}, since there is no column {path[0]}")
+            else:
+                raise FieldError(
+                    f"{where} has no column {path[0]!r}{nearest(path[0], available)}; "
+                    f"its columns are {', '.join(available)}."
+                )
+        return replace(self, paths=bound), notices
+
+    def render(self, row: Mapping[str, object]) -> str | None:
+        """Return the row's text, or None when a field is missing, null or empty."""
+        texts = {field: _lookup(row, path) for field, path in self.paths.items()}
+        if None in texts.values():
+            return None
+        return "".join(literal + ("" if field is None else texts[field]) for literal, field in self.parts)
+
+
+def compile_template(format: str | None, fields: Sequence[str] | Mapping[str, str] | None) -> Template:
+    """Build a template from a preset's `format` and `fields`.
+
+    Without `format` the fields are joined by newlines; without `fields` they are taken from the format; a mapping gives
+    the column (or dotted path) of each placeholder. Raises FieldError.
+    """
+    paths = dict(fields) if isinstance(fields, Mapping) else {field: field for field in fields or ()}
+    if format is None:
+        if not paths:
+            raise FieldError('"fields" is empty; name at least one column.')
+        parts = [("\n" if position else "", field) for position, field in enumerate(paths)]
+    else:
+        parts = _parse(format, paths)
+        if fields is None:
+            paths = {field: field for _, field in parts if field is not None}
+    for path in paths.values():
+        if not all(path.split(".")):
+            raise FieldError(f'"fields" holds {path!r}; a field is a column\'s name or a path such as "answers.text".')
+    return Template(tuple(parts), {field: tuple(path.split(".")) for field, path in paths.items()})
+
+
+def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    try:
+        parsed = list(Formatter().parse(format))
+    except ValueError as error:
+        raise FieldError(f'"format" cannot be read: {error}; write a literal brace as {{{{ or }}}}.') from None
+    for _, field, spec, conversion in parsed:
+        if field is None:
+            continue
+        if spec or conversion:
+            raise FieldError(f'"format" asks for "{field}" with a conversion or a width; write only {{{field}}}.')
+        if known and field not in known:
+            raise FieldError(
+                f'"format" uses {{{field}}}, which is not among "fields"{nearest(field, known)}: {", ".join(known)}.'
+            )
+        if field not in known and (not field or field.isdigit() or any(mark in field for mark in ".[]")):
+            raise FieldError(
+                f'"format" holds {{{field}}}; a placeholder is a bare field name such as {{question}}, '
+                'and a nested column is named in "fields", such as {"answer": "answers.text"}.'
+            )
+    if not any(field for _, field, _, _ in parsed):
+        raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')
+    return [(literal, field) for literal, field, _, _ in parsed]
+
+
+def _lookup(value: object, path: tuple[str, ...]) -> str | None:
+    if isinstance(value, (list, tuple)):
+        return next((text for item in value if (text := _lookup(item, path)) is not None), None)
+    if path:
+        return _lookup(value.get(path[0]), path[1:]) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,158 @@
+"""Text, Markdown, source code, JSON lines and parquet files below a folder; `.gz` of the first four too.
+
+A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
+file is a byte offset (text), a number of lines (JSON lines) or of rows (parquet). Binary files are skipped and counted.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import pyarrow.parquet as pq
+from pyarrow import ArrowInvalid
+
+from sources.config import FilesSpec
+from sources.fields import FieldError, Template, compile_template
+from sources.folder import File, FolderSource, list_files
+from sources.source import JSON, SourceError
+
+LARGE = 1_000_000  # bytes; a text file above this is read in pieces
+PIECE = 64 * 1024  # bytes
+ROWS_PER_BATCH = 256
+
+
+class FilesSource(FolderSource):
+    """See the module's docstring."""
+
+    def __init__(self, spec: FilesSpec, pin: dict[str, JSON] | None = None):
+        files = [file for file in list_files(spec.path, spec.glob) if file.size > 0]
+        if not files:
+            raise SourceError(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
+        super().__init__(spec.source_name, spec.path, files, pin)
+        self.template = compile_template(None, [spec.text_field])
+
+    def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+        path = PurePosixPath(file.key.lower())
+        packed = path.suffix == ".gz"
+        kind = path.with_suffix("").suffix if packed else path.suffix
+        if kind == ".parquet" and not packed:
+            yield from self._rows_of_parquet(file, start)
+            return
+        with gzip.open(file.path) if packed else file.path.open("rb") as stream:
+            try:
+                head = stream.read(8192)
+                if b"\0" in head:
+                    self.skip(file, "binary files")
+                    return
+                stream.seek(0)
+                if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_object(stream)):
+                    yield from self._rows_of_json_lines(file, stream, start)
+                else:
+                    yield from self._pieces(file, stream, start)
+            except (EOFError, gzip.BadGzipFile) as error:
+                self.skip(file, "damaged files", f"is damaged ({error}); what follows is skipped")
+
+    def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+        stream.seek(start)
+        data = stream.read(LARGE + 1)
+        if start == 0 and 0 < len(data) <= LARGE:
+            yield self._decode(file, data), len(data)
+            return
+        while data:
+            if len(data) <= PIECE:
+                data += stream.read(LARGE)
+            end = _piece_end(data)
+            start += end
+            yield self._decode(file, data[:end]), start
+            data = data[end:]
+
+    def _decode(self, file: File, data: bytes) -> str:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.skip(file, "files with bytes that are not UTF-8 (left out)")
+            return data.decode("utf-8", errors="ignore")
+
+    def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+        for number, line in enumerate(stream, start=1):
+            if number <= start or not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                self.counts["lines that are not JSON"] += 1
+                continue
+            text = self.template.render(row) if isinstance(row, dict) else None
+            if text is None:
+                self.counts["rows without text"] += 1
+                self._announce_missing(file, row)
+            else:
+                yield text, number
+
+    def _announce_missing(self, file: File, row: object) -> None:
+        if isinstance(row, dict):
+            try:
+                self.template.bind(list(row), "this file's row")
+            except FieldError as error:
+                self.announce(file, str(error))
+
+    def _rows_of_parquet(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+        try:
+            with pq.ParquetFile(file.path) as parquet:
+                template = self._bind(file, parquet.schema_arrow.names)
+                if template is None:
+                    return
+                row_number = 0
+                for group in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(group).num_rows
+                    if row_number + rows <= start:
+                        row_number += rows
+                        continue
+                    batches = parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=template.columns)
+                    for row in (row for batch in batches for row in batch.to_pylist()):
+                        row_number += 1
+                        if row_number <= start:
+                            continue
+                        text = template.render(row)
+                        if text is None:
+                            self.counts["rows without text"] += 1
+                        else:
+                            yield text, row_number
+        except ArrowInvalid as error:
+            self.skip(file, "damaged files", f"is not a readable parquet file ({str(error).splitlines()[0]})")
+
+    def _bind(self, file: File, columns: list[str]) -> Template | None:
+        try:
+            template, notices = self.template.bind(columns, "this file")
+        except FieldError as error:
+            self.skip(file, "files without the text field", str(error))
+            return None
+        for notice in notices:
+            self.announce(file, notice)
+        return template
+
+
+def _is_json_object(stream: BinaryIO) -> bool:
+    """Tell JSON lines from one object or list spread over many lines; leaves the stream at its beginning."""
+    first = stream.readline()
+    stream.seek(0)
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
+def _piece_end(data: bytes) -> int:
+    """Return where to cut `data`: after the last paragraph (else line, else character) of its first PIECE bytes."""
+    if len(data) <= PIECE:
+        return len(data)
+    for mark in (b"\n\n", b"\n"):
+        end = data.rfind(mark, PIECE // 2, PIECE)
+        if end >= 0:
+            return end + len(mark)
+    end = PIECE
+    while end > PIECE - 4 and data[end] & 0xC0 == 0x80:  # a continuation byte belongs to the character before
+        end -= 1
+    return end

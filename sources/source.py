@@ -1,0 +1,43 @@
+"""What every kind of source offers, and how a source says that it cannot be read.
+
+A source is a fixed number of shards, each a fixed sequence of documents. Every document leaves together with a cursor:
+a small JSON value from which `read` goes on with exactly the documents that follow.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists and dicts of these
+
+_SECRET = re.compile(r"hf_[A-Za-z0-9]+")
+
+
+def redact(text: str) -> str:
+    """Return `text` with every hub token replaced, so that a message can be shown and written down."""
+    return _SECRET.sub("hf_***", text)
+
+
+class SourceError(Exception):
+    """A source cannot be opened or read; `reason` is one sentence for the user and holds no secrets."""
+
+    def __init__(self, reason: str):
+        self.reason = redact(" ".join(reason.split()))
+        super().__init__(self.reason)
+
+
+class Source(Protocol):
+    """Where documents come from. `num_shards` is at least 1; shards are independent of each other."""
+
+    name: str
+    num_shards: int
+    notices: list[str]  # facts to announce; whoever announces them empties the list
+    counts: dict[str, int]  # what was skipped: reason -> how many rows or files
+
+    def pin(self) -> dict[str, JSON]:
+        """Return what reopens the same data on another rank or after a restart."""
+        ...
+
+    def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
+        """Yield (text, cursor right after this text) from `cursor`, or from the shard's start; raises SourceError."""
+        ...

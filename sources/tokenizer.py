@@ -1,0 +1,140 @@
+"""Tokenizers: load one, or train a byte-level BPE; encode without surprises.
+
+A tokenizer.json found in the wild may cut every text at 50 ids, pad, or add special tokens: all that is switched off. A
+text that happens to contain "<|endoftext|>" is encoded as the characters it is and never ends a document.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sources.config import TrainBPE
+from sources.endpoint import is_local, unreachable
+from sources.source import redact
+
+END_OF_TEXT = "<|endoftext|>"
+END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # taken in this order where no end token is declared
+
+
+class TokenizerError(ValueError):
+    """A tokenizer cannot be loaded or trained; the message is a sentence for the user."""
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with an end-of-text id and a padding id.
+
+    `vocab_size` is the highest id plus one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, pad_id: int | None = None):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # special tokens in a text are text
+        self.tokenizer = tokenizer
+        self.eos_id = eos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # fast: without offsets
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's ids, without special tokens, whole."""
+        return [encoding.ids for encoding in self._encode(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; special tokens are shown."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """Return the tokenizer.json of this tokenizer, which `from_json` reads."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str, eos_id: int, pad_id: int | None = None) -> "TextTokenizer":
+        """Rebuild a tokenizer from `to_json`'s text; raises TokenizerError."""
+        try:
+            return cls(Tokenizer.from_str(text), eos_id, pad_id)
+        except Exception as error:  # the library raises bare Exceptions
+            raise TokenizerError(f"The tokenizer's JSON text cannot be read: {error}") from error
+
+
+def load_tokenizer(name_or_folder: str) -> TextTokenizer:
+    """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError."""
+    from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
+
+    if is_local(name_or_folder):
+        name_or_folder = str(Path(name_or_folder).expanduser())
+        if not Path(name_or_folder).is_dir():
+            raise TokenizerError(
+                f"data.tokenizer: the folder {name_or_folder} does not exist; "
+                'correct it, or use a hub name such as "gpt2".'
+            )
+    elif not _is_cached(name_or_folder):
+        # Asked first, since the library's own answer to a dead endpoint takes minutes and says less.
+        reason = unreachable("model", name_or_folder, timeout=10.0)
+        if reason is not None:
+            raise TokenizerError(
+                f'data.tokenizer: "{name_or_folder}" cannot be loaded: {reason}; '
+                'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
+            )
+    try:
+        loaded = AutoTokenizer.from_pretrained(name_or_folder)
+    except Exception as error:  # OSError, ValueError, KeyError and ImportError, by what is missing or damaged
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" cannot be loaded: {redact(str(error).strip().splitlines()[0])}'
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" has no fast version (tokenizer.json); use another such as "gpt2".'
+        )
+    eos_id = loaded.eos_token_id
+    if eos_id is None:
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        if not any(token in vocabulary for token in END_CANDIDATES):
+            backend.add_special_tokens([END_OF_TEXT])
+        eos_id = next(
+            found
+            for token in (loaded.sep_token, *END_CANDIDATES)
+            if (found := backend.token_to_id(token or "")) is not None
+        )
+    return TextTokenizer(backend, eos_id, loaded.pad_token_id)
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
+    """Train a byte-level BPE of at most `vocab_size` ids on `texts`; raises TokenizerError when there are none."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    first = next(iter(texts := iter(texts)), None)
+    if first is None:
+        raise TokenizerError("data.tokenizer: there is no text to train a tokenizer on; check the sources.")
+    tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    return TextTokenizer(tokenizer, tokenizer.token_to_id(END_OF_TEXT))
+
+
+def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | None:
+    """Tell in at most `timeout` seconds whether a tokenizer can be had: None, or a short reason why not."""
+    if isinstance(spec, TrainBPE):
+        return None
+    if is_local(spec):
+        return None if Path(spec).expanduser().is_dir() else f"the tokenizer folder {spec} does not exist"
+    return None if _is_cached(spec) else unreachable("model", spec, timeout)
+
+
+def _is_cached(name: str) -> bool:
+    """Tell whether the hub's cache holds this tokenizer whole enough to load offline."""
+    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str)
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest

@@ -1,0 +1,108 @@
+"""Run by test_golden_loss.py in one or more processes: the engine's losses for a stage, and a plain loop's.
+
+python golden_worker.py OUTPUT.json STAGE [STAGE ...]
+"""
+
+import json
+import os
+import pydoc_data.topics
+import sys
+from contextlib import nullcontext
+
+import torch
+
+from engine import zero
+from engine.optimizers import adamw
+from engine.preset import TrainConfig
+from engine.ranks import Ranks, join, leave
+from engine.step import Tally, train_step
+from model import ModelConfig, TransformerLM
+from sources.loader import Batch
+
+STEPS, PASSES, GLOBAL_ROWS, LENGTH, VOCABULARY = 50, 2, 8, 32, 256
+SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=LENGTH)
+TRAIN = TrainConfig(accumulation_steps=PASSES, learning_rate=3e-3, precision="fp32", compile=False)
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """(STEPS, GLOBAL_ROWS, LENGTH) inputs and labels: bytes of Python's own documentation, some labels padding."""
+    text = "\n".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
+    ids = torch.tensor(list(text[: STEPS * GLOBAL_ROWS * LENGTH + 1]))
+    inputs, labels = ids[:-1].view(STEPS, GLOBAL_ROWS, LENGTH), ids[1:].clone().view(STEPS, GLOBAL_ROWS, LENGTH)
+    labels[:, ::3, LENGTH // 2 :] = -100  # unequal over passes and ranks: the mean must be over tokens all the same
+    return inputs, labels
+
+
+def fresh_model() -> TransformerLM:
+    torch.manual_seed(0)
+    return TransformerLM(SHAPE, VOCABULARY)
+
+
+def autocast(bf16: bool):
+    return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+
+
+def plain_losses(bf16: bool) -> tuple[list[float], list[float]]:
+    """The same training as a plain PyTorch loop over the whole global batch: losses, gradient norms."""
+    inputs, labels = rows()
+    model = fresh_model()
+    optimizer = adamw(model, TRAIN.learning_rate, TRAIN.weight_decay)
+    losses, norms = [], []
+    for step in range(STEPS):
+        with autocast(bf16):
+            loss_sum, _ = model(inputs[step], labels[step])
+        loss = loss_sum / (labels[step] != -100).sum()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.gradient_clipping).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, norms
+
+
+def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
+    """Through DeepSpeed, each rank with its share of every step's rows, in PASSES passes."""
+    inputs, labels = rows()
+    micro = GLOBAL_ROWS // PASSES // ranks.world_size
+    train = TRAIN.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
+    engine, tally = zero.initialize(fresh_model(), train, ranks, bf16), Tally(1, ranks.device)
+    losses, norms = [], []
+    for step in range(STEPS):
+        mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
+        shape = (PASSES, micro, LENGTH)
+        batch = Batch(
+            inputs[step, mine].reshape(shape),
+            labels[step, mine].reshape(shape),
+            torch.zeros(PASSES, micro, dtype=torch.int64),
+            0,
+            {},
+            [],
+        )
+        norms.append(
+            float(train_step(engine, batch, int((labels[step] != -100).sum()), tally, train.gradient_clipping, ranks))
+        )
+        nll, tokens = ranks.sum_tensor(tally.losses())
+        losses.append((nll.sum() / tokens.sum()).item())
+        tally.reset()
+    engine.destroy()
+    return losses, norms
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    results = {}
+    for bf16 in (False, True):
+        for stage in [int(argument) for argument in sys.argv[2:]]:
+            results[f"stage {stage} {'bf16' if bf16 else 'fp32'}"] = engine_losses(stage, ranks, bf16)
+        results[f"plain {'bf16' if bf16 else 'fp32'}"] = plain_losses(bf16)
+    if ranks.is_main:
+        with open(sys.argv[1], "w") as file:
+            json.dump(results, file)
+    leave()
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # DeepSpeed's own exit handlers have nothing to add

@@ -1,0 +1,99 @@
+"""What a preset's `data` section may say, and the sentence that refuses what it may not."""
+
+import pytest
+from pydantic import ValidationError
+
+from sources.config import BUILTIN_SOURCES, DataConfig, HubSpec, TrainBPE
+
+
+def refusal(**data) -> str:
+    with pytest.raises(ValidationError) as caught:
+        DataConfig.model_validate(data)
+    return "\n".join(error["msg"] for error in caught.value.errors())
+
+
+def test_defaults_and_builtin_names_become_specs():
+    (wikipedia,) = DataConfig().sources
+    assert isinstance(wikipedia, HubSpec)
+    assert (wikipedia.source_name, wikipedia.dataset, wikipedia.config) == (
+        "wikipedia",
+        "wikimedia/wikipedia",
+        "20231101.en",
+    )
+    everything = DataConfig(sources=list(BUILTIN_SOURCES))
+    assert [spec.source_name for spec in everything.sources] == list(BUILTIN_SOURCES)
+
+
+def test_a_dump_can_be_read_again():
+    config = DataConfig(sources=["c4", {"type": "files", "path": "notes"}], tokenizer={"train_bpe": 512})
+    assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_names_come_from_name_or_dataset_or_path():
+    specs = DataConfig(
+        sources=[
+            {"type": "hf", "dataset": "a/b"},
+            {"type": "hf", "dataset": "a/b", "name": "again"},
+            {"type": "pdf", "path": "./papers"},
+            {"type": "python_packages"},
+        ]
+    ).sources
+    assert [spec.source_name for spec in specs] == ["a/b", "again", "./papers", "python_packages"]
+
+
+def test_local_folders_are_told_from_repositories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    local = {name: HubSpec(type="hf", dataset=name).folder is not None for name in ("here", "./new", "~/x", "owner/x")}
+    assert local == {"here": True, "./new": True, "~/x": True, "owner/x": False}
+
+
+@pytest.mark.parametrize(
+    "data, parts",
+    [
+        ({"sources": ["wikipeda"]}, ['"wikipeda"', 'did you mean "wikipedia"?', "openwebtext"]),
+        ({"sources": []}, ["empty"]),
+        ({"sources": "wikipedia"}, ["a list"]),
+        ({"sources": ["c4", "c4"]}, ['two sources are called "c4"']),
+        ({"sources": [{"type": "pfd", "path": "x"}]}, ['unknown type "pfd"', 'did you mean "pdf"?']),
+        ({"sources": [{"path": "x"}]}, ["has no type"]),
+        ({"sources": ["c4"], "mix_strategy": "weighted", "source_weights": {"c5": 1}}, ['"c5"', 'did you mean "c4"?']),
+        ({"sources": ["c4"], "mix_strategy": "weighted", "source_weights": {"c4": 0}}, ["positive"]),
+        ({"sources": ["c4"], "mix_strategy": "weighted", "source_weights": {"c4": -1}}, ["positive"]),
+        ({"sources": ["c4"], "mix_strategy": "weighted", "source_weights": {"c4": float("nan")}}, ["positive"]),
+        ({"sources": ["c4"], "source_weights": {"c4": 2}}, ["round_robin", '"weighted"']),
+        ({"tokenizer": {"train_bpe": 100}}, ["300"]),
+        ({"min_text_length": -1}, ["0"]),
+        ({"sources": [{"type": "files", "path": "x", "glob": "../*"}]}, ["leaves the folder"]),
+        (
+            {"sources": [{"type": "hf", "dataset": "d", "text_field": "a", "fields": ["b"]}]},
+            ['"text_field"', '"fields"'],
+        ),
+        (
+            {"sources": [{"type": "hf", "dataset": "d", "fields": ["question"], "format": "{qestion}"}]},
+            ["{qestion}", 'did you mean "question"?'],
+        ),
+    ],
+)
+def test_refusals_are_sentences(data, parts):
+    message = refusal(**data)
+    for part in parts:
+        assert part in message
+
+
+def test_unknown_keys_are_reported_as_such():
+    with pytest.raises(ValidationError) as caught:
+        DataConfig(sources=[{"type": "hf", "dataset": "d", "splitt": "train"}])
+    (error,) = caught.value.errors()
+    assert error["type"] == "extra_forbidden"
+    assert error["loc"][-1] == "splitt"
+
+
+def test_missing_weights_are_one():
+    config = DataConfig(sources=["c4", "wikipedia"], mix_strategy="weighted", source_weights={"wikipedia": 3})
+    assert config.weights() == {"c4": 1.0, "wikipedia": 3.0}
+
+
+def test_train_bpe_is_a_size():
+    assert DataConfig(tokenizer={"train_bpe": 300}).tokenizer == TrainBPE(train_bpe=300)
+    assert DataConfig().tokenizer == "gpt2"

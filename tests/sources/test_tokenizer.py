@@ -1,0 +1,76 @@
+"""Tokenizers: lossless, special tokens in texts are texts, nothing is cut or padded."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+
+from sources.config import TrainBPE
+from sources.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, tokenizer_available, train_bpe
+
+
+def test_trained_bpe_is_lossless_and_small_enough(tokenizer, texts):
+    assert tokenizer.vocab_size == 512
+    strange = "naïve \u00e9\u0301 \U0001f600 \x00 tabs\t\r\n"
+    for text in [*texts[:20], strange]:
+        (ids,) = tokenizer.encode_batch([text])
+        assert tokenizer.decode(ids) == text
+        assert max(ids) < tokenizer.vocab_size
+
+
+def test_little_text_gives_a_small_vocabulary():
+    small = train_bpe(iter(["abab"]), 1000)
+    assert 257 <= small.vocab_size < 300
+    with pytest.raises(TokenizerError, match="no text"):
+        train_bpe(iter([]), 1000)
+
+
+def test_end_of_text_in_a_text_is_text(tokenizer):
+    (ids,) = tokenizer.encode_batch(["one <|endoftext|> two"])
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == "one <|endoftext|> two"
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+
+
+def test_json_round_trip(tokenizer, texts):
+    again = TextTokenizer.from_json(tokenizer.to_json(), tokenizer.eos_id, tokenizer.pad_id)
+    assert again.encode_batch(texts[:5]) == tokenizer.encode_batch(texts[:5])
+    assert (again.vocab_size, again.eos_id, again.pad_id) == (512, tokenizer.eos_id, tokenizer.pad_id)
+    (ids,) = again.encode_batch(["<|endoftext|>"])
+    assert again.eos_id not in ids
+    with pytest.raises(TokenizerError):
+        TextTokenizer.from_json("{}", 0)
+
+
+def test_truncation_and_padding_of_a_found_file_are_switched_off(tokenizer, texts):
+    found = Tokenizer.from_str(tokenizer.to_json())
+    found.enable_truncation(50)
+    found.enable_padding(length=60)
+    long = max(texts, key=len)
+    assert TextTokenizer(found, tokenizer.eos_id).encode_batch([long, "a"]) == tokenizer.encode_batch([long, "a"])
+
+
+def test_folder_without_declared_end_token(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (512, tokenizer.eos_id, tokenizer.eos_id)
+
+
+def test_end_token_is_added_where_there_is_none(tokenizer, tmp_path):
+    description = json.loads(tokenizer.to_json())
+    description["added_tokens"] = []
+    del description["model"]["vocab"]["<|endoftext|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.decode([loaded.eos_id]) == "<|endoftext|>"
+    assert loaded.eos_id < loaded.vocab_size
+
+
+def test_missing_folder_is_a_sentence(tmp_path):
+    with pytest.raises(TokenizerError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "none"))
+    assert "does not exist" in tokenizer_available(str(tmp_path / "none"))
+    assert tokenizer_available(str(tmp_path)) is None
+    assert tokenizer_available(TrainBPE(train_bpe=300)) is None
