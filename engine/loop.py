@@ -408,7 +408,7 @@ class Run:
             f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
             f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
         )
-        if derived["held_out_tokens"] < train.eval_tokens:
+        if derived["held_out_tokens"] < 0.9 * train.eval_tokens:
             self.console.say(
                 f"Held out for evaluation: {derived['held_out_tokens']:,} tokens; the sources have no more for the "
                 f"{train.eval_tokens:,} asked."

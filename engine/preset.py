@@ -1,8 +1,8 @@
 """The schema of configs/*.json: a name and the sections model, train, data and auxiliary.
 
 A preset is parsed once, at the door, into frozen objects; whatever cannot be used is refused here in one sentence that
-names the file, the key and the remedy. `configs/preset.schema.json` is written from the same classes (`python -m
-engine.preset`), so an editor can complete keys while a preset is being written.
+names the file, the key and the remedy. `write_schema` writes configs/preset.schema.json from the same classes, so that
+an editor can complete keys while a preset is being written.
 """
 
 import difflib
@@ -181,10 +181,6 @@ def _alternative(annotation: Any, tag: Any) -> type[BaseModel] | None:
     return None
 
 
-def schema_text() -> str:
-    """The JSON schema of a preset, as it stands in configs/preset.schema.json."""
-    return json.dumps(Preset.model_json_schema(by_alias=True), indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    (CONFIGS / SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
+def write_schema(path: Path = CONFIGS / SCHEMA_FILE) -> None:
+    """Writes the JSON schema that editors complete presets with; a test holds the file to these classes."""
+    path.write_text(json.dumps(Preset.model_json_schema(by_alias=True), indent=1) + "\n", encoding="utf-8")

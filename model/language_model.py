@@ -32,12 +32,24 @@ class Score:
 
 
 class LanguageModel:
-    """A TransformerLM that reads and writes text. `tokenizer_json` is the contents of a tokenizer.json."""
+    """A TransformerLM that reads and writes text. `tokenizer_json` is the contents of a tokenizer.json.
+
+    Raises ValueError when that cannot be read or knows more ids than the model.
+    """
 
     def __init__(self, model: TransformerLM, tokenizer_json: str, eos_token_id: int):
         self.model = model
         self.eos_token_id = eos_token_id
-        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        try:
+            self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises nothing more specific
+            raise ValueError("the tokenizer cannot be read; give the contents of a tokenizer.json.") from error
+        num_ids = max(self.tokenizer.get_vocab().values()) + 1
+        if num_ids > model.vocab_size or not 0 <= eos_token_id < model.vocab_size:
+            raise ValueError(
+                f"the tokenizer's {num_ids} ids or the end-of-text id {eos_token_id} do not fit the model's vocabulary "
+                f"of {model.vocab_size}; use the tokenizer it was trained with."
+            )
         # A tokenizer.json may carry settings of the task it was made for; each of them would change texts silently.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -145,4 +157,7 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
     if report.new or report.left_out:
         raise snapshot.SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
+    try:
+        return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
+    except ValueError as error:
+        raise snapshot.SnapshotError(f"{path}: {error}") from error

@@ -78,7 +78,7 @@ def _(hidden, weight, bias, labels, dtype, with_gradients):
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     return (
         hidden.new_empty((), dtype=accumulate),
-        hidden.new_empty(len(labels), dtype=accumulate),
+        hidden.new_empty(labels.shape[0], dtype=accumulate),  # not len(): it may be symbolic here
         torch.empty_like(hidden) if with_gradients else hidden.new_empty(0),
         torch.empty_like(weight) if with_gradients else weight.new_empty(0),
     )

@@ -86,6 +86,12 @@ class FilesSpec(Spec):
     glob: str = Field("**/*", min_length=1)
     text_field: str = Field("text", min_length=1)
 
+    @field_validator("text_field")
+    @classmethod
+    def _is_a_path(cls, text_field: str) -> str:
+        compile_template(None, [text_field])
+        return text_field
+
     @field_validator("glob")
     @classmethod
     def _relative(cls, glob: str) -> str:

@@ -57,7 +57,7 @@ def within(timeout: float, question: Callable[[], str | None], too_slow: str) ->
 
 
 def explain(error: BaseException, name: str) -> str:
-    """Say in a few words what went wrong with repository `name`; looks at causes too. Never holds a token."""
+    """Say in a few words what went wrong with repository `name`; looks at causes too."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -71,13 +71,21 @@ def explain(error: BaseException, name: str) -> str:
         return "HF_HUB_OFFLINE is set and it is not in the cache"
     if has(HFValidationError):
         return f'"{name}" is not a repository name such as "owner/name", and no such local folder exists'
+    message = str(error)  # `datasets` cuts the chain of causes off and says the same in words
     status = next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
-    if has(GatedRepoError) or status == 403:
+    if has(GatedRepoError) or status == 403 or "gated dataset" in message:
         return f"{name} is gated or private; ask for access on its page and log in (hf auth login, or set HF_TOKEN)"
-    if has(RevisionNotFoundError):
+    if has(RevisionNotFoundError) or message.startswith("Revision "):
         return f"{name} has no such revision"
-    if has(RepositoryNotFoundError) or status in (401, 404, 410):
+    if has(RepositoryNotFoundError) or status in (401, 404, 410) or "doesn't exist on the Hub" in message:
         return f"{name} is not found at {constants.ENDPOINT}, or is private and needs a login (set HF_TOKEN)"
     if status is not None:
         return f"{constants.ENDPOINT} answers with error {status}"
-    return f"{constants.ENDPOINT} cannot be reached ({type(chain[-1]).__name__})"
+    if any(isinstance(link, (ConnectionError, TimeoutError)) or _is_of_network(link) for link in chain):
+        return f"{constants.ENDPOINT} cannot be reached ({type(chain[-1]).__name__})"
+    return f"{name} cannot be read: {message.splitlines()[0] if message else type(error).__name__}"
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Tell whether an error comes from the hub client's HTTP library (httpx, httpx2 or requests, by its version)."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")

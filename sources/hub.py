@@ -38,7 +38,8 @@ class HubSource:
         except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
             raise SourceError(self._explain(error)) from error
         self.notices += synonyms
-        self._dataset = self._dataset.select_columns(self._template.columns)
+        if self._dataset.column_names is not None:  # else a file format whose rows may lack columns
+            self._dataset = self._dataset.select_columns(self._template.columns)
         if self._dataset.num_shards < FEW_SHARDS:
             self._dataset = self._dataset.reshard()
         self.num_shards = self._dataset.num_shards

@@ -152,6 +152,7 @@ class Stream:
                     self._found = True
                     yield text, before
             if not self._found:
+                self._read_to = Position(self._read_to.number)
                 return
             self._found = False
             self._read_to = Position(self._read_to.number + 1)
@@ -197,12 +198,18 @@ class Lane:
             self.mixer = SequentialMixer(list(weights), lambda name: self.streams[name].next_pass())
         else:
             self.mixer = Mixer(weights, shared.seq_length, phase=0 if state else number)
+        self._begun = False
         turn = state["mixer"].get("current") if state else None
         if state is not None and (turn is None or turn in kept):  # a source that begins anew has no turn to finish
             self.mixer.load(state["mixer"])
 
     def row(self) -> tuple[str, np.ndarray, np.ndarray] | None:
         """Return (source, input ids, labels) of the next row, or None when this lane has nothing to read."""
+        if not self._begun:
+            self._begun = True
+            # Which sources share the rows must not depend on which of them were asked before a restart.
+            for stream in self.streams.values():
+                stream.next_pass()
         while live := [name for name in self.streams if self._is_live(name)]:
             name = self._attempt(live)
             if name is not None:

@@ -8,6 +8,7 @@ changes nothing.
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from sources.source import JSON
 from sources.tokenizer import TextTokenizer
 
 __all__ = ["Batch", "Loader", "choose_num_lanes", "merge_states"]
+
+CLOSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,13 @@ class Loader:
             yield item
 
     def close(self) -> None:
-        """Stop reading ahead and wait for the thread; iterating afterwards is an error of the caller."""
+        """Stop reading ahead; iterating afterwards is an error of the caller.
+
+        Waits for the thread, but not for a network's time limit: it is a daemon and ends with the process.
+        """
         self._stop.set()
-        while self._thread is not None and self._thread.is_alive():
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._ready.get(timeout=0.05)
             except queue.Empty:

@@ -64,6 +64,8 @@ def open_sources(
             opened[name] = OPENERS[type(spec)](spec, (pins or {}).get(name))
         except SourceError as error:
             failures[name] = error.reason
+        except OSError as error:  # a folder or file that this user may not look at
+            failures[name] = f"{error.filename or name} cannot be opened ({error.strerror or error})"
     return OpenedSources(opened, failures)
 
 

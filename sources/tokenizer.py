@@ -63,6 +63,7 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
     """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError."""
     from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
 
+    cached = True
     if is_local(name_or_folder):
         name_or_folder = str(Path(name_or_folder).expanduser())
         if not Path(name_or_folder).is_dir():
@@ -70,7 +71,7 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
                 f"data.tokenizer: the folder {name_or_folder} does not exist; "
                 'correct it, or use a hub name such as "gpt2".'
             )
-    elif not _is_cached(name_or_folder):
+    elif not (cached := _is_cached(name_or_folder)):
         # Asked first, since the library's own answer to a dead endpoint takes minutes and says less.
         reason = unreachable("model", name_or_folder, timeout=10.0)
         if reason is not None:
@@ -79,7 +80,7 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
                 'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
             )
     try:
-        loaded = AutoTokenizer.from_pretrained(name_or_folder)
+        loaded = AutoTokenizer.from_pretrained(name_or_folder, local_files_only=cached)
     except Exception as error:  # OSError, ValueError, KeyError and ImportError, by what is missing or damaged
         raise TokenizerError(
             f'data.tokenizer: "{name_or_folder}" cannot be loaded: {redact(str(error).strip().splitlines()[0])}'
@@ -131,8 +132,9 @@ def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | Non
 
 
 def _is_cached(name: str) -> bool:
-    """Tell whether the hub's cache holds this tokenizer whole enough to load offline."""
-    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str)
+    """Tell whether the hub's cache holds this tokenizer, so that it loads without a network."""
+    configuration = try_to_load_from_cache(name, "tokenizer_config.json")  # None: never asked for
+    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str) and configuration is not None
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:

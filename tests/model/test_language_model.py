@@ -144,6 +144,12 @@ def test_files_that_hold_no_whole_model(tmp_path, snapshot, trained):
     write(path, replace(snapshot, config={**snapshot.config, "num_heads": 5}))
     with pytest.raises(SnapshotError, match="does not describe a model of this version"):
         load(path)
+    write(path, replace(snapshot, tokenizer="{}"))
+    with pytest.raises(SnapshotError, match=r"x\.pth: the tokenizer cannot be read"):
+        load(path)
+    write(path, replace(snapshot, config={**snapshot.config, "eos_token_id": 500}))
+    with pytest.raises(SnapshotError, match="the end-of-text id 500 do not fit the model's vocabulary of 500"):
+        load(path)
     with pytest.raises(SnapshotError, match="cannot be opened"):
         load(tmp_path / "absent.pth")
 

@@ -100,6 +100,17 @@ def test_resume_equals_the_uninterrupted_sequence(strategy, corpus, tokenizer):
         assert second[-1].state == whole[cut + 9].state
 
 
+def test_resume_beside_a_source_that_is_dry_in_most_lanes(corpus, tmp_path, texts, tokenizer, write_json_lines):
+    some = trained_documents([text for text in texts if len(text) < 2000])[:2]
+    write_json_lines(tmp_path / "tiny", some, 1)
+    config = DataConfig(sources=[corpus[0], {"type": "files", "path": str(tmp_path / "tiny")}])
+    whole = take(make(config, tokenizer), 20)
+    for cut in (1, 2, 9):
+        again = take(make(config, tokenizer, state=json.loads(json.dumps(whole[cut - 1].state))), 10)
+        assert [rows_of(batch) for batch in again] == [rows_of(batch) for batch in whole[cut : cut + 10]]
+        assert [batch.state for batch in again] == [batch.state for batch in whole[cut : cut + 10]]
+
+
 def test_a_resume_may_change_the_number_of_ranks(corpus, tokenizer):
     config = DataConfig(sources=corpus)
     whole = [row for batch in take(make(config, tokenizer, micro_batch_size=8), 9) for row in rows_of(batch)]

@@ -65,6 +65,7 @@ def test_local_folders_are_told_from_repositories(tmp_path, monkeypatch):
         ({"tokenizer": {"train_bpe": 100}}, ["300"]),
         ({"min_text_length": -1}, ["0"]),
         ({"sources": [{"type": "files", "path": "x", "glob": "../*"}]}, ["leaves the folder"]),
+        ({"sources": [{"type": "files", "path": "x", "text_field": "a..b"}]}, ["'a..b'", "answers.text"]),
         (
             {"sources": [{"type": "hf", "dataset": "d", "text_field": "a", "fields": ["b"]}]},
             ['"text_field"', '"fields"'],

@@ -1,0 +1,33 @@
+"""The engine's losses over 50 steps against a plain PyTorch loop on the same batches: DeepSpeed has had releases whose
+numbers were wrong (facts in ARCHITECTURE.md), and a wrong accumulation or reduction looks like training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.engine.conftest import environment
+
+WORKER = Path(__file__).parent / "golden_worker.py"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_stages_equal_a_plain_loop(processes: int, tmp_path: Path):
+    output = tmp_path / "losses.json"
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *launcher, str(WORKER), str(output), "0", "1", "2", "3"]
+    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    results = json.loads(output.read_text())
+    for stage in range(4):
+        for precision, per_step, on_average, per_norm in (("fp32", 2e-4, 1e-5, 1e-2), ("bf16", 0.1, 3e-3, 0.5)):
+            plain, plain_norms = results[f"plain {precision}"]
+            losses, norms = results[f"stage {stage} {precision}"]
+            assert plain[0] - min(plain) > 1.5, "the plain loop must learn, or the comparison says nothing"
+            differences = [abs(a - b) for a, b in zip(plain, losses, strict=True)]
+            assert max(differences) < per_step, (stage, precision)
+            assert sum(differences) / len(differences) < on_average, (stage, precision)
+            assert norms == pytest.approx(plain_norms, rel=per_norm), (stage, precision)

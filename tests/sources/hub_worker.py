@@ -1,0 +1,65 @@
+"""Run by test_hub.py in a process of its own, since the libraries read HF_ENDPOINT when they are imported.
+
+Reads {"specs": [...], "probe": bool, "tokenizer": name} from standard input; prints what opening and reading each spec
+gave, and the sentence that refused the tokenizer.
+"""
+
+import json
+import sys
+import time
+
+from sources.config import DataConfig
+from sources.registry import open_sources, probe
+from sources.tokenizer import TokenizerError, load_tokenizer
+
+SAMPLES = 4  # cursors tried per shard
+
+
+def resumes_exactly(source) -> bool:
+    for shard in range(source.num_shards):
+        documents = list(source.read(shard, None))
+        for number in range(0, len(documents), max(1, len(documents) // SAMPLES)):
+            cursor = json.loads(json.dumps(documents[number][1]))
+            if [text for text, _ in source.read(shard, cursor)] != [text for text, _ in documents[number + 1 :]]:
+                return False
+    return True
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    config = DataConfig.model_validate({"sources": task["specs"]})
+    answer = {}
+    for spec in config.sources:
+        begin = time.monotonic()
+        single = DataConfig(sources=[spec.model_dump()])
+        opened = open_sources(single)
+        found = {"failure": opened.failures.get(spec.source_name), "open_seconds": time.monotonic() - begin}
+        if task.get("probe"):
+            begin = time.monotonic()
+            found |= {"probe": probe(spec, 2.0), "probe_seconds": time.monotonic() - begin}
+        for source in opened.sources.values():
+            again = open_sources(single, {source.name: json.loads(json.dumps(source.pin()))}).sources[source.name]
+            texts = [
+                [text for text, _ in each.read(s, None)] for each in (source, again) for s in range(each.num_shards)
+            ]
+            half = len(texts) // 2
+            found |= {
+                "num_shards": source.num_shards,
+                "pin": source.pin(),
+                "texts": [text for shard in texts[:half] for text in shard],
+                "reopened_equal": texts[:half] == texts[half:],
+                "notices": source.notices,
+                "counts": source.counts,
+                "resumes": resumes_exactly(source),
+            }
+        answer[spec.source_name] = found
+    if "tokenizer" in task:
+        try:
+            load_tokenizer(task["tokenizer"])
+        except TokenizerError as error:
+            answer["tokenizer"] = str(error)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Every kind of file: what is read from it, what is skipped and counted, and that any cursor goes on exactly."""
+
+import gzip
+import json
+import sysconfig
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sources.config import FilesSpec, PythonPackagesSpec
+from sources.files import FilesSource
+from sources.python_packages import PythonPackagesSource
+from sources.source import SourceError
+
+
+def open_files(path, pin=None, **options) -> FilesSource:
+    return FilesSource(FilesSpec(type="files", path=str(path), **options), pin)
+
+
+def read_all(source) -> list[str]:
+    return [text for shard in range(source.num_shards) for text, _ in source.read(shard, None)]
+
+
+def assert_resumable(source) -> None:
+    """From every cursor the same documents follow (all of one shard's cursors when there are few)."""
+    for shard in range(source.num_shards):
+        documents = list(source.read(shard, None))
+        for number in range(0, len(documents), max(1, len(documents) // 25)):
+            cursor = json.loads(json.dumps(documents[number][1]))
+            assert list(source.read(shard, cursor)) == documents[number + 1 :]
+
+
+def test_text_files_are_whole_documents_in_a_fixed_mixed_order(tmp_path, texts):
+    for number, text in enumerate(texts[:40]):
+        folder = tmp_path / f"part{number % 3}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:02}.{'md' if number % 2 else 'py'}").write_text(text, encoding="utf-8")
+    source = open_files(tmp_path)
+    assert source.num_shards == 40
+    found = read_all(source)
+    assert sorted(found) == sorted(texts[:40])
+    assert found != texts[:40]
+    assert read_all(open_files(tmp_path)) == found
+    assert_resumable(source)
+    assert sorted(read_all(open_files(tmp_path, glob="**/*.md"))) == sorted(texts[1:40:2])
+    assert read_all(open_files(tmp_path / "part0" / "00.py")) == [texts[0]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_large_texts_are_read_in_pieces_at_paragraphs(tmp_path, texts, packed):
+    whole = "\n\n".join(texts * 3)
+    assert len(whole) > 1_000_000
+    name = "large.txt.gz" if packed else "large.txt"
+    (tmp_path / name).write_bytes(gzip.compress(whole.encode()) if packed else whole.encode())
+    source = open_files(tmp_path)
+    pieces = read_all(source)
+    assert "".join(pieces) == whole
+    assert len(pieces) > 15 and max(map(len, pieces)) <= 64 * 1024
+    assert sum(piece.endswith("\n\n") for piece in pieces) > 0.9 * len(pieces)
+    assert_resumable(source)
+
+
+def test_a_large_line_is_never_cut_inside_a_character(tmp_path):
+    whole = "aé€😀" * 150_000
+    (tmp_path / "line.txt").write_text(whole, encoding="utf-8")
+    source = open_files(tmp_path)
+    assert "".join(read_all(source)) == whole
+    assert not source.counts
+
+
+def test_json_lines_parquet_and_their_fields(tmp_path, texts):
+    rows = [{"body": {"text": text}, "id": number} for number, text in enumerate(texts[:30])]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines + "\nnot json\n" + '{"body": null}\n[1]\n')
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(lines.encode()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet", row_group_size=7)
+    source = open_files(tmp_path, text_field="body.text")
+    assert sorted(read_all(source)) == sorted(texts[:30] * 3)
+    assert source.counts == {"lines that are not JSON": 1, "rows without text": 2}
+    assert_resumable(source)
+
+
+def test_a_json_document_is_a_text(tmp_path):
+    text = json.dumps({"name": "preset", "list": list(range(9))}, indent=2)
+    (tmp_path / "preset.json").write_text(text)
+    assert read_all(open_files(tmp_path)) == [text]
+
+
+def test_missing_fields_are_announced_with_the_columns(tmp_path, texts):
+    pq.write_table(pa.table({"txet": texts[:3]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"body": "x"}) + "\n")
+    source = open_files(tmp_path)
+    assert read_all(source) == []
+    assert len(source.notices) == 2
+    assert any("a.parquet: this file has no column 'text' (did you mean \"txet\"?)" in note for note in source.notices)
+    read_all(source)
+    assert len(source.notices) == 2, "announced once"
+
+
+def test_binary_damaged_hidden_and_wrongly_encoded_files(tmp_path, texts):
+    (tmp_path / "good.txt").write_text(texts[0], encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9 and more".encode("latin-1"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0\0")
+    (tmp_path / "broken.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": texts[1]}).encode() * 99)[:200])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    (tmp_path / ".hidden").write_text("secret")
+    (tmp_path / "empty.txt").write_text("")
+    source = open_files(tmp_path)
+    assert sorted(read_all(source)) == sorted([texts[0], "caf and more"])
+    assert source.counts["binary files"] == 1
+    assert source.counts["damaged files"] == 2
+    assert source.counts["files with bytes that are not UTF-8 (left out)"] == 1
+    assert sum("broken" in note for note in source.notices) == 2
+
+
+def test_nothing_to_read_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="does not exist"):
+        open_files(tmp_path / "none")
+    with pytest.raises(SourceError, match="no file that matches"):
+        open_files(tmp_path)
+
+
+def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
+    pin = json.loads(json.dumps(open_files(tmp_path).pin()))
+    same = open_files(tmp_path, pin)
+    assert same.pin() == pin and not same.notices
+    (tmp_path / "new.txt").write_text(texts[9], encoding="utf-8")
+    changed = open_files(tmp_path, pin)
+    assert changed.num_shards == 5
+    assert sorted(read_all(changed)) == sorted([*texts[:5], texts[9]])
+    assert "it had 5, now 6" in changed.notices[0]
+
+
+def test_python_packages_hold_the_standard_library():
+    source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
+    assert source.name == "python_packages" and source.num_shards == 64
+    pin = source.pin()
+    assert pin["num_files"] == len(source.files) > 500
+    keys = {file.key for file in source.files}
+    assert "stdlib/argparse.py" in keys
+    assert not any("__pycache__" in key or "stdlib/site-packages" in key for key in keys)
+    shard = source.files[0].order[0] % 64 if len(keys) >= 1024 else 0
+    documents = [document for document, _ in zip(source.read(shard, None), range(12), strict=False)]
+    resumed = [document for document, _ in zip(source.read(shard, documents[5][1]), range(6), strict=False)]
+    assert resumed == documents[6:]
+    root = Path(sysconfig.get_path("stdlib")).resolve()
+    stdlib = next(d for d in documents if d[1]["file"].startswith("stdlib/")) if len(keys) < 1024 else None
+    if stdlib:
+        assert stdlib[0] == (root / stdlib[1]["file"].removeprefix("stdlib/")).read_text(encoding="utf-8-sig")
+    assert PythonPackagesSource(PythonPackagesSpec(type="python_packages"), pin).notices == []

@@ -1,0 +1,192 @@
+"""The real `datasets` library over a real HTTP connection to a small hub on this machine."""
+
+import gzip
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.sources.hub_server import SHA, HubServer
+
+HERE = Path(__file__).parent
+
+
+def parquet(rows: list[dict], row_group_size: int = 40) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=row_group_size)
+    return buffer.getvalue()
+
+
+def json_gz(rows: list[dict]) -> bytes:
+    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def run_worker(tmp_path: Path, endpoint: str, specs: list, **options) -> dict:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(HERE.parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, HERE / "hub_worker.py"],
+        input=json.dumps({"specs": specs, **options}),
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def pieces(texts) -> list[str]:
+    return [text[start : start + 300] for text in texts[:40] for start in range(0, min(len(text), 3000), 300)]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory, pieces):
+    """One worker opens everything: importing the library takes longest."""
+    tmp_path = tmp_path_factory.mktemp("hub")
+    rows = [{"id": n, "text": text} for n, text in enumerate(pieces)]
+    pairs = [{"query": text[:40], "answer": text} for text in pieces[:90]]
+    nested = [{"question": "Who?", "answers": {"text": ["", text]}} for text in pieces[:20]]
+    local = tmp_path / "folder" / "data"
+    local.mkdir(parents=True)
+    (local / "train-00000-of-00001.parquet").write_bytes(parquet(rows[:100]))
+    (local / "validation-00000-of-00001.parquet").write_bytes(parquet(rows[100:120]))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("en", "de"))
+    two = f"---\nconfigs:\n{configs}---\n"
+    with HubServer() as hub:
+        hub.repositories = {
+            "some/parquet": {f"data/train-{n:05}-of-00002.parquet": parquet(rows[n::2]) for n in range(2)},
+            "some/many": {f"data/train-{n:05}-of-00009.parquet": parquet(rows[n::9]) for n in range(9)},
+            "some/lines": {f"train-{n:05}-of-00003.json.gz": json_gz(rows[n::3]) for n in range(3)},
+            "some/configs": {"README.md": two.encode(), "en/a.parquet": parquet(rows), "de/a.parquet": parquet(rows)},
+            "some/secret": {"data/train-00000-of-00001.parquet": parquet(rows)},
+            "some/script": {"script.py": b"import datasets", "README.md": b"# a script"},
+            "some/nested": {
+                "train.jsonl": "".join(json.dumps(row) + "\n" for row in [*nested, {"question": "Why?"}]).encode()
+            },
+            "sentence-transformers/natural-questions": {"pair/train-00000-of-00001.parquet": parquet(pairs)},
+        }
+        hub.gated = {"some/secret"}
+        hub.cuts, hub.cut_path = 1, "data/train-00003-of-00009.parquet"
+        specs = [
+            {"dataset": "some/parquet"},
+            {"dataset": "some/many"},
+            {"dataset": "some/lines"},
+            {"dataset": "some/configs", "config": "en"},
+            {"dataset": "some/configs", "name": "no config"},
+            {"dataset": "some/configs", "config": "fr", "name": "wrong config"},
+            {"dataset": "some/secret"},
+            {"dataset": "some/script"},
+            {"dataset": "some/missing"},
+            {"dataset": "some/parquet", "split": "trian", "name": "wrong split"},
+            {"dataset": "some/parquet", "text_field": "txt", "name": "wrong column"},
+            {"dataset": "some/lines", "text_field": "body", "name": "wrong field"},
+            {"dataset": "some/nested", "fields": {"q": "question", "a": "answers.text"}, "format": "Q: {q}\nA: {a}"},
+            {"dataset": "./folder"},
+            {"dataset": "./no_folder"},
+            {
+                "dataset": "sentence-transformers/natural-questions",
+                "fields": ["question", "answer"],
+                "format": "Q: {question}\nA: {answer}",
+            },
+        ]
+        answers = run_worker(tmp_path, hub.url, [{"type": "hf", **spec} for spec in specs], probe=True)
+        answers["requests"] = hub.requests
+        assert hub.cuts == 0, "the connection was never cut"
+    return answers
+
+
+@pytest.mark.parametrize("name, num_shards", [("some/parquet", None), ("some/many", 9), ("some/lines", 3)])
+def test_every_row_once_and_every_cursor_exact(answers, pieces, name, num_shards):
+    found = answers[name]
+    assert found["failure"] is None
+    assert sorted(found["texts"]) == sorted(pieces)
+    assert found["resumes"] and found["reopened_equal"]
+    assert found["pin"]["commit"] == SHA
+    # Two files of several row groups are split further.
+    assert found["num_shards"] == num_shards or (num_shards is None and found["num_shards"] > 4)
+    assert found["probe"] is None
+
+
+def test_reading_is_by_commit(answers):
+    files = [request for request in answers["requests"] if "parquet" in request and "/resolve/" in request]
+    assert files and all(f"/resolve/{SHA}/" in request for request in files)
+
+
+def test_a_local_folder_in_hub_layout(answers, pieces):
+    found = answers["./folder"]
+    assert sorted(found["texts"]) == sorted(pieces[:100])
+    assert found["resumes"] and found["num_shards"] == 3
+    assert set(found["pin"]["files"]) == {
+        "data/train-00000-of-00001.parquet",
+        "data/validation-00000-of-00001.parquet",
+    }
+
+
+def test_question_is_read_from_query(answers, pieces):
+    found = answers["sentence-transformers/natural-questions"]
+    assert found["texts"] == [f"Q: {text[:40]}\nA: {text}" for text in pieces[:90]]
+    assert found["notices"] == ["field question is read from the column query, since there is no column question"]
+
+
+def test_nested_fields(answers, pieces):
+    assert answers["some/nested"]["texts"] == [f"Q: Who?\nA: {text}" for text in pieces[:20]]
+    assert answers["some/nested"]["counts"]["rows without text"] > 0
+
+
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("no config", ["needs", "config", "en", "de"]),
+        ("wrong config", ['"fr"', "en", "de"]),
+        ("wrong split", ['"trian"', "train"]),
+        ("wrong column", ["'txt'", "id, text", 'did you mean "text"?']),
+        ("wrong field", ["'body'", "id, text"]),
+        ("some/secret", ["gated", "HF_TOKEN"]),
+        ("some/missing", ["not found", "HF_TOKEN"]),
+        ("some/script", ["script"]),
+        ("./no_folder", ["does not exist"]),
+    ],
+)
+def test_failures_are_one_sentence(answers, name, parts):
+    failure = answers[name]["failure"]
+    for part in parts:
+        assert part in failure
+    assert "\n" not in failure and len(failure) < 300
+    assert answers[name]["open_seconds"] < 30
+
+
+def test_probes(answers):
+    assert "not found" in answers["some/missing"]["probe"]
+    assert "does not exist" in answers["./no_folder"]["probe"]
+    assert answers["./folder"]["probe"] is None
+    assert all(found["probe_seconds"] < 3 for name, found in answers.items() if name != "requests")
+
+
+def test_an_endpoint_that_is_not_there(tmp_path):
+    with socket.socket() as listener:  # taken, so nobody else answers; full, so nothing does
+        listener.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        answer = run_worker(tmp_path, endpoint, ["wikipedia"], probe=True, tokenizer="gpt2")
+    found = answer["wikipedia"]
+    assert "cannot be reached" in found["failure"] and endpoint in found["failure"]
+    assert "cannot be reached" in found["probe"] or "does not answer" in found["probe"]
+    assert found["probe_seconds"] < 3
+    assert found["open_seconds"] < 60
+    assert '"gpt2" cannot be loaded' in answer["tokenizer"] and "train_bpe" in answer["tokenizer"]
