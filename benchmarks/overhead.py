@@ -1,6 +1,6 @@
 """What DeepSpeed's engine costs over a plain PyTorch loop: same model, batches, precision and threads, in one process.
 
-    python benchmarks/overhead.py [--rows 8] [--rounds 9] [--vocabulary 50257] [--compile]
+    python -m benchmarks.overhead [--rows 8] [--rounds 9] [--vocabulary 50257] [--compile]
 
 Both loops take turns step by step, so that a shared machine's noise meets both alike; the figure is the median of the
 ratios of neighbouring steps. The shape is the reference preset's (3 layers of 256, sequence 256), the text is the
@@ -9,12 +9,9 @@ standard library's own sources.
 
 import argparse
 import statistics
-import sys
 import sysconfig
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 

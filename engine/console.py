@@ -91,5 +91,4 @@ _LINES = {
     "save": _save,
     "source": _source,
     "resume": lambda event: f"[green]resumed[/]  {escape(event['message'])}",
-    "skip": lambda event: f"[yellow]skipped[/]  step {event['step']:,}: {escape(event['message'])}",
 }

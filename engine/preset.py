@@ -26,7 +26,7 @@ SCHEMA_FILE = "preset.schema.json"
 class TrainConfig(BaseModel):
     """How one run trains; batch sizes are in rows of `model.seq_length` tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     per_gpu_batch_size: int = Field(32, ge=1, description="rows in one forward and backward pass of one rank")
     accumulation_steps: int = Field(1, ge=1, description="passes whose gradients make one optimizer step")

@@ -142,7 +142,8 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     path = Path(path)
     _check_container(path, checksums=verify)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
     except pickle.UnpicklingError as error:
         raise SnapshotError(
             f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."

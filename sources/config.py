@@ -144,7 +144,7 @@ class DataConfig(BaseModel):
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
     source_weights: dict[str, float] = {}
-    min_text_length: int = Field(50, ge=0)
+    min_text_length: int = Field(50, ge=0, strict=True)
 
     @field_validator("sources", mode="before")
     @classmethod

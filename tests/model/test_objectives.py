@@ -30,7 +30,7 @@ def reference(hidden, weight, bias, labels, upstream):
 
 @pytest.fixture
 def many_chunks(monkeypatch):
-    monkeypatch.setattr(objectives, "CHUNK_BYTES", 16 * 4 * 256)  # 16 tokens of 256 rows: the last chunk is a part
+    monkeypatch.setattr(objectives, "CPU_CHUNK_BYTES", 16 * 4 * 256)  # 16 tokens of 256 rows: the last chunk is a part
 
 
 @pytest.mark.parametrize("vocab_size", [200, 256])
@@ -98,7 +98,7 @@ def test_nothing_but_ignored_labels_is_zero_loss():
 
 def test_whole_batch_logits_are_never_held(monkeypatch):
     """The largest tensor made along the way is a chunk's, not the batch's."""
-    monkeypatch.setattr(objectives, "CHUNK_BYTES", 4 * 1024 * 8)
+    monkeypatch.setattr(objectives, "CPU_CHUNK_BYTES", 4 * 1024 * 8)
     hidden = torch.randn(512, 16, requires_grad=True)
     weight = torch.randn(1024, 16, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:
