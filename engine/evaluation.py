@@ -14,14 +14,18 @@ from typing import Any
 import deepspeed
 import torch
 
+from engine import zero
 from engine.preset import Preset
 from engine.ranks import Ranks
+from model.config import ModelConfig
+from model.language_model import LanguageModel
+from model.transformer import TransformerLM
 from sources.held_out import HeldOut, collect_held_out
 from sources.registry import OpenedSources
 from sources.tokenizer import TextTokenizer
 
 CACHE_NAME = "held_out.pt"
-PROMPTS = 8
+PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
 
 
 def held_out_rows(
@@ -87,10 +91,36 @@ def evaluate(
     return {**total, "sources": by_source, "tokens": int(tokens.sum()), "seconds": time.perf_counter() - begin}
 
 
-def prompts(held_out: HeldOut, tokenizer: TextTokenizer, length: int = 12) -> list[str]:
-    """Beginnings of held-out documents, for the samples that an evaluation prints."""
+def write_sample(
+    engine: deepspeed.DeepSpeedEngine,
+    config: ModelConfig,
+    held_out: HeldOut,
+    tokenizer: TextTokenizer,
+    step: int,
+    ranks: Ranks,
+) -> dict[str, str] | None:
+    """A few words that the model writes after the beginning of a held-out document; all ranks must call it.
+
+    None on the other ranks, and where no beginning is text.
+    """
+    model = engine.module
+    if engine.zero_optimization_stage() == 3:  # whose hooks take the weights away again after each layer
+        weights = zero.weights(engine)
+        with torch.random.fork_rng():
+            model = TransformerLM(config, tokenizer.vocab_size).to(ranks.device)
+        model.load_state_dict(weights)
+    beginnings = _beginnings(held_out, tokenizer) if ranks.is_main else []
+    if not beginnings:
+        return None
+    prompt = beginnings[step % len(beginnings)]
+    writer = LanguageModel(model, tokenizer.to_json(), tokenizer.eos_id)
+    text = writer.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.9, seed=0)
+    return {"prompt": prompt, "text": text}
+
+
+def _beginnings(held_out: HeldOut, tokenizer: TextTokenizer) -> list[str]:
     rows = held_out.input_ids[:: max(1, len(held_out.input_ids) // PROMPTS)][:PROMPTS]
-    return [text for row in rows if (text := tokenizer.decode(row[1 : 1 + length].tolist())).strip()]
+    return [text for row in rows if (text := tokenizer.decode(row[1 : 1 + PROMPT_TOKENS].tolist())).strip()]
 
 
 def _figures(nll: float, tokens: float, text_bytes: int) -> dict[str, float]:

@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine import machine, zero
 from engine.checkpoints import CheckpointFolder
 from engine.console import Console, count
 from engine.errors import Interrupted, PresetError, RunError, SaveError, SourcesFailed
-from engine.evaluation import evaluate, held_out_rows, prompts
+from engine.evaluation import evaluate, held_out_rows, write_sample
 from engine.memory import is_out_of_memory, require_memory, too_large
 from engine.metrics import Metrics
 from engine.preset import Preset
@@ -26,14 +24,12 @@ from engine.ranks import Agreement, Ranks, StopRequest, join, stop_on_signals
 from engine.resume import Beginning, begin
 from engine.schedule import learning_rate
 from engine.step import Tally, train_step
-from model.language_model import LanguageModel
 from model.snapshot import Snapshot
-from model.transformer import TransformerLM
 from sources.loader import Batch, Loader, choose_num_lanes, merge_states
 from sources.registry import AllSourcesFailed
 
 TOKENS_PER_RUN = 100_000_000
-SAMPLE_TOKENS = 48
+RETRY_SECONDS = 60  # until a save that failed is tried again
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,13 @@ def train(
     folder = CheckpointFolder(checkpoint_dir)
     with stop_on_signals() as stop, closing(Metrics(folder.folder, console, ranks.is_main)) as metrics:
         beginning = begin(preset, token_budget, folder, ranks, console, may_archive)
-        with closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run:
-            return run.train()
+        try:
+            with closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run:
+                return run.train()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise too_large(preset, ranks) from None
+            raise
 
 
 class Run:
@@ -89,15 +90,17 @@ class Run:
         self.model_config = beginning.model_config
         self.pins = beginning.opened.pins()
         require_memory(preset, self.model, ranks)
-        if ranks.is_main:
-            self._announce(beginning)
-        self.bf16 = self._choose_precision()
+        self._announce(beginning)
+        self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
         zero.load_optimizer_state(self.engine, beginning.optimizer, ranks)
-        self.compiled = self._choose_compile()
+        self.compiled = machine.choose_compile(preset.train.compile, ranks, console)
+        if self.compiled:
+            self.engine.compile()
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder)
         self.loader = self._loader(beginning)
         self.data_state = (beginning.data_state or {}).get("loader")
+        self.failure: AllSourcesFailed | None = None
         self.tally = Tally(len(self.loader.source_names), ranks.device)
 
     def train(self) -> TrainResult:
@@ -105,8 +108,8 @@ class Run:
         self._record_run()
         begin_tokens, self.train_seconds = self.progress.tokens_in_run, 0.0
         self.saved_at = self.reported_at = time.monotonic()
-        next_evaluation = self.progress.tokens_in_run + self.preset.train.eval_interval_tokens
-        saved = None
+        interval = self.preset.train.eval_interval_tokens
+        next_evaluation = (begin_tokens // interval + 1) * interval
         batches = iter(self.loader)
         while self.progress.tokens_in_run < self.token_budget:
             before = time.monotonic()
@@ -121,7 +124,8 @@ class Run:
                 self._halt(agreed)
 
             zero.set_learning_rate(self.engine, self._learning_rate())
-            grad_norm = self._step(batch, agreed.labels)
+            clip = self.preset.train.gradient_clipping
+            grad_norm = train_step(self.engine, batch, agreed.labels, self.tally, clip, self.ranks)
             self._advance(batch, agreed.labels)
             self.train_seconds += time.monotonic() - before
             self.tally.waited(waited, time.monotonic() - before)
@@ -130,13 +134,13 @@ class Run:
                 self._report(grad_norm)
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
-                next_evaluation += self.preset.train.eval_interval_tokens
+                next_evaluation += interval
             if agreed.save:
-                saved = self._save()
+                self._save()
         if self.tally.steps:
             self._report(grad_norm)
         self._evaluate()
-        saved = self._save(final=True) or saved
+        self._save(final=True)
         trained = self.progress.tokens_in_run - begin_tokens
         figures = self.progress.evaluation or {}
         return TrainResult(
@@ -149,8 +153,7 @@ class Run:
         )
 
     def close(self) -> None:
-        if hasattr(self, "loader"):
-            self.loader.close()
+        self.loader.close()
         self.engine.destroy()
 
     # One step
@@ -197,16 +200,6 @@ class Run:
             continued=self.progress.run > 1,
         )
 
-    def _step(self, batch: Batch, labels_in_step: int) -> Any:
-        try:
-            return train_step(
-                self.engine, batch, labels_in_step, self.tally, self.preset.train.gradient_clipping, self.ranks
-            )
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise too_large(self.preset, self.ranks) from None
-            raise
-
     def _advance(self, batch: Batch, labels_in_step: int) -> None:
         self.progress.step += 1
         self.progress.tokens_in_run += labels_in_step
@@ -249,29 +242,16 @@ class Run:
 
     def _evaluate(self) -> None:
         if not len(self.held_out.input_ids):
-            return
+            return  # the sources are too small to hold anything out, which was said at the start
         size = self.preset.train.per_gpu_batch_size
         figures = evaluate(self.engine, self.held_out, self.loader.source_names, self.ranks, size)
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
-        self.metrics.write("evaluation", step=self.progress.step, **figures, sample=self._sample())
+        sample = write_sample(
+            self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks
+        )
+        self.metrics.write("evaluation", step=self.progress.step, **figures, sample=sample)
 
-    def _sample(self) -> dict[str, str] | None:
-        """A few words that the model writes after the beginning of a held-out document."""
-        beginnings = prompts(self.held_out, self.tokenizer) if self.ranks.is_main else []
-        model = self.model
-        if self.preset.train.zero_stage == 3:  # whose hooks take the weights away again after each layer
-            weights = zero.weights(self.engine)
-            with torch.random.fork_rng():
-                model = TransformerLM(self.model_config, self.tokenizer.vocab_size).to(self.ranks.device)
-            model.load_state_dict(weights)
-        if not beginnings:
-            return None
-        prompt = beginnings[self.progress.step % len(beginnings)]
-        writer = LanguageModel(model, self.tokenizer.to_json(), self.tokenizer.eos_id)
-        text = writer.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.9, seed=0)
-        return {"prompt": prompt, "text": text}
-
-    def _save(self, final: bool = False) -> bool:
+    def _save(self, final: bool = False) -> None:
         """A snapshot of this moment. A failure is announced and tried again later; only the last one must succeed."""
         begin = time.perf_counter()
         weights = zero.weights(self.engine)
@@ -307,10 +287,9 @@ class Run:
             )
             return str(path)
 
-        saved = self.ranks.on_main(write) is not None
-        retry = 0.0 if saved else 60 * self.preset.train.save_interval_minutes - 60
-        self.saved_at = time.monotonic() - max(0.0, retry)
-        return saved
+        self.saved_at = time.monotonic()
+        if self.ranks.on_main(write) is None:
+            self.saved_at -= max(0.0, 60 * self.preset.train.save_interval_minutes - RETRY_SECONDS)
 
     def _leave(self, agreed: Agreement) -> None:
         """Saves and leaves because of a signal."""
@@ -325,7 +304,7 @@ class Run:
     def _halt(self, agreed: Agreement) -> None:
         """Saves and stops because no real text is left."""
         self._save(final=True)
-        mine = str(self.failure) if agreed.failed and hasattr(self, "failure") else None
+        mine = str(self.failure) if self.failure else None
         reasons = [reason for reason in self.ranks.gather_json(mine) if reason]
         raise SourcesFailed(
             (" ".join(reasons[:1]) or "The sources hold no text that passes the filters.")
@@ -335,6 +314,7 @@ class Run:
     # The start
 
     def _announce(self, beginning: Beginning) -> None:
+        """What is resumed, and what of the preset is overridden."""
         train = self.preset.train
         if beginning.message:
             self.metrics.write("resume", step=self.progress.step, message=beginning.message)
@@ -342,29 +322,6 @@ class Run:
             self.console.say(
                 f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
             )
-
-    def _choose_precision(self) -> bool:
-        """Whether to compute in bf16; the same on every rank."""
-        asked = self.preset.train.precision
-        native = all(self.ranks.gather_json(machine.native_bf16(self.ranks.device)))
-        if asked == "auto" and not native:
-            self.console.say("This device has no native bf16 arithmetic: training in fp32.")
-        return asked == "bf16" or (asked == "auto" and native)
-
-    def _choose_compile(self) -> bool:
-        """Compiles the model where that is asked for and possible; the same on every rank."""
-        asked = self.preset.train.compile
-        if asked is False:
-            return False
-        problems = [p for p in self.ranks.gather_json(machine.compiler_problem(self.ranks.device)) if p]
-        if problems and asked is True:
-            raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
-        if problems:
-            self.console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
-            return False
-        self.engine.compile()
-        self.console.say("Compiling the model; the first step takes a while.")
-        return True
 
     def _loader(self, beginning: Beginning) -> Loader:
         state = (beginning.data_state or {}).get("loader")

@@ -1,10 +1,39 @@
-"""What this machine can do, found out once and said aloud: native bf16, a working compiler, speed, memory."""
+"""What this machine can do: native bf16, a working compiler, speed, memory. Found out once, agreed on, said aloud."""
 
 import os
 import time
 
 import psutil
 import torch
+
+from engine.console import Console
+from engine.errors import PresetError
+from engine.ranks import Ranks
+
+
+def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
+    """Whether to compute in bf16, the same on every rank; `asked` is train.precision."""
+    native = all(ranks.gather_json(native_bf16(ranks.device)))
+    if asked == "auto" and not native:
+        console.say("This device has no native bf16 arithmetic: training in fp32.")
+    return asked == "bf16" or (asked == "auto" and native)
+
+
+def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> bool:
+    """Whether to compile the model, the same on every rank; `asked` is train.compile.
+
+    Raises PresetError where it is asked for without an "auto" and does not work.
+    """
+    if asked is False:
+        return False
+    problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
+    if problems and asked is True:
+        raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
+    if problems:
+        console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
+        return False
+    console.say("Compiling the model; the first step takes a while.")
+    return True
 
 
 def native_bf16(device: torch.device) -> bool:
