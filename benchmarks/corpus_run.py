@@ -33,7 +33,7 @@ def preset_values(corpus: Path, tokenizer: Path, processes: int) -> dict:
         "train": {
             "per_gpu_batch_size": ROWS // processes,
             "eval_tokens": 20_000,
-            "log_interval_seconds": 0.001,
+            "log_interval_seconds": 1e-9,
             "compile": False,
         },
         "data": {

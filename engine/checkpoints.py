@@ -55,6 +55,19 @@ class CheckpointFolder:
         """Whether there is any snapshot to resume from, whole or not."""
         return any((self.folder / name).exists() for name in (CURRENT, PREV, PREV2))
 
+    def require_writable(self) -> None:
+        """Makes the folder. Raises SaveError when nothing could be written there later."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f"{TEMPORARY}probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise SaveError(
+                f"{self.folder} cannot be written ({_reason(error)}), so no progress could be kept; "
+                "make it writable or free some space."
+            ) from None
+
     def newest(self) -> Restored | None:
         """The newest generation that verifies, or None in an empty folder.
 

@@ -59,10 +59,14 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    with stop_on_signals() as stop, closing(Metrics(folder.folder, console, ranks.is_main)) as metrics:
+    with stop_on_signals() as stop:
         beginning = begin(preset, token_budget, folder, ranks, console, may_archive)
+        metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
         try:
-            with closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run:
+            with (
+                closing(metrics),
+                closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
+            ):
                 return run.train()
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -365,6 +369,8 @@ class Run:
             f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
             f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
         )
+        if self.ranks.world_size == 1 and (idle := machine.idle_gpus()):
+            self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
         if derived["held_out_tokens"] < 0.9 * train.eval_tokens:
             self.console.say(
                 f"Held out for evaluation: {derived['held_out_tokens']:,} tokens; the sources have no more for the "

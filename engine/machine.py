@@ -87,6 +87,11 @@ def total_memory(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
+def idle_gpus() -> int:
+    """How many GPUs a run of one process leaves unused."""
+    return max(0, torch.cuda.device_count() - 1)
+
+
 def describe(device: torch.device) -> str:
     """The device in words, for the console and the metrics."""
     if device.type == "cuda":

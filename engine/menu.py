@@ -33,8 +33,9 @@ CHECKPOINTS = Path("checkpoints")
 GENERATE = "g"
 ANSWER_SECONDS = 10.0  # an open pipe that says nothing means the default
 PROBE_SECONDS = 3.0
-# Share of the bare matrix-product rate that a training step reaches; benchmarks/overhead.py measures it.
-TRAINING_EFFICIENCY = 0.6
+# Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: measured
+# on a CPU by benchmarks/overhead.py, assumed on a GPU.
+TRAINING_EFFICIENCY = {"cpu": 0.9, "cuda": 0.4}
 USUAL_VOCABULARY = 50_257  # GPT-2's, for an estimate before a tokenizer is loaded
 
 
@@ -200,7 +201,8 @@ def _seconds_per_run(preset: Preset, model: TransformerLM, rate: float, checkpoi
         elif event["event"] == "step" and ours and event.get("tokens_per_second"):
             measured.append(event["tokens_per_second"])
     processes = max(1, int(os.environ.get("WORLD_SIZE", "1"))) if torch.cuda.is_available() else 1
-    speed = median(measured[-20:]) if measured else processes * TRAINING_EFFICIENCY * rate / model.flops_per_token()
+    efficiency = TRAINING_EFFICIENCY["cuda" if torch.cuda.is_available() else "cpu"]
+    speed = median(measured[-20:]) if measured else processes * efficiency * rate / model.flops_per_token()
     return TOKENS_PER_RUN / speed
 
 

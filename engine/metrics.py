@@ -22,7 +22,6 @@ class Metrics:
         self.enabled = enabled
         self._file: TextIO | None = None
         if enabled:
-            folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / FILE_NAME).open("a", encoding="utf-8")
             if self._file.tell() and not _ends_with_newline(folder / FILE_NAME):
                 self._file.write("\n")  # a killed run may have left half a line

@@ -68,6 +68,7 @@ def begin(
 
     def find() -> dict[str, Any]:
         nonlocal restored
+        folder.require_writable()
         restored = folder.newest()
         if restored is not None and (differences := _differences(restored, preset)):
             sentence = f"{restored.path} does not fit this preset: {'; '.join(differences)}."

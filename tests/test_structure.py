@@ -1,6 +1,7 @@
 """The rules of the house (ARCHITECTURE.md) that can be read off the code itself."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_main_is_short_and_has_no_flags():
 def test_every_module_says_what_it_is_for():
     silent = [path for path in files() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert not silent
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md"])
+def test_the_tree_names_every_file(page: str):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    tree = text[text.index("```\nmain.py ") :].split("```")[1]
+    folders = ("engine", "model", "sources")
+    there = {p.name for folder in folders for p in (REPOSITORY / folder).glob("*.py")} - {"__init__.py"} | {"main.py"}
+    named = set(re.findall(r"\b(\w+\.py)\b", tree)) - {"test_loop.py", "loop.py"} | {"loop.py"}
+    assert named == there

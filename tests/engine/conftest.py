@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
         "accumulation_steps": 2,
         "eval_tokens": 2000,
         "eval_interval_tokens": 4096,
-        "log_interval_seconds": 0.001,
+        "log_interval_seconds": 1e-9,
         "compile": False,
         "precision": "fp32",
     },

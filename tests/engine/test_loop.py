@@ -155,6 +155,7 @@ def test_another_architecture_or_tokenizer_is_never_overwritten(tiny, tmp_path: 
     assert difference in asked[0]
     (archived,) = (tmp_path / "archive").iterdir()
     assert (archived / CURRENT).read_bytes() == before
+    assert read(tmp_path)[0]["event"] == "run", "the new lineage has metrics of its own"
 
 
 def test_sources_that_all_fail_halt_the_run_by_name(tiny, tmp_path: Path):
