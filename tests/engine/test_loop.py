@@ -17,6 +17,10 @@ from engine import TOKENS_PER_RUN, train
 from engine.checkpoints import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.metrics import read
+from model import load
+from sources.held_out import collect_held_out
+from sources.registry import open_sources
+from sources.tokenizer import TextTokenizer
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment
 
@@ -53,6 +57,35 @@ def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path
     assert all(event["perplexity"] == pytest.approx(math.exp(event["ce"])) for event in evaluations)
     assert evaluations[-1]["sample"]["text"]
     assert [event["event"] for event in events].count("save") == 1
+
+
+def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
+    preset = tiny()
+    result = train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
+    lm = load(result.snapshot)
+    tokenizer = TextTokenizer.from_json(torch.load(result.snapshot, weights_only=True)["tokenizer"], lm.eos_token_id)
+    held_out = collect_held_out(
+        open_sources(preset.data), preset.data, tokenizer, seq_length=32, eval_tokens=preset.train.eval_tokens
+    )
+    assert held_out.texts["topics"]
+    logits = lm.model.logits(lm.model.hidden_states(held_out.input_ids))
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), held_out.labels.flatten(), reduction="sum")
+    tokens = sum(len(tokenizer.encode_batch([text])[0]) + 1 for text in held_out.texts["topics"])
+    assert result.eval_loss == pytest.approx(losses.item() / tokens, rel=1e-5)
+    text_bytes = sum(len(text.encode()) for text in held_out.texts["topics"])
+    assert result.bits_per_byte == pytest.approx(losses.item() / math.log(2) / text_bytes, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path):
+    losses = []
+    for compiled in (False, True):
+        train(tiny(train={"compile": compiled}), token_budget=10 * STEP, checkpoint_dir=tmp_path / str(compiled))
+        events = read(tmp_path / str(compiled))
+        assert events[0]["derived"]["compiled"] is compiled
+        losses.append([event["loss"] for event in events if event["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert len(losses[0]) == 10
 
 
 def test_the_snapshot_writes_text_where_only_model_is_imported(tiny, tmp_path: Path):

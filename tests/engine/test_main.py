@@ -61,19 +61,25 @@ def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
 
 def test_without_a_compiler_it_says_so_and_trains(home: Path):
     values = json.loads((home / "configs" / "00_tiny.json").read_text())
-    values["train"]["compile"] = "auto"
-    (home / "configs" / "00_tiny.json").write_text(json.dumps(values))
+    for name, asked in (("00_tiny", "auto"), ("01_demanding", True)):
+        values["train"]["compile"] = asked
+        (home / "configs" / f"{name}.json").write_text(json.dumps(values))
     tools = home / "tools"
     tools.mkdir()
     for name in ("sh", "uname", "ldconfig"):
         if found := shutil.which(name):
             (tools / name).symlink_to(found)
-    process = start_main(home, PATH=str(tools), CXX="", CC="", TORCHINDUCTOR_CACHE_DIR=str(home / "cache"))
+    bare = {"PATH": str(tools), "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(home / "cache")}
+    process = start_main(home, **bare)
     process.stdin.close()
     begin = read_until(process, r"^step +\d+ ")
     process.kill()
     process.wait()
     assert "torch.compile is not available here" in begin and "training uncompiled" in begin
+
+    status, output = run_main(home, "01\n", **bare)
+    assert status == 2, output
+    assert "train.compile is true but torch.compile fails here" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
