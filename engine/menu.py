@@ -73,10 +73,12 @@ def may_archive(sentence: str) -> bool:
 
 def converse(snapshot: Path) -> None:
     """Reads prompts and streams the model's continuation, until an empty line or the end of input."""
+    if not snapshot.exists():
+        raise PresetError(f"{snapshot} is not there yet: train a preset first.")
     try:
         lm = load(snapshot)
     except ValueError as error:
-        raise PresetError(f"{error} Train first, or restore {snapshot}.") from None
+        raise PresetError(str(error)) from None
     print(f"{snapshot}: {count(lm.model.num_parameters())} parameters. Type a prompt; an empty line ends.")
     while prompt := _line("> "):
         for piece in lm.stream(prompt, max_new_tokens=200, temperature=0.8, top_p=0.9, no_repeat_ngram=4):
