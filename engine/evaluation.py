@@ -103,15 +103,15 @@ def write_sample(
 
     None on the other ranks, and where no beginning is text.
     """
-    model = engine.module
-    if engine.zero_optimization_stage() == 3:  # whose hooks take the weights away again after each layer
-        weights = zero.weights(engine)
-        with torch.random.fork_rng():
-            model = TransformerLM(config, tokenizer.vocab_size).to(ranks.device)
-        model.load_state_dict(weights)
+    model, partitioned = engine.module, engine.zero_optimization_stage() == 3
+    weights = zero.weights(engine, keep=ranks.is_main) if partitioned else {}
     beginnings = _beginnings(held_out, tokenizer) if ranks.is_main else []
     if not beginnings:
         return None
+    if partitioned:  # stage 3's hooks take the weights away again after each layer, so a copy writes
+        with torch.random.fork_rng():
+            model = TransformerLM(config, tokenizer.vocab_size).to(ranks.device)
+        model.load_state_dict(weights)
     prompt = beginnings[step % len(beginnings)]
     writer = LanguageModel(model, tokenizer.to_json(), tokenizer.eos_id)
     text = writer.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.9, seed=0)

@@ -258,8 +258,8 @@ class Run:
     def _save(self, final: bool = False) -> None:
         """A snapshot of this moment. A failure is announced and tried again later; only the last one must succeed."""
         begin = time.perf_counter()
-        weights = zero.weights(self.engine)
-        optimizer = zero.optimizer_state(self.engine)
+        weights = zero.weights(self.engine, keep=self.ranks.is_main)
+        optimizer = zero.optimizer_state(self.engine, keep=self.ranks.is_main)
         states = self.ranks.gather_json(self.data_state)
         data = {"pins": self.pins, "loader": merge_states([s for s in states if s]) if any(states) else None}
 

@@ -190,8 +190,8 @@ def _open_sources(preset: Preset, data: dict[str, Any] | None, ranks: Ranks, con
                 console.say(f"source {name}: {source.notices.pop(0)}")
         if not opened.sources:
             raise SourcesFailed(
-                f"{AllSourcesFailed(opened.failures)} Check the network and the paths, or choose a preset whose text is "
-                "on this machine, such as 02_offline_python."
+                f"{AllSourcesFailed(opened.failures)} Check the network and the paths, or choose a preset whose text "
+                "is on this machine, such as 02_offline_python."
             )
         return opened.pins()
 

@@ -97,16 +97,18 @@ def gathered_parameters(engine: deepspeed.DeepSpeedEngine):
     )
 
 
-def weights(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """The model's state dict, in full, as fp32 CPU copies; all ranks must call it."""
+def weights(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, torch.Tensor]:
+    """The model's state dict, in full, as fp32 CPU copies. All ranks must call it; those that do not `keep` get {}."""
     with gathered_parameters(engine):
+        if not keep:
+            return {}
         return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
 
 
-def optimizer_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
-    """AdamW's moments by parameter name, in full, on the CPU, and its step count; all ranks must call it.
+def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, Any]:
+    """AdamW's moments by parameter name, in full, on the CPU, and its step count.
 
-    Returns an empty dict before the first step.
+    All ranks must call it; those that do not `keep` get nothing to hold. Returns {} before the first step.
     """
     base = _base_optimizer(engine)
     steps = [int(state["step"]) for state in base.state.values() if "step" in state]
@@ -119,7 +121,8 @@ def optimizer_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
             state = {key: base.state[parameter][key] for key in MOMENTS}
         else:
             state = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
+        if keep:
+            moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
     return {"step": steps[0], "moments": moments}
 
 
