@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ def evaluate(
     source_names: list[str],
     ranks: Ranks,
     batch_size: int,
-) -> dict[str, Any]:
+    stopping: Callable[[], bool],
+) -> dict[str, Any] | None:
     """Cross-entropy in nats per token over the held-out rows, in all and by source; every rank takes its share.
 
-    All ranks must call it, and all make the same number of passes, since stage 3 fetches weights in each.
+    All ranks must call it, and all make the same number of passes, since stage 3 fetches weights in each. `stopping` is
+    asked before each pass and must answer the same on all ranks; None when it said yes.
     """
     begin = time.perf_counter()
     nll = torch.zeros(len(source_names), dtype=torch.float64)
@@ -72,6 +75,9 @@ def evaluate(
     rows = len(held_out.input_ids)
     stride = batch_size * ranks.world_size
     for first in range(0, rows, stride):
+        if stopping():
+            engine.train()
+            return None
         index = torch.arange(first + ranks.rank, first + stride, ranks.world_size)
         # Rows past the end repeat row 0 as padding, so that every pass has the shape that was compiled.
         beyond = index >= rows

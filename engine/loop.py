@@ -5,6 +5,7 @@ count; now and then report, evaluate, save. The batch's data state becomes the r
 """
 
 import itertools
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -144,7 +145,7 @@ class Run:
         if self.tally.steps:
             self._report(grad_norm)
         self._evaluate()
-        self._save(final=True)
+        self._save(final=True)  # whatever signal comes now, the run is done
         trained = self.progress.tokens_in_run - begin_tokens
         figures = self.progress.evaluation or {}
         return TrainResult(
@@ -171,20 +172,28 @@ class Run:
 
     def _say(self, batch: Batch | AllSourcesFailed) -> Agreement:
         """What this rank has to say before a step."""
-        now = time.monotonic()
-        signals = Agreement(interrupt=int(self.stop.signal_number == 2), terminate=int(self.stop.signal_number == 15))
         if isinstance(batch, AllSourcesFailed):
             self.failure = batch
-            return replace(signals, failed=1)
+            return replace(self._signals(), failed=1)
+        now = time.monotonic()
         main, train = self.ranks.is_main, self.preset.train
         return replace(
-            signals,
+            self._signals(),
             labels=batch.num_tokens,
             dry=int(batch.num_tokens == 0),
             events=len(batch.events),
             report=int(main and now - self.reported_at >= train.log_interval_seconds),
             save=int(main and now - self.saved_at >= 60 * train.save_interval_minutes),
         )
+
+    def _stopping(self) -> bool:
+        """Whether any rank has received a signal."""
+        agreed = self.ranks.agree(self._signals())
+        return bool(agreed.interrupt or agreed.terminate)
+
+    def _signals(self) -> Agreement:
+        number = self.stop.signal_number
+        return Agreement(interrupt=int(number == signal.SIGINT), terminate=int(number == signal.SIGTERM))
 
     def _hear(self, agreed: Agreement, batch: Batch | AllSourcesFailed) -> None:
         """Rank 0 writes down what happened to any rank's sources."""
@@ -248,7 +257,10 @@ class Run:
         if not len(self.held_out.input_ids):
             return  # the sources are too small to hold anything out, which was said at the start
         size = self.preset.train.per_gpu_batch_size
-        figures = evaluate(self.engine, self.held_out, self.loader.source_names, self.ranks, size)
+        names = self.loader.source_names
+        figures = evaluate(self.engine, self.held_out, names, self.ranks, size, self._stopping)
+        if figures is None:
+            return  # a signal came; the next step's agreement leaves
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
         sample = write_sample(
             self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks
@@ -297,11 +309,11 @@ class Run:
 
     def _leave(self, agreed: Agreement) -> None:
         """Saves and leaves because of a signal."""
-        number = 2 if agreed.interrupt else 15
+        number = signal.SIGINT if agreed.interrupt else signal.SIGTERM
         self._save(final=True)
         raise Interrupted(
             number,
-            f"{'SIGINT' if number == 2 else 'SIGTERM'} at step {self.progress.step:,}; saved to {self.folder.current}, "
+            f"{number.name} at step {self.progress.step:,}; saved to {self.folder.current}, "
             "the next start goes on from there.",
         )
 
