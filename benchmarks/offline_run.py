@@ -8,11 +8,13 @@ read, and prints the loss curve, the held-out bits per byte beside gzip's and xz
 
 import argparse
 import gzip
+import itertools
 import json
 import lzma
 import math
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -108,16 +110,25 @@ def report(checkpoints: Path) -> None:
     events = metrics.read(checkpoints)
     run = next(event for event in events if event["event"] == "run")
     print(f"\n{run['machine']}, {run['derived']['precision']}, compiled: {run['derived']['compiled']}")
-    print("\nloss curve (each line: mean over the tokens since the line before; resumed steps are repeated)")
+    print("\nloss curve: means over 100,000 tokens; steps that were repeated after the SIGKILL count twice")
     print(f"{'tokens':>12}  {'loss':>7}  {'lr':>8}  {'tokens/s':>8}  {'data wait':>9}")
     steps = [event for event in events if event["event"] == "step"]
-    shown = -1
-    for event in steps:
-        if event["tokens"] // 100_000 != shown:
-            shown = event["tokens"] // 100_000
+    for bucket, group in itertools.groupby(steps, key=lambda event: event["tokens"] // 100_000):
+        of_bucket = list(group)
+        weights = [event["steps"] for event in of_bucket]
+
+        def mean(key: str, of_bucket: list[dict] = of_bucket, weights: list[int] = weights) -> float:
+            return sum(e[key] * w for e, w in zip(of_bucket, weights, strict=True)) / sum(weights)
+
+        rate = statistics.median(event["tokens_per_second"] for event in of_bucket)
+        print(
+            f"{(bucket + 1) * 100_000:12,}  {mean('loss'):7.4f}  {of_bucket[-1]['lr']:8.2e}  {rate:8,.0f}"
+            f"  {mean('data_wait'):9.2%}"
+        )
+    for event in events:
+        if event["event"] == "evaluation":
             print(
-                f"{event['tokens']:12,}  {event['loss']:7.4f}  {event['lr']:8.2e}  {event['tokens_per_second']:8,.0f}"
-                f"  {event['data_wait']:9.2%}"
+                f"held out at step {event['step']:,}: CE {event['ce']:.4f}, bits per byte {event['bits_per_byte']:.4f}"
             )
     for event in events:
         if event["event"] in ("resume", "save"):
