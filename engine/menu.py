@@ -35,7 +35,7 @@ ANSWER_SECONDS = 10.0  # an open pipe that says nothing means the default
 PROBE_SECONDS = 3.0
 # Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: measured
 # on a CPU by benchmarks/overhead.py, assumed on a GPU.
-TRAINING_EFFICIENCY = {"cpu": 0.9, "cuda": 0.4}
+TRAINING_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
 USUAL_VOCABULARY = 50_257  # GPT-2's, for an estimate before a tokenizer is loaded
 
 
