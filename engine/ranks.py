@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from engine.errors import RunError
 
 # A person may think about the menu, and a first shard may be slow, for longer than the usual ten minutes.
 TIMEOUT = timedelta(hours=1)
+ECHO_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -146,19 +148,28 @@ def leave() -> None:
 
 @dataclass
 class StopRequest:
-    """The signal that asked this process to stop, once it came."""
+    """The signal that asked this process to stop, once it came, and when (time.monotonic)."""
 
     signal_number: int | None = None
+    asked_at: float = 0.0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask for a stop after the step that runs; a second one ends the process at once."""
+    """SIGINT and SIGTERM ask for a stop after the step that runs; a second one ends the process at once.
+
+    Launchers repeat a signal within a moment (DeepSpeed's sends SIGINT, then SIGTERM, to all it started): an echo is no
+    second wish.
+    """
     request = StopRequest()
 
     def ask(signal_number: int, _frame: Any) -> None:
-        request.signal_number = signal_number
-        signal.signal(signal_number, signal.SIG_DFL)
+        now = time.monotonic()
+        if request.signal_number is None:
+            request.signal_number, request.asked_at = signal_number, now
+        elif now - request.asked_at > ECHO_SECONDS:
+            signal.signal(signal_number, signal.SIG_DFL)
+            signal.raise_signal(signal_number)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
