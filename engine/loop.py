@@ -383,10 +383,10 @@ class Run:
         )
         if self.ranks.world_size == 1 and (idle := machine.idle_gpus()):
             self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
-        if derived["held_out_tokens"] < 0.9 * train.eval_tokens:
+        if not derived["held_out_tokens"]:
+            self.console.say("Nothing is held out: the sources are too small, so there is no evaluation.")
+        elif derived["held_out_tokens"] < 0.9 * train.eval_tokens:
             self.console.say(
-                f"Held out for evaluation: {derived['held_out_tokens']:,} tokens; the sources have no more for the "
-                f"{train.eval_tokens:,} asked."
-                if derived["held_out_tokens"]
-                else "Nothing is held out: the sources are too small, so there is no evaluation."
+                f"Held out for evaluation: {derived['held_out_tokens']:,} of the {train.eval_tokens:,} tokens asked, "
+                "in whole documents."
             )
