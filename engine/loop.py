@@ -76,7 +76,7 @@ def train(
 
 
 class Run:
-    """One run's moving parts. Every method but the reports is called by all ranks."""
+    """One run's moving parts. Every method is called by all ranks."""
 
     def __init__(
         self,
@@ -95,6 +95,8 @@ class Run:
         self.model_config = beginning.model_config
         self.pins = beginning.opened.pins()
         require_memory(preset, self.model, ranks)
+        # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
+        self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
         self._announce(beginning)
         self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
@@ -180,7 +182,6 @@ class Run:
         return replace(
             self._signals(),
             labels=batch.num_tokens,
-            dry=int(batch.num_tokens == 0),
             events=len(batch.events),
             report=int(main and now - self.reported_at >= train.log_interval_seconds),
             save=int(main and now - self.saved_at >= 60 * train.save_interval_minutes),
@@ -249,8 +250,8 @@ class Run:
         self.reported_at = time.monotonic()
         if loss != loss or abs(loss) == float("inf"):
             raise RunError(
-                f"The loss is not finite at step {self.progress.step:,}; nothing was saved since, and the next start "
-                f"continues from {self.folder.current}. Lower train.learning_rate in preset {self.preset.name}."
+                f"The loss is not finite at step {self.progress.step:,}. Such weights are never saved: the next start "
+                f"goes on from the last snapshot. Lower train.learning_rate in preset {self.preset.name}."
             )
 
     def _evaluate(self) -> None:
@@ -362,8 +363,7 @@ class Run:
         preset, train = self.preset, self.preset.train
         global_batch = train.per_gpu_batch_size * train.accumulation_steps * self.ranks.world_size
         derived = {
-            "parameters": self.model.num_parameters(),
-            "flops_per_token": self.model.flops_per_token(),
+            **self.size,
             "vocab_size": self.tokenizer.vocab_size,
             "global_batch_tokens": global_batch * preset.model.seq_length,
             "held_out_tokens": int((self.held_out.labels != -100).sum()),

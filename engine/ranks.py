@@ -32,7 +32,6 @@ class Agreement:
     """What one rank says before a step, or, summed over all ranks, what all of them know."""
 
     labels: int = 0  # tokens of this step that are labels
-    dry: int = 0  # ranks whose sources have no text left
     failed: int = 0  # ranks whose sources have all failed
     interrupt: int = 0  # ranks that have received SIGINT
     terminate: int = 0  # ranks that have received SIGTERM

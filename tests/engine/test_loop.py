@@ -148,6 +148,10 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path)
 def test_stages_continue_one_another(tiny, tmp_path: Path):
     for number, stage in enumerate((1, 0, 3, 2, 1)):
         result = train(tiny(train={"zero_stage": stage}), token_budget=(number + 1) * 2 * STEP, checkpoint_dir=tmp_path)
+    sizes = {event["derived"]["parameters"] for event in read(tmp_path) if event["event"] == "run"}
+    assert sizes == {load(result.snapshot).model.num_parameters()}, (
+        "the size is the model's, also where it is partitioned"
+    )
     losses = [event["loss"] for event in read(tmp_path) if event["event"] == "step"]
     saved = torch.load(result.snapshot, weights_only=True)["progress"]
     assert saved["run"] == 1 and saved["step"] == 10
