@@ -12,7 +12,7 @@ from engine import menu, train
 from engine.checkpoints import CURRENT
 from engine.console import Console
 from engine.errors import RunError
-from engine.ranks import join, leave
+from engine.ranks import end, join, leave
 
 
 def refuse_flags(arguments: list[str]) -> None:
@@ -48,4 +48,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main())

@@ -48,7 +48,16 @@ def main() -> None:
     shape = (arguments.rows, config.seq_length)
     ids = real_bytes(arguments.rows * config.seq_length + 1)
     inputs, labels = ids[:-1].view(shape).to(ranks.device), ids[1:].view(shape).to(ranks.device)
-    batch = Batch(inputs[None], labels[None], torch.zeros(1, arguments.rows, dtype=torch.int64), labels.numel(), {}, [])
+    batch = Batch(
+        inputs[None],
+        labels[None],
+        segment_ids=torch.zeros(1, *shape, dtype=torch.int32),
+        source_ids=torch.zeros(1, arguments.rows, dtype=torch.int64),
+        num_tokens=labels.numel(),
+        number=0,
+        state={},
+        events=[],
+    )
 
     torch.manual_seed(0)
     plain = TransformerLM(config, arguments.vocabulary).to(ranks.device)
@@ -68,7 +77,7 @@ def main() -> None:
         optimizer.zero_grad()
 
     def engine_step() -> None:
-        train_step(engine, batch, labels.numel(), tally, train.gradient_clipping, ranks)
+        train_step(engine, batch, labels.numel(), [tally], train.gradient_clipping, ranks)
 
     def timed(step) -> float:
         begin = time.perf_counter()

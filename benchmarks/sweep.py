@@ -68,7 +68,7 @@ def main() -> None:
                 group["lr"] = learning_rate(
                     step, steps, peak=rate, warmup_fraction=WARMUP, final_fraction=0.1, continued=False
                 )
-            (model(inputs, labels).loss_sum / labels.numel()).backward()
+            (model(inputs, labels).loss_sum / (labels != -100).sum()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

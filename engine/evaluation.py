@@ -21,35 +21,46 @@ from engine.ranks import Ranks
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
+from sources.caching import ShardCache
 from sources.held_out import HeldOut, collect_held_out
 from sources.registry import OpenedSources
 from sources.tokenizer import TextTokenizer
 
 CACHE_NAME = "held_out.pt"
+KEPT = ("input_ids", "labels", "segment_ids", "source_ids", "bytes_per_source")
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
 
 
 def held_out_rows(
-    opened: OpenedSources | None, preset: Preset, tokenizer: TextTokenizer, ranks: Ranks, folder: Path
+    opened: OpenedSources,
+    preset: Preset,
+    tokenizer: TextTokenizer,
+    ranks: Ranks,
+    folder: Path,
+    cache: ShardCache | None,
 ) -> HeldOut:
-    """The evaluation rows on every rank. Rank 0 collects them, or reads them from an earlier start's cache."""
+    """The evaluation rows on every rank. Rank 0 collects them, or reads what an earlier start kept in `folder` or the
+    shard cache."""
     held_out = None
     if ranks.is_main:
         key = _fingerprint(opened, preset, tokenizer)
-        held_out = _read_cache(folder / CACHE_NAME, key)
+        places = [folder / CACHE_NAME, *([cache.remember(f"held-out-{key[:16]}.pt")] if cache is not None else [])]
+        held_out = next((found for place in places if (found := _read_cache(place, key)) is not None), None)
         if held_out is None:
             held_out = collect_held_out(
                 opened, preset.data, tokenizer, seq_length=preset.model.seq_length, eval_tokens=preset.train.eval_tokens
             )
-            _write_cache(folder / CACHE_NAME, key, held_out)
+        for place in places:
+            if not place.exists() or _read_cache(place, key) is None:
+                _write_cache(place, key, held_out)
     head = ranks.broadcast_json(
         {"rows": len(held_out.input_ids), "bytes": held_out.bytes_per_source} if held_out is not None else None
     )
     if held_out is None:
         shape = (head["rows"], preset.model.seq_length)
-        empty = [torch.empty(shape, dtype=torch.int64) for _ in range(2)]
+        empty = [torch.empty(shape, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
         held_out = HeldOut(*empty, torch.empty(head["rows"], dtype=torch.int64), head["bytes"], {})
-    for tensor in (held_out.input_ids, held_out.labels, held_out.source_ids):
+    for tensor in (held_out.input_ids, held_out.labels, held_out.segment_ids, held_out.source_ids):
         ranks.broadcast_tensor(tensor)
     return held_out
 
@@ -62,6 +73,7 @@ def evaluate(
     ranks: Ranks,
     batch_size: int,
     stopping: Callable[[], bool],
+    document_mask: bool = False,
 ) -> dict[str, Any] | None:
     """Cross-entropy in nats per token over the held-out rows, in all and by source; every rank takes its share.
 
@@ -83,7 +95,8 @@ def evaluate(
         beyond = index >= rows
         index = index.masked_fill(beyond, 0)
         labels = held_out.labels[index].masked_fill(beyond[:, None], -100)
-        _, token_nll = engine(held_out.input_ids[index].to(ranks.device), labels.to(ranks.device))
+        segment_ids = held_out.segment_ids[index].to(ranks.device) if document_mask else None
+        _, token_nll = engine(held_out.input_ids[index].to(ranks.device), labels.to(ranks.device), segment_ids)
         nll.index_add_(0, held_out.source_ids[index], token_nll.double().sum(1).cpu())
         tokens.index_add_(0, held_out.source_ids[index], (labels != -100).sum(1).double())
     engine.train()
@@ -137,7 +150,7 @@ def _figures(nll: float, tokens: float, text_bytes: int) -> dict[str, float]:
 def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer) -> str:
     """What decides the evaluation rows: the sources as pinned, the tokenizer and the shape."""
     parts = {
-        "data": preset.data.model_dump(mode="json", exclude={"mix_strategy", "source_weights", "tokenizer"}),
+        "data": preset.data.model_dump(mode="json", include={"sources", "min_text_length", "packing"}),
         "pins": opened.pins(),
         "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
         "seq_length": preset.model.seq_length,
@@ -151,7 +164,7 @@ def _read_cache(path: Path, key: str) -> HeldOut | None:
         cached = torch.load(path, weights_only=True)
         if cached["key"] != key:
             return None
-        return HeldOut(cached["input_ids"], cached["labels"], cached["source_ids"], cached["bytes_per_source"], {})
+        return HeldOut(**{name: cached[name] for name in KEPT}, texts={})
     except Exception:  # absent or damaged: the rows can always be collected again
         return None
 
@@ -161,13 +174,7 @@ def _write_cache(path: Path, key: str, held_out: HeldOut) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(
-            {
-                "key": key,
-                "input_ids": held_out.input_ids,
-                "labels": held_out.labels,
-                "source_ids": held_out.source_ids,
-                "bytes_per_source": held_out.bytes_per_source,
-            },
+            {"key": key, **{name: getattr(held_out, name) for name in KEPT}},
             temporary,
         )
         temporary.replace(path)

@@ -4,29 +4,29 @@ A step reads as a paragraph: take a batch, agree with the other ranks, set the l
 count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
 """
 
-import itertools
 import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from engine import machine, zero
 from engine.checkpoints import CheckpointFolder
 from engine.console import Console, count
-from engine.errors import Interrupted, PresetError, RunError, SaveError, SourcesFailed
+from engine.curriculum import Curriculum
+from engine.errors import Interrupted, RunError, SaveError, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows, write_sample
+from engine.feed import Feed
 from engine.memory import is_out_of_memory, require_memory, too_large
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks, StopRequest, join, stop_on_signals
 from engine.resume import Beginning, begin
 from engine.schedule import learning_rate
-from engine.step import Tally, train_step
+from engine.step import Tally, mean_losses, train_step
 from model.snapshot import Snapshot
-from sources.loader import Batch, Loader, choose_num_lanes, merge_states
+from sources.loader import Batch
 from sources.registry import AllSourcesFailed
 
 TOKENS_PER_RUN = 100_000_000
@@ -93,7 +93,6 @@ class Run:
         self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config = beginning.model_config
-        self.pins = beginning.opened.pins()
         require_memory(preset, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
         self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
@@ -104,11 +103,13 @@ class Run:
         self.compiled = machine.choose_compile(preset.train.compile, ranks, console)
         if self.compiled:
             self.engine.compile()
-        self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder)
-        self.loader = self._loader(beginning)
-        self.data_state = (beginning.data_state or {}).get("loader")
-        self.failure: AllSourcesFailed | None = None
-        self.tally = Tally(len(self.loader.source_names), ranks.device)
+        self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
+        self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
+        if self.curriculum and (beginning.data_state or {}).get("curriculum"):
+            self.curriculum.load(beginning.data_state["curriculum"])
+        self.feed = Feed(preset, beginning, ranks, metrics)
+        self.tally = Tally(len(self.feed.source_names), ranks.device)
+        self.watchers = [self.tally, *([self.feed.losses] if self.feed.losses else [])]
 
     def train(self) -> TrainResult:
         """Steps until the budget is met; evaluates and saves on the way and at the end."""
@@ -117,22 +118,23 @@ class Run:
         self.saved_at = self.reported_at = time.monotonic()
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
-        batches = iter(self.loader)
         while self.progress.tokens_in_run < self.token_budget:
             before = time.monotonic()
-            batch = self._next(batches)
+            batch, agreed = self._next()
             waited = time.monotonic() - before
-
-            agreed = self.ranks.agree(self._say(batch))
-            self._hear(agreed, batch)
-            if agreed.interrupt or agreed.terminate:
-                self._leave(agreed)
-            if agreed.failed or agreed.labels == 0:
-                self._halt(agreed)
 
             zero.set_learning_rate(self.engine, self._learning_rate())
             clip = self.preset.train.gradient_clipping
-            grad_norm = train_step(self.engine, batch, agreed.labels, self.tally, clip, self.ranks)
+            grad_norm = train_step(
+                self.engine,
+                batch,
+                agreed.labels,
+                self.watchers,
+                clip,
+                self.ranks,
+                document_mask=self.preset.data.document_mask,
+                curriculum=self.curriculum,
+            )
             self._advance(batch, agreed.labels)
             self.train_seconds += time.monotonic() - before
             self.tally.waited(waited, time.monotonic() - before)
@@ -146,6 +148,7 @@ class Run:
                 self._save()
         if self.tally.steps:
             self._report(grad_norm)
+        self.feed.tell_counts()
         self._evaluate()
         self._save(final=True)  # whatever signal comes now, the run is done
         trained = self.progress.tokens_in_run - begin_tokens
@@ -160,48 +163,38 @@ class Run:
         )
 
     def close(self) -> None:
-        self.loader.close()
+        self.feed.close()
         self.engine.destroy()
 
     # One step
 
-    def _next(self, batches: Any) -> Batch | AllSourcesFailed:
-        """The next batch, or the reason why this rank has none; the ranks speak of it before any of them leaves."""
+    def _next(self) -> tuple[Batch, Agreement]:
+        """The next batch and what the ranks agreed on; a signal, or the end of all sources, ends the run here."""
         try:
-            return next(batches)
-        except AllSourcesFailed as failure:
-            return failure
+            batch, agreed = self.feed.next(self._wishes)
+        except AllSourcesFailed as failed:
+            self._halt(str(failed))
+        if agreed.signalled:
+            self._leave(agreed)
+        return batch, agreed
 
-    def _say(self, batch: Batch | AllSourcesFailed) -> Agreement:
+    def _wishes(self) -> Agreement:
         """What this rank has to say before a step."""
-        if isinstance(batch, AllSourcesFailed):
-            self.failure = batch
-            return replace(self._signals(), failed=1)
         now = time.monotonic()
         main, train = self.ranks.is_main, self.preset.train
         return replace(
             self._signals(),
-            labels=batch.num_tokens,
-            events=len(batch.events),
             report=int(main and now - self.reported_at >= train.log_interval_seconds),
             save=int(main and now - self.saved_at >= 60 * train.save_interval_minutes),
         )
 
     def _stopping(self) -> bool:
         """Whether any rank has received a signal."""
-        agreed = self.ranks.agree(self._signals())
-        return bool(agreed.interrupt or agreed.terminate)
+        return self.ranks.agree(self._signals()).signalled
 
     def _signals(self) -> Agreement:
         number = self.stop.signal_number
         return Agreement(interrupt=int(number == signal.SIGINT), terminate=int(number == signal.SIGTERM))
-
-    def _hear(self, agreed: Agreement, batch: Batch | AllSourcesFailed) -> None:
-        """Rank 0 writes down what happened to any rank's sources."""
-        if agreed.events:
-            mine = [] if isinstance(batch, AllSourcesFailed) else batch.events
-            for event in itertools.chain.from_iterable(self.ranks.gather_json(mine)):
-                self.metrics.write(**event)
 
     def _learning_rate(self) -> float:
         train = self.preset.train
@@ -218,18 +211,18 @@ class Run:
         self.progress.step += 1
         self.progress.tokens_in_run += labels_in_step
         self.progress.tokens_total += labels_in_step
-        self.data_state = batch.state
         self.tally.steps += 1
         self.tally.tokens += labels_in_step
+        self.feed.advance(batch, labels_in_step)
+        if self.curriculum:
+            self.curriculum.after_step(labels_in_step)
 
     # Now and then
 
     def _report(self, grad_norm: float) -> None:
         """The figures since the last report: one event, one line."""
-        losses = self.ranks.sum_tensor(self.tally.losses())
-        nll, tokens = losses
-        loss = (nll.sum() / tokens.sum()).item()
-        names = self.loader.source_names
+        loss, by_source = mean_losses(self.ranks.sum_tensor(self.tally.sums()))
+        names = self.feed.source_names
         rate = self.tally.tokens / max(self.tally.seconds, 1e-9)
         self.metrics.write(
             "step",
@@ -242,7 +235,7 @@ class Run:
             tokens_per_second=rate,
             data_wait=self.tally.wait_seconds / max(self.tally.seconds, 1e-9),
             eta_seconds=max(0, self.token_budget - self.progress.tokens_in_run) / max(rate, 1e-9),
-            sources={names[i]: (nll[i] / tokens[i]).item() for i in range(len(names)) if tokens[i] > 0},
+            sources={name: value for name, value in zip(names, by_source, strict=True) if value is not None},
             auxiliary={},
             steps=self.tally.steps,
         )
@@ -258,8 +251,10 @@ class Run:
         if not len(self.held_out.input_ids):
             return  # the sources are too small to hold anything out, which was said at the start
         size = self.preset.train.per_gpu_batch_size
-        names = self.loader.source_names
-        figures = evaluate(self.engine, self.held_out, names, self.ranks, size, self._stopping)
+        names = self.feed.source_names
+        figures = evaluate(
+            self.engine, self.held_out, names, self.ranks, size, self._stopping, self.preset.data.document_mask
+        )
         if figures is None:
             return  # a signal came; the next step's agreement leaves
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
@@ -273,8 +268,7 @@ class Run:
         begin = time.perf_counter()
         weights = zero.weights(self.engine, keep=self.ranks.is_main)
         optimizer = zero.optimizer_state(self.engine, keep=self.ranks.is_main)
-        states = self.ranks.gather_json(self.data_state)
-        data = {"pins": self.pins, "loader": merge_states([s for s in states if s]) if any(states) else None}
+        data = {**self.feed.state(), "curriculum": self.curriculum.state() if self.curriculum else None}
 
         def write() -> str | None:
             snapshot = Snapshot(
@@ -312,20 +306,19 @@ class Run:
         """Saves and leaves because of a signal."""
         number = signal.SIGINT if agreed.interrupt else signal.SIGTERM
         self._save(final=True)
+        self.feed.tell_counts()
         raise Interrupted(
             number,
             f"{number.name} at step {self.progress.step:,}; saved to {self.folder.current}, "
             "the next start goes on from there.",
         )
 
-    def _halt(self, agreed: Agreement) -> None:
+    def _halt(self, why: str) -> None:
         """Saves and stops because no real text is left."""
         self._save(final=True)
-        mine = str(self.failure) if self.failure else None
-        reasons = [reason for reason in self.ranks.gather_json(mine) if reason]
         raise SourcesFailed(
-            (" ".join(reasons[:1]) or "The sources hold no text that passes the filters.")
-            + f" Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run."
+            f"{why} Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run; "
+            "the next start goes on from there."
         )
 
     # The start
@@ -340,25 +333,6 @@ class Run:
                 f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
             )
 
-    def _loader(self, beginning: Beginning) -> Loader:
-        state = (beginning.data_state or {}).get("loader")
-        try:
-            return Loader(
-                beginning.opened,
-                self.preset.data,
-                self.tokenizer,
-                seq_length=self.preset.model.seq_length,
-                micro_batch_size=self.preset.train.per_gpu_batch_size,
-                accumulation_steps=self.preset.train.accumulation_steps,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-                num_lanes=choose_num_lanes(self.ranks.world_size),
-                state=state,
-                pin_memory=self.ranks.device.type == "cuda",
-            )
-        except ValueError as error:
-            raise PresetError(str(error)) from None
-
     def _record_run(self) -> None:
         preset, train = self.preset, self.preset.train
         global_batch = train.per_gpu_batch_size * train.accumulation_steps * self.ranks.world_size
@@ -369,6 +343,8 @@ class Run:
             "held_out_tokens": int((self.held_out.labels != -100).sum()),
             "precision": "bf16" if self.bf16 else "fp32",
             "compiled": self.compiled,
+            "lanes": self.feed.num_lanes,
+            "data_workers": self.feed.num_workers,
             "world_size": self.ranks.world_size,
             "token_budget": self.token_budget,
             "run": self.progress.run,

@@ -87,6 +87,19 @@ def total_memory(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
+def choose_num_workers(asked: int | str, device: torch.device) -> int:
+    """Data worker processes of one rank; `asked` is data.num_workers.
+
+    A CPU that trains needs a thousandth of what a thread prepares; a GPU can need several cores.
+    """
+    if asked != "auto":
+        return int(asked)
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(4, cores - 1))
+
+
 def idle_gpus() -> int:
     """How many GPUs a run of one process leaves unused."""
     return max(0, torch.cuda.device_count() - 1)

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.errors import PresetError
 from model.config import AuxiliaryConfig, ModelConfig
@@ -62,6 +62,15 @@ class Preset(BaseModel):
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+    @model_validator(mode="after")
+    def _refuse_weights_without_effect(self) -> "Preset":
+        if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
+            raise ValueError(
+                'auxiliary.enable_adaptive_sources has no effect with data.mix_strategy "sequential"; '
+                'set the latter to "weighted" or the former to false.'
+            )
+        return self
 
 
 def preset_files(folder: Path = CONFIGS) -> list[Path]:

@@ -9,18 +9,21 @@ import json
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
 from engine.errors import RunError
+from sources.workers import READER
 
 # A person may think about the menu, and a first shard may be slow, for longer than the usual ten minutes.
 TIMEOUT = timedelta(hours=1)
@@ -32,12 +35,18 @@ class Agreement:
     """What one rank says before a step, or, summed over all ranks, what all of them know."""
 
     labels: int = 0  # tokens of this step that are labels
-    failed: int = 0  # ranks whose sources have all failed
+    waiting: int = 0  # ranks whose next batch is not ready yet
+    lost: int = 0  # ranks for which a source cannot be read any more
     interrupt: int = 0  # ranks that have received SIGINT
     terminate: int = 0  # ranks that have received SIGTERM
     events: int = 0  # events that rank 0 should hear of
     report: int = 0  # rank 0 wants to print
     save: int = 0  # rank 0's clock says that a snapshot is due
+
+    @property
+    def signalled(self) -> bool:
+        """Whether any rank has received a signal."""
+        return bool(self.interrupt or self.terminate)
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,16 @@ def leave() -> None:
     """Leaves the process group, so that the process ends without a warning."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process. A thread that still waits for a network is not waited for: it may be deep inside a library that
+    does not survive the interpreter's own ending, and everything that matters is written by now."""
+    if any(thread.daemon and thread.is_alive() and thread.name == READER for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 @dataclass

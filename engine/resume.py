@@ -3,8 +3,11 @@
 Rank 0 alone reads and decides; the others are given the result, so a run needs no shared disk and ranks cannot differ.
 """
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +20,17 @@ from engine.ranks import Ranks
 from model.config import ModelConfig
 from model.snapshot import LoadReport, architecture_differences, restore
 from model.transformer import TransformerLM
+from sources.caching import ShardCache, digest, open_cache
 from sources.config import TrainBPE
 from sources.held_out import sample_training_texts
+from sources.loader import STATE_FORMAT
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
+from sources.stream import split_text
 from sources.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
 
 # A 16k vocabulary is stable well before this much text, and it trains in seconds.
 TOKENIZER_TRAINING_BYTES = 32_000_000
+PROOF_BYTES = 2_000_000  # of text on which a faster encoder must agree with the tokenizer's own
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Beginning:
     tokenizer: TextTokenizer
     model: TransformerLM
     model_config: ModelConfig
+    cache: ShardCache | None
     data_state: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     message: str | None
@@ -87,8 +95,9 @@ def begin(
         }
 
     found = ranks.on_main(find)
-    opened = _open_sources(preset, found["data"], ranks, console)
-    tokenizer = _tokenizer(preset, restored, opened, ranks, console)
+    cache = open_cache(preset.data)
+    opened = _open_sources(preset, found["data"], cache, ranks, console)
+    tokenizer = _tokenizer(preset, restored, opened, cache, ranks, console)
     config = preset.model.model_copy(update={"seq_length": found["seq_length"]})
     torch.manual_seed(preset.train.seed)
     model = TransformerLM(config, tokenizer.vocab_size)
@@ -100,6 +109,7 @@ def begin(
     return Beginning(
         progress=Progress(**found["progress"]),
         opened=opened,
+        cache=cache,
         tokenizer=tokenizer,
         model=model,
         model_config=config,
@@ -122,7 +132,7 @@ def _progress(restored: Restored, token_budget: int) -> dict[str, Any]:
 def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
     """The saved data position without the sources that the preset now describes differently: those begin anew."""
     data = restored.data
-    if data is None or data["loader"] is None:
+    if data is None or data["loader"] is None or data["loader"].get("format") != STATE_FORMAT:
         return None
     saved = ((restored.snapshot.preset or {}).get("data") or {}).get("sources", [])
     unchanged = {s.source_name for s in preset.data.sources if s.model_dump(mode="json") in saved}
@@ -175,14 +185,16 @@ def _restored_sentence(restored: Restored, report: LoadReport, progress: Progres
     return " ".join(parts)
 
 
-def _open_sources(preset: Preset, data: dict[str, Any] | None, ranks: Ranks, console: Console) -> OpenedSources:
+def _open_sources(
+    preset: Preset, data: dict[str, Any] | None, cache: ShardCache | None, ranks: Ranks, console: Console
+) -> OpenedSources:
     """Opens the sources on rank 0, at the saved commits where there are any, and on the others as rank 0 has them."""
     opened: OpenedSources | None = None
     saved_pins = (data or {}).get("pins", {})
 
     def open_here() -> dict[str, Any]:
         nonlocal opened
-        opened = open_sources(preset.data, saved_pins or None, only_pinned=False)
+        opened = open_sources(preset.data, saved_pins or None, only_pinned=False, cache=cache)
         for name, reason in opened.failures.items():
             console.warn(f"source {name} is dropped: {reason}")
         for name, source in opened.sources.items():
@@ -197,7 +209,7 @@ def _open_sources(preset: Preset, data: dict[str, Any] | None, ranks: Ranks, con
 
     pins = ranks.on_main(open_here)
     if opened is None:
-        opened = open_sources(preset.data, pins)
+        opened = open_sources(preset.data, pins, cache=cache)
         lost = set(pins) - set(opened.sources)
         reasons = {name: opened.failures.get(name, "not opened") for name in lost}
     else:
@@ -209,27 +221,68 @@ def _open_sources(preset: Preset, data: dict[str, Any] | None, ranks: Ranks, con
 
 
 def _tokenizer(
-    preset: Preset, restored: Restored | None, opened: OpenedSources, ranks: Ranks, console: Console
+    preset: Preset,
+    restored: Restored | None,
+    opened: OpenedSources,
+    cache: ShardCache | None,
+    ranks: Ranks,
+    console: Console,
 ) -> TextTokenizer:
-    """The lineage's own tokenizer where there is one, else the preset's, loaded or trained on rank 0."""
+    """The lineage's own tokenizer where there is one, else the preset's, loaded or trained on rank 0.
+
+    Where a faster encoder gives the same ids on the run's own text, it is used.
+    """
 
     def make() -> dict[str, Any]:
         spec = preset.data.tokenizer
         saved = restored.snapshot if restored is not None else None
+        kept = cache.remember(f"tokenizer-{_tokenizer_key(preset, opened)}.json") if cache is not None else None
+        known = _read_json(kept)
         if saved is not None and saved.tokenizer is not None:
             made = TextTokenizer.from_json(saved.tokenizer, saved.config["eos_token_id"])
+        elif known is not None:
+            made = TextTokenizer.from_json(known["text"], known["eos_id"], known["pad_id"])
         elif isinstance(spec, TrainBPE):
             console.say(
                 f"Training a byte-level BPE of {spec.train_bpe:,} tokens on the sources "
                 f"({TOKENIZER_TRAINING_BYTES // 1_000_000} MB of their text)..."
             )
-            made = train_bpe(sample_training_texts(opened, preset.data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+            try:
+                made = train_bpe(sample_training_texts(opened, preset.data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+            except TokenizerError as error:
+                raise SourcesFailed(str(error)) from None
         else:
             try:
                 made = load_tokenizer(spec)
             except TokenizerError as error:
-                raise PresetError(f"data.tokenizer: {error}") from None
-        return {"json": made.to_json(), "eos_id": made.eos_id, "pad_id": made.pad_id}
+                raise PresetError(str(error)) from None
+        parts = {"text": made.to_json(), "eos_id": made.eos_id, "pad_id": made.pad_id}
+        if known is not None and known["text"] == parts["text"]:
+            return known
+        texts = sample_training_texts(opened, preset.data, PROOF_BYTES)
+        announcement = made.use_fast_encoder([part for text in texts for part in split_text(text)])
+        if announcement:
+            console.say(f"Tokenizer: {announcement}.")
+        parts["fast"] = announcement is not None
+        if kept is not None:
+            with contextlib.suppress(OSError):  # only a cache
+                temporary = kept.with_name(f".writing-{kept.name}")
+                temporary.write_text(json.dumps(parts), encoding="utf-8")
+                temporary.replace(kept)
+        return parts
 
-    parts = ranks.on_main(make)
-    return TextTokenizer.from_json(parts["json"], parts["eos_id"], parts["pad_id"])
+    return TextTokenizer.from_json(**ranks.on_main(make))
+
+
+def _read_json(path: Path | None) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _tokenizer_key(preset: Preset, opened: OpenedSources) -> str:
+    """What decides a tokenizer: its name, or the texts that one is trained on."""
+    spec = preset.data.model_dump(mode="json", include={"tokenizer", "sources", "min_text_length"})
+    named = isinstance(preset.data.tokenizer, str)
+    return digest({"tokenizer": spec["tokenizer"]} if named else {**spec, "pins": opened.pins()})[:16]

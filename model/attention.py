@@ -4,7 +4,8 @@ Notable here
 - CausalSelfAttention is an nn.MultiheadAttention, so its parameters have the well-known names (in_proj_weight (3D, D),
   in_proj_bias, out_proj) and checkpoints of either load into the other; only forward differs. One fused projection is
   also one large parameter, which suits ZeRO's per-parameter hooks.
-- Training never builds a mask: is_causal lets scaled_dot_product_attention (SDPA) skip the upper triangle.
+- Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
+  upper triangle.
 - KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
@@ -38,18 +39,25 @@ class CausalSelfAttention(nn.MultiheadAttention):
         super().__init__(hidden_size, num_heads, dropout=dropout, batch_first=True)
         self.layer = layer
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, causal_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None = None,
+        causal_mask: Tensor | None = None,
+        segment_mask: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
 
         causal_mask (seq_length, seq_length), True where attention is allowed, is read only when several tokens follow
-        a cache that is not empty; every other case is plainly causal or sees all keys.
+        a cache that is not empty; every other case is plainly causal or sees all keys. segment_mask (B, 1, T, T), the
+        same inside segments, replaces it where there is no cache.
         """
         batch_size, length, hidden_size = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(batch_size, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
 
-        mask, is_causal = None, True
+        mask, is_causal = segment_mask, segment_mask is None
         if cache is not None:
             start = cache.length
             key, value = cache.append(self.layer, key, value)
@@ -66,3 +74,11 @@ class CausalSelfAttention(nn.MultiheadAttention):
 def causal_mask(seq_length: int, device: torch.device | None = None) -> Tensor:
     """(seq_length, seq_length) booleans, True on and below the diagonal."""
     return torch.ones(seq_length, seq_length, dtype=torch.bool, device=device).tril()
+
+
+def segment_mask(segment_ids: Tensor, causal_mask: Tensor) -> Tensor:
+    """segment_ids (B, T), causal_mask (T, T) -> (B, 1, T, T), True at earlier or equal positions of one segment.
+
+    Every position sees at least itself, padding too, so that no softmax is over nothing.
+    """
+    return (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal_mask

@@ -40,7 +40,8 @@ class ModelConfig(BaseModel):
 
 
 class AuxiliaryConfig(BaseModel):
-    """Switches and weights of the look-ahead objectives; a switch that nothing answers to yet is refused."""
+    """What changes the objective or its weights, all of it off by default; a switch that nothing answers to yet is
+    refused."""
 
     model_config = _STRICT
 
@@ -49,6 +50,7 @@ class AuxiliaryConfig(BaseModel):
     enable_dynamics: bool = False
     enable_span_contrastive: bool = False
     enable_adaptive_sources: bool = False
+    enable_curriculum: bool = False
 
     policy_kl_weight: float = Field(0.05, ge=0.0)
     value_weight: float = Field(0.1, ge=0.0)
@@ -61,10 +63,11 @@ class AuxiliaryConfig(BaseModel):
     adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0)
     adaptive_max_weight: float = Field(2.0, ge=1.0)
     adaptive_smoothing: float = Field(0.9, ge=0.0, lt=1.0)
+    curriculum_temperature: float = Field(1.0, ge=0.01)
+    curriculum_burn_in_tokens: int = Field(5_000_000, ge=0)
+    curriculum_interval_tokens: int = Field(1_000_000, ge=1)
 
-    @field_validator(
-        "enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive", "enable_adaptive_sources"
-    )
+    @field_validator("enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive")
     @classmethod
     def _refuse_what_is_not_here(cls, enabled: bool) -> bool:
         if enabled:

@@ -21,25 +21,35 @@ IGNORE_INDEX = -100
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 512 * 2**20
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(hidden @ weight.T + bias) against labels.
 
-    hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored.
-    Returns (loss_sum, token_nll): the scalar fp32 sum of NLLs in nats, differentiable with respect to hidden and
-    weight, and the fp32 NLLs (N,), detached, 0 where ignored.
+    hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored;
+    token_weights (N,) or None: constants that each token's NLL counts in the sum.
+    Returns (loss_sum, token_nll): the scalar fp32 (weighted) sum of NLLs in nats, differentiable with respect to hidden
+    and weight, and the fp32 NLLs (N,), detached, never weighted, 0 where ignored.
     """
-    assert bias is None or not bias.requires_grad, "bias is a constant here; its gradient is not computed"
+    constants = [tensor for tensor in (bias, token_weights) if tensor is not None]
+    assert not any(tensor.requires_grad for tensor in constants), "constants here; their gradients are not computed"
     device_type = hidden.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, dtype, with_gradients)
+    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients)
     return loss_sum, token_nll.detach()
 
 
 @torch.library.custom_op("forethought::linear_cross_entropy", mutates_args=())
 def _fused(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype, with_gradients: bool
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: Tensor | None,
+    dtype: torch.dtype,
+    with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); empty gradients unless asked for."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
@@ -67,17 +77,20 @@ def _fused(
             if with_gradients:
                 # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
                 counted = (~ignored).to(accumulate)
+                if token_weights is not None:
+                    counted *= token_weights[rows, None]
                 grad_logits = exponentials.mul_(counted / total).scatter_add_(1, target, -counted).to(dtype)
                 grad_hidden[rows] = grad_logits @ low_weight
                 if dtype == accumulate:
                     grad_weight.addmm_(grad_logits.T, low_hidden[rows])
                 else:
                     grad_weight += grad_logits.T @ low_hidden[rows]
-    return token_nll.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
+    weighted = token_nll if token_weights is None else token_nll * token_weights
+    return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
 
 
 @_fused.register_fake
-def _(hidden, weight, bias, labels, dtype, with_gradients):
+def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients):
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     return (
         hidden.new_empty((), dtype=accumulate),
@@ -96,6 +109,7 @@ def _scale_gradients(ctx, grad_loss, *_):
     return (
         (grad_hidden * grad_loss).to(grad_hidden.dtype),
         (grad_weight * grad_loss).to(grad_weight.dtype),
+        None,
         None,
         None,
         None,

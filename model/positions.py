@@ -8,6 +8,7 @@ because its rows also say "a text begins here", which is untrue at any new posit
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -18,9 +19,15 @@ class LearnedPositions(nn.Embedding):
         super().__init__(seq_length, hidden_size)
         self.register_buffer("ids", torch.arange(seq_length), persistent=False)
 
-    def forward(self, length: int, start: int = 0) -> Tensor:
-        """The rows (length, D) of positions start, start + 1, ..."""
-        return super().forward(self.ids[start : start + length])
+    def forward(self, length: int, start: int = 0, segment_ids: Tensor | None = None) -> Tensor:
+        """The rows (length, D) of positions start, start + 1, ...
+
+        With segment_ids (B, length) and start 0: (B, length, D), counted from each segment's first position.
+        """
+        ids = self.ids[start : start + length]
+        if segment_ids is not None:
+            ids = ids - segment_starts(segment_ids, ids)
+        return super().forward(ids)
 
     @torch.no_grad()
     def extend(self, new_length: int) -> None:
@@ -29,6 +36,12 @@ class LearnedPositions(nn.Embedding):
         self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
         self.ids = torch.arange(new_length, device=rows.device)
         self.num_embeddings = new_length
+
+
+def segment_starts(segment_ids: Tensor, ids: Tensor) -> Tensor:
+    """segment_ids (B, T), ids (T,) = 0, 1, ... -> (B, T): the first position of the segment that each one is in."""
+    begins = F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0))
+    return torch.where(begins, ids, 0).cummax(dim=1).values
 
 
 def extended_rows(rows: Tensor, new_length: int) -> Tensor:

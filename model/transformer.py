@@ -7,6 +7,7 @@ Notable here
 - forward goes from hidden states to the loss without whole-batch logits (objectives.py); logits() is for decoding.
 - What can be computed again (masks, position ids, the output bias) is never in the state dict.
 - With dropout 0 forward draws no random number.
+- What is off costs nothing: without segment_ids no mask is built, without difficulty the head is read once.
 """
 
 import math
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, KeyValueCache, causal_mask
+from model.attention import CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
 from model.config import ModelConfig
+from model.curriculum import row_losses, row_weights
 from model.objectives import linear_cross_entropy
 from model.positions import LearnedPositions
 
@@ -25,8 +27,8 @@ VOCAB_MULTIPLE = 64
 
 
 class TrainingOutput(NamedTuple):
-    loss_sum: Tensor  # scalar fp32: sum of the NLLs (nats) over labels that are not -100; differentiable
-    token_nll: Tensor  # (B, T) fp32, detached; 0 where the label is -100
+    loss_sum: Tensor  # scalar fp32: (weighted) sum of the NLLs (nats) over labels that are not -100; differentiable
+    token_nll: Tensor  # (B, T) fp32, detached, never weighted; 0 where the label is -100
 
 
 class MLP(nn.Module):
@@ -50,8 +52,10 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, mask: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache, mask))
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None, causal_mask: Tensor, segment_mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, causal_mask, segment_mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -98,19 +102,41 @@ class TransformerLM(nn.Module):
         """(padded_vocab_size, D): the head's rows, which are the embedding's when tied."""
         return self.tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> TrainingOutput:
-        """input_ids and labels (B, T) int64; labels[:, t] is what follows input_ids[:, t], or -100 to be left out."""
-        hidden = self.hidden_states(input_ids)
-        loss_sum, token_nll = linear_cross_entropy(
-            hidden.flatten(0, 1), self.head_weight, self.output_bias, labels.flatten()
-        )
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        segment_ids: Tensor | None = None,
+        difficulty: Tensor | None = None,
+        curriculum_temperature: float = 1.0,
+    ) -> TrainingOutput:
+        """input_ids and labels (B, T) int64; labels[:, t] is what follows input_ids[:, t], or -100 to be left out.
+
+        segment_ids: see hidden_states. difficulty (K,): the thresholds by which row_weights (curriculum.py) weighs the
+        rows; their losses are found first, by one more pass over the head.
+        """
+        hidden = self.hidden_states(input_ids, segment_ids=segment_ids).flatten(0, 1)
+        head = (self.head_weight, self.output_bias, labels.flatten())
+        token_weights = None
+        if difficulty is not None:
+            with torch.no_grad():
+                _, token_nll = linear_cross_entropy(hidden, *head)
+                row_loss = row_losses(token_nll.view(labels.shape), labels)
+                weights = row_weights(row_loss, difficulty, curriculum_temperature)
+                token_weights = weights[:, None].expand_as(labels).flatten()
+        loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights)
         return TrainingOutput(loss_sum, token_nll.view(labels.shape))
 
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
+    ) -> Tensor:
         """input_ids (B, T) -> final normalised states (B, T, D); with a cache the tokens continue what it holds.
 
+        segment_ids (B, T) keeps the pieces of a row apart: 0, 1, ... from left to right, -1 for padding at the end.
+        Each is then read as if it stood alone. They do not go together with a cache.
         Raises ValueError when more positions are asked for than the model has.
         """
+        assert cache is None or segment_ids is None, "a cache holds one document a row"
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
         if start + length > self.config.seq_length:
@@ -118,9 +144,10 @@ class TransformerLM(nn.Module):
                 f"{start + length} tokens do not fit seq_length {self.config.seq_length}; "
                 "give fewer tokens or call extend_max_seq_len first."
             )
-        x = self.dropout(self.tokens(input_ids) + self.positions(length, start))
+        mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
+        x = self.dropout(self.tokens(input_ids) + self.positions(length, start, segment_ids))
         for block in self.blocks:
-            x = block(x, cache, self.causal_mask)
+            x = block(x, cache, self.causal_mask, mask)
         if cache is not None:
             cache.length += length
         return self.final_norm(x)

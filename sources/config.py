@@ -137,14 +137,28 @@ Tokenizer = Annotated[
 
 
 class DataConfig(BaseModel):
-    """The `data` section. `min_text_length` is in characters; `source_weights` are relative, 1.0 where not given."""
+    """The `data` section."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     sources: tuple[SourceSpec, ...] = ("wikipedia",)
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
-    source_weights: dict[str, float] = {}
-    min_text_length: int = Field(50, ge=0, strict=True)
+    source_weights: dict[str, float] = Field({}, description="relative shares of the tokens; 1.0 where not given")
+    min_text_length: int = Field(50, ge=0, strict=True, description="characters; shorter documents are passed over")
+    deduplicate: bool = Field(True, strict=True, description="pass over documents that repeat a recent one of a source")
+    decontaminate: tuple[str, ...] = Field(
+        (), description="files or folders of texts; documents that share 13 words in a row with one are passed over"
+    )
+    shuffle: bool = Field(True, strict=True, description="another order of shards and rows in each pass")
+    packing: Literal["best_fit", "pad"] = Field("best_fit", description="pad: one text a row, the rest is padding")
+    document_mask: bool = Field(False, strict=True, description="attention stays inside a document; positions restart")
+    num_workers: Literal["auto"] | Annotated[int, Field(strict=True, ge=0, le=64)] = Field(
+        "auto", description="processes per rank that prepare data; 0: a thread; auto: a thread without a GPU"
+    )
+    retry_minutes: float = Field(10.0, ge=0, le=1440, description="how long a source may fail before it is dropped")
+    cache: bool = Field(False, strict=True, description="keep packed rows on disk and read them in later runs")
+    cache_max_gb: float = Field(20.0, gt=0, description="the least recently used sources are removed beyond this")
+    cache_dir: str = Field("shard_cache/store", min_length=1, description="where the cache lies")
 
     @field_validator("sources", mode="before")
     @classmethod

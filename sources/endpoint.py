@@ -58,6 +58,18 @@ def within(timeout: float, question: Callable[[], str | None], too_slow: str) ->
 
 def explain(error: BaseException, name: str) -> str:
     """Say in a few words what went wrong with repository `name`; looks at causes too."""
+    reason, _ = _classify(error, name)
+    return reason
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether trying again may help: lost connections, stalls, rate limits and server errors, not refusals."""
+    _, transient = _classify(error, "")
+    return transient
+
+
+def _classify(error: BaseException, name: str) -> tuple[str, bool]:
+    """Return what went wrong with repository `name`, and whether it may pass."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -68,22 +80,25 @@ def explain(error: BaseException, name: str) -> str:
         return any(isinstance(link, kind) for link in chain)
 
     if has(OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and it is not in the cache"
+        return "HF_HUB_OFFLINE is set and it is not in the cache", False
     if has(HFValidationError):
-        return f'"{name}" is not a repository name such as "owner/name", and no such local folder exists'
+        return f'"{name}" is not a repository name such as "owner/name", and no such local folder exists', False
     message = str(error)  # `datasets` cuts the chain of causes off and says the same in words
     status = next((link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)), None)
     if has(GatedRepoError) or status == 403 or "gated dataset" in message:
-        return f"{name} is gated or private; ask for access on its page and log in (hf auth login, or set HF_TOKEN)"
+        asking = "ask for access on its page and log in (hf auth login, or set HF_TOKEN)"
+        return f"{name} is gated or private; {asking}", False
     if has(RevisionNotFoundError) or message.startswith("Revision "):
-        return f"{name} has no such revision"
+        return f"{name} has no such revision", False
     if has(RepositoryNotFoundError) or status in (401, 404, 410) or "doesn't exist on the Hub" in message:
-        return f"{name} is not found at {constants.ENDPOINT}, or is private and needs a login (set HF_TOKEN)"
+        return f"{name} is not found at {constants.ENDPOINT}, or is private and needs a login (set HF_TOKEN)", False
+    if status == 429:
+        return f"{constants.ENDPOINT} asks for fewer requests (error 429)", True
     if status is not None:
-        return f"{constants.ENDPOINT} answers with error {status}"
+        return f"{constants.ENDPOINT} answers with error {status}", status >= 500 or status == 408
     if any(isinstance(link, (ConnectionError, TimeoutError)) or _is_of_network(link) for link in chain):
-        return f"{constants.ENDPOINT} cannot be reached ({type(chain[-1]).__name__})"
-    return f"{name} cannot be read: {message.splitlines()[0] if message else type(error).__name__}"
+        return f"{constants.ENDPOINT} cannot be reached ({type(chain[-1]).__name__})", True
+    return f"{name} cannot be read: {message.splitlines()[0] if message else type(error).__name__}", False
 
 
 def _is_of_network(error: BaseException) -> bool:

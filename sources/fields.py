@@ -14,6 +14,10 @@ from string import Formatter
 SYNONYMS = {"question": "query", "query": "question"}
 
 
+# A dataset's columns: what each holds inside by name (lists are looked through), None where it is plain or not known.
+Columns = Mapping[str, "Columns | None"]
+
+
 class FieldError(ValueError):
     """A template or a field list cannot be used; the message says which part, and what to write instead."""
 
@@ -36,34 +40,49 @@ class Template:
         """The top-level columns this template reads, in order, each once."""
         return list(dict.fromkeys(path[0] for path in self.paths.values()))
 
-    def bind(self, available: Sequence[str], where: str) -> tuple["Template", list[str]]:
-        """Match the paths with the columns there are.
+    def bind(self, available: "Columns | Sequence[str]", where: str) -> tuple["Template", list[str]]:
+        """Match the paths with the columns there are; where `available` says what a column holds, look inside too.
 
         Returns the bound template and what to announce. Raises FieldError naming the columns of `where`.
         """
+        columns = available if isinstance(available, Mapping) else dict.fromkeys(available)
         bound, notices = {}, []
         for field, path in self.paths.items():
             whole, synonym = ".".join(path), SYNONYMS.get(path[0])
-            if whole in available:  # a flat column may have a dot in its name
+            if whole in columns:  # a flat column may have a dot in its name
                 bound[field] = (whole,)
-            elif path[0] in available:
+            elif path[0] in columns:
                 bound[field] = path
-            elif synonym in available:
+            elif synonym in columns:
                 bound[field] = (synonym, *path[1:])
                 notices.append(f"field {path[0]} is read from the column {synonym}, since there is no column {path[0]}")
             else:
                 raise FieldError(
-                    f"{where} has no column {path[0]!r}{nearest(path[0], available)}; "
-                    f"its columns are {', '.join(available)}."
+                    f"{where} has no column {path[0]!r}{nearest(path[0], columns)}; "
+                    f"its columns are {', '.join(columns)}."
                 )
+            _look_inside(columns, bound[field], where)
         return replace(self, paths=bound), notices
 
     def render(self, row: Mapping[str, object]) -> str | None:
         """Return the row's text, or None when a field is missing, null or empty."""
-        texts = {field: _lookup(row, path) for field, path in self.paths.items()}
-        if None in texts.values():
-            return None
-        return "".join(literal + ("" if field is None else texts[field]) for literal, field in self.parts)
+        return self.render_columns({column: [row.get(column)] for column in self.columns})[0]
+
+    def render_columns(self, columns: Mapping[str, Sequence[object]]) -> list[str | None]:
+        """Return each row's text as `render` does, of rows given as equally long columns."""
+        num_rows = len(next(iter(columns.values())))
+        texts = [
+            [_lookup(value, path[1:]) for value in columns.get(path[0]) or [None] * num_rows]
+            for path in self.paths.values()
+        ]
+        if len(texts) == 1 and len(self.parts) == 1 and not self.parts[0][0]:
+            return texts[0]
+        numbers = {field: number for number, field in enumerate(self.paths)} | {None: -1}
+        parts = [(literal, numbers[field]) for literal, field in self.parts]
+        return [
+            None if None in row else "".join(literal + row[n] if n >= 0 else literal for literal, n in parts)
+            for row in zip(*texts, strict=True)
+        ]
 
 
 def compile_template(format: str | None, fields: Sequence[str] | Mapping[str, str] | None) -> Template:
@@ -109,6 +128,19 @@ def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]
     if not any(field for _, field, _, _ in parsed):
         raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')
     return [(literal, field) for literal, field, _, _ in parsed]
+
+
+def _look_inside(columns: Columns, path: tuple[str, ...], where: str) -> None:
+    """Raise FieldError when the path's column is known to hold nothing of that name."""
+    inside = columns[path[0]]
+    if len(path) == 1 or inside is None:
+        return
+    if path[1] not in inside:
+        raise FieldError(
+            f"the column {path[0]!r} of {where} has no field {path[1]!r}{nearest(path[1], inside)}; "
+            f"its fields are {', '.join(inside)}."
+        )
+    _look_inside(inside, path[1:], where)
 
 
 def _lookup(value: object, path: tuple[str, ...]) -> str | None:

@@ -1,7 +1,8 @@
 """Text, Markdown, source code, JSON lines and parquet files below a folder; `.gz` of the first four too.
 
 A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
-file is a byte offset (text), a number of lines (JSON lines) or of rows (parquet). Binary files are skipped and counted.
+file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so that going on late in a file
+reads none of its beginning unless it is packed. Binary files are skipped and counted.
 """
 
 import gzip
@@ -16,11 +17,11 @@ from pyarrow import ArrowInvalid
 from sources.config import FilesSpec
 from sources.fields import FieldError, Template, compile_template
 from sources.folder import File, FolderSource, list_files
+from sources.parquet import columns_of, read_columns
 from sources.source import JSON, SourceError
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
-ROWS_PER_BATCH = 256
 
 
 class FilesSource(FolderSource):
@@ -31,7 +32,11 @@ class FilesSource(FolderSource):
         if not files:
             raise SourceError(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
         super().__init__(spec.source_name, spec.path, files, pin)
+        self.text_field = spec.text_field
         self.template = compile_template(None, [spec.text_field])
+
+    def fingerprint(self) -> JSON:
+        return {**super().fingerprint(), "text_field": self.text_field}
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         path = PurePosixPath(file.key.lower())
@@ -76,8 +81,11 @@ class FilesSource(FolderSource):
             return data.decode("utf-8", errors="ignore")
 
     def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
-        for number, line in enumerate(stream, start=1):
-            if number <= start or not line.strip():
+        stream.seek(start)
+        position = start
+        for line in stream:
+            position += len(line)
+            if not line.strip():
                 continue
             try:
                 row = json.loads(line)
@@ -89,7 +97,7 @@ class FilesSource(FolderSource):
                 self.counts["rows without text"] += 1
                 self._announce_missing(file, row)
             else:
-                yield text, number
+                yield text, position
 
     def _announce_missing(self, file: File, row: object) -> None:
         if isinstance(row, dict):
@@ -101,31 +109,21 @@ class FilesSource(FolderSource):
     def _rows_of_parquet(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         try:
             with pq.ParquetFile(file.path) as parquet:
-                template = self._bind(file, parquet.schema_arrow.names)
+                template = self._bind(file, parquet)
                 if template is None:
                     return
-                row_number = 0
-                for group in range(parquet.num_row_groups):
-                    rows = parquet.metadata.row_group(group).num_rows
-                    if row_number + rows <= start:
-                        row_number += rows
-                        continue
-                    batches = parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=template.columns)
-                    for row in (row for batch in batches for row in batch.to_pylist()):
-                        row_number += 1
-                        if row_number <= start:
-                            continue
-                        text = template.render(row)
+                for first, columns in read_columns(parquet, template.columns, start):
+                    for position, text in enumerate(template.render_columns(columns), start=first + 1):
                         if text is None:
                             self.counts["rows without text"] += 1
                         else:
-                            yield text, row_number
+                            yield text, position
         except ArrowInvalid as error:
             self.skip(file, "damaged files", f"is not a readable parquet file ({str(error).splitlines()[0]})")
 
-    def _bind(self, file: File, columns: list[str]) -> Template | None:
+    def _bind(self, file: File, parquet: pq.ParquetFile) -> Template | None:
         try:
-            template, notices = self.template.bind(columns, "this file")
+            template, notices = self.template.bind(columns_of(parquet.schema_arrow), "this file")
         except FieldError as error:
             self.skip(file, "files without the text field", str(error))
             return None

@@ -9,7 +9,7 @@ small ones files are dealt to the shards evenly instead, and a change may repeat
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,10 @@ class FolderSource(ABC):
             "num_shards": self.num_shards,
         }
 
+    def fingerprint(self) -> JSON:
+        """Any change of a file's name, size or time changes this; a subclass adds what else its documents depend on."""
+        return {"files": digest((file.key, file.path) for file in self.files), "num_shards": self.num_shards}
+
     def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
         after = _order(cursor["file"]) if cursor else None
         for file in self._shard(shard):
@@ -100,6 +104,19 @@ class FolderSource(ABC):
         if len(self.files) < FILES_PER_HASHED_SHARD * MAX_SHARDS:
             return self.files[shard :: self.num_shards]
         return [file for file in self.files if file.order[0] % self.num_shards == shard]
+
+
+def digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Return a hash over the keys, sizes and modification times of `files`, given as (key, path)."""
+    found = hashlib.blake2b(digest_size=16)
+    for key, path in files:
+        try:
+            now = path.stat()
+            size, mtime_ns = now.st_size, now.st_mtime_ns
+        except OSError:  # it vanished since it was listed
+            size, mtime_ns = -1, 0
+        found.update(f"{size} {mtime_ns} {key}\n".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def list_files(path: str, glob: str = "**/*") -> list[File]:

@@ -1,10 +1,9 @@
 """Texts kept out of training for evaluation, and samples of the training texts for a tokenizer.
 
-Whether a text is held out depends on nothing but the text, so every rank, every run and every tokenizer agrees, and
-the same text in two sources is held out of both.
+Whether a text is held out depends on nothing but the text (filters.py), so every rank, every run and every tokenizer
+agrees, and the same text in two sources is held out of both.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,32 +12,25 @@ import numpy as np
 import torch
 
 from sources.config import DataConfig
-from sources.packing import pack_all
+from sources.filters import is_held_out
+from sources.packing import ids_dtype, pack_all
 from sources.registry import OpenedSources
 from sources.source import Source, SourceError
 from sources.tokenizer import TextTokenizer
 
-HELD_OUT_SHARE = 1 / 50
 SCAN_FACTOR = 100  # how many times the wanted tokens a source is searched for
 BYTES_PER_TOKEN = 4  # an estimate, for the bound above only
 OPEN_SHARDS = 8
 BURST = 4  # documents from one shard before the next shard's turn
 
-_ONE_IN = round(1 / HELD_OUT_SHARE)
-
-
-def is_held_out(text: str) -> bool:
-    """Tell whether a text belongs to the held-out share, by its hash alone (white space around it does not count)."""
-    digest = hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest) % _ONE_IN == 0
-
 
 @dataclass
 class HeldOut:
-    """Packed held-out rows: `input_ids` and `labels` are (N, T) int64, `source_ids` (N,) indexes the configuration."""
+    """Packed held-out rows, as a Batch has them: `source_ids` (N,) indexes the configuration, the others are (N, T)."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    segment_ids: torch.Tensor
     source_ids: torch.Tensor
     bytes_per_source: dict[str, int]  # UTF-8 bytes of the texts that the labels cover
     texts: dict[str, list[str]]
@@ -47,10 +39,10 @@ class HeldOut:
 @dataclass
 class _Collected:
     texts: list[str] = field(default_factory=list)
-    ids: list[list[int]] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
     total: int = 0
 
-    def add(self, text: str, ids: list[int]) -> None:
+    def add(self, text: str, ids: np.ndarray) -> None:
         self.texts.append(text)
         self.ids.append(ids)
         self.total += len(ids) + 1
@@ -67,18 +59,16 @@ def collect_held_out(
     """
     names = [spec.source_name for spec in config.sources]
     wanted = eval_tokens // max(1, len(opened.sources))
-    inputs, labels, owners, texts = [], [], [], {}
+    dtype = ids_dtype(tokenizer.vocab_size)
+    packed, owners, texts = [], [], {}
     for name, source in opened.sources.items():
         collected = _collect(source, config, tokenizer, wanted)
-        rows, targets = pack_all(collected.ids, seq_length, tokenizer.eos_id)
-        inputs.append(rows)
-        labels.append(targets)
-        owners += [names.index(name)] * len(rows)
+        block = pack_all(collected.ids, seq_length, tokenizer.eos_id, dtype, config.packing)
+        packed.append(block.unpack(slice(0, len(block))))
+        owners += [names.index(name)] * len(block)
         texts[name] = collected.texts
-    empty = np.zeros((0, seq_length), dtype=np.int64)
     return HeldOut(
-        torch.from_numpy(np.concatenate([empty, *inputs])),
-        torch.from_numpy(np.concatenate([empty, *labels])),
+        *(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*packed, strict=True)),
         torch.tensor(owners, dtype=torch.int64),
         {name: sum(len(text.encode("utf-8", "surrogatepass")) for text in kept) for name, kept in texts.items()},
         texts,
@@ -87,7 +77,7 @@ def collect_held_out(
 
 def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wanted: int) -> _Collected:
     collected = _Collected()
-    shortest_long: tuple[str, list[int]] | None = None
+    shortest_long: tuple[str, np.ndarray] | None = None
     scanned = 0
     for text in _spread_documents(source):
         scanned += len(text)

@@ -1,251 +1,168 @@
 """Virtual lanes: the unit of sharding and of resuming.
 
-A run has V lanes, fixed when its lineage begins. Of every source, lane v owns the shards s with s % V == v; where there
-are fewer shards than lanes, it reads shard v % S and takes every k-th document of it, k being the number of lanes that
-read this shard. Together the lanes give every document exactly once per pass, and a lane goes on pass after pass.
-
-A lane has one stream per source (documents -> filter -> tokens -> rows) and one mixer that picks whose row is next. A
-stream's state is the cursor before the first document that is not fully consumed, and how many of its tokens are: on a
-resume that document is read and tokenised again. No tokens are ever saved.
+A run has V lanes, a power of two fixed when its lineage begins. A lane has one stream per source (stream.py) and one
+mixer that picks whose row is next by tokens owed. Row i of a run comes from lane i % V, and lane v belongs to rank
+v % W: which rows there are, and in which order, does not depend on the ranks and workers that happen to serve them.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
 
-import numpy as np
-
-from sources.config import DataConfig
-from sources.held_out import is_held_out
+from sources.blocks import Made
 from sources.mixing import Mixer, SequentialMixer
-from sources.packing import Packer
-from sources.source import JSON, Source, SourceError
-from sources.tokenizer import TextTokenizer
+from sources.packing import Block
+from sources.source import JSON, SourceError
+from sources.workers import Workers
 
-RETRIES = 2  # after the first failure; the network's own retries come before each
-BACKOFF = 1.0  # seconds before the first retry, doubled for each further one
-ENCODE_CHARACTERS = 64 * 1024  # texts are encoded together until they hold this much
-ENCODE_DOCUMENTS = 64
-
-Event = dict[str, Any]
+MIN_LANES = 16
 
 
-@dataclass
-class Shared:
-    """What the lanes of one process have in common."""
+class SourceLost(Exception):
+    """A source cannot be read any more; every rank must go on without it from the same step on."""
 
-    config: DataConfig
-    tokenizer: TextTokenizer
-    seq_length: int
-    num_lanes: int
-    events: list[Event] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)  # source -> why it is no longer read
-    newest_pass: dict[str, int] = field(default_factory=dict)
-    stopping: Callable[[], bool] = lambda: False
-
-    def announce(self, name: str, what: str, message: str) -> None:
-        self.events.append({"event": "source", "name": name, "what": what, "message": message})
+    def __init__(self, name: str, reason: str):
+        self.name, self.reason = name, reason
+        super().__init__(f"{name}: {reason}")
 
 
 @dataclass(frozen=True)
-class Position:
-    """Before a document: which pass, the how-many-th of the lane's shards, the cursor, documents seen in this shard."""
+class Row:
+    """Row `index` of a block; `source` is its name."""
 
-    number: int = 0
-    shard: int = 0
-    cursor: JSON = None
-    seen: int = 0
+    source: str
+    block: Block
+    index: int
 
 
-class Stream:
-    """One source's rows in one lane, without end; `dry` once a whole pass has given nothing."""
+class Queue:
+    """One stream's blocks as they are used up: the state before the block in use, and how many of its rows are gone."""
 
-    def __init__(self, source: Source, lane: int, shared: Shared, state: JSON | None):
-        self.source, self.lane, self.shared = source, lane, shared
-        self.shards, self.stride, self.offset = owned_shards(source.num_shards, lane, shared.num_lanes)
-        self.packer = Packer(shared.seq_length, shared.tokenizer.eos_id)
+    def __init__(self, name: str, lane: int, workers: Workers, kept: JSON | None):
+        self.name, self.lane, self.workers = name, lane, workers
+        self._before: JSON = kept["state"] if kept else None
+        self._taken = kept["taken"] if kept else 0
+        self.tokens = kept["tokens"] if kept else 0  # labels delivered since the lineage began
+        self._block: Block | None = None
+        self._after: JSON = None
         self.dry = False
-        self.tokens = 0  # labels delivered since the lineage began
-        self._read_to = Position()  # after the last document that was read
-        self._skip = 0  # ids of the next document that were consumed before a restart
-        self._failure: SourceError | None = None
-        self._found = False  # whether the pass that is being read has given a document
-        if state is not None:
-            self._load(state)
-        self._documents = self._read()
+        self.counts: dict[str, int] = {}
+        self._asked: deque[Future[Made]] = deque()
+        self._ask(self._before)
 
-    def fill(self, tokens: int) -> bool:
-        """Queue documents until `tokens` labels are ready; False when there will be none. Raises SourceError."""
-        self._queue(tokens)
-        if self.packer.queued < tokens and self._failure is not None:
-            raise self._failure
-        return self.packer.queued >= tokens
+    @property
+    def number(self) -> int:
+        """The pass of the next row; `fetch` must have been called."""
+        return self._before["pass"] if self._before else 0
 
-    def row(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next row's input ids and labels; `fill(seq_length)` must have succeeded."""
-        assert self.packer.queued >= self.shared.seq_length
-        self.tokens += self.shared.seq_length
-        return self.packer.row()
+    def fetch(self) -> bool:
+        """Have a row ready; False when there will be none. Raises SourceLost, on every call once it failed."""
+        while self._block is None or self._taken >= len(self._block):
+            if self.dry:
+                return False
+            if self._block is not None:
+                self._before, self._taken = self._after, 0
+                self._block = None
+            try:
+                made = self._asked[0].result()
+            except SourceError as error:
+                raise SourceLost(self.name, error.reason) from error
+            self._asked.popleft()
+            self._block, self._after = made.block, made.after
+            for reason, number in made.counts.items():
+                self.counts[reason] = self.counts.get(reason, 0) + number
+            if len(made.block):
+                self._ask(made.after)
+            else:
+                self.dry = True
+        return True
 
-    def next_pass(self) -> int:
-        """Which pass the next token belongs to."""
-        self._queue(1)
-        position, _ = self.packer.front or (self._read_to, 0)
-        return position.number
+    def take(self) -> tuple[Block, int]:
+        """Return the next row as its block and its index there."""
+        block, index = self._block, self._taken
+        self._taken += 1
+        self.tokens += int(block.lengths[index])
+        return block, index
 
     def state(self) -> JSON:
-        position, taken = self.packer.front or (self._read_to, self._skip)
-        return {
-            "pass": position.number,
-            "shard": position.shard,
-            "cursor": position.cursor,
-            "seen": position.seen,
-            "taken": taken,
-            "tokens": self.tokens,
-            "num_shards": self.source.num_shards,
-        }
+        """What `kept` takes; the same value as long as no row was taken."""
+        return {"state": self._before, "taken": self._taken, "tokens": self.tokens}
 
-    def _queue(self, tokens: int) -> None:
-        """Read and encode until `tokens` labels are queued, or the stream is dry, or it fails (kept for `fill`)."""
-        while self.packer.queued < tokens and not self.dry and self._failure is None:
-            batch: list[tuple[str, Position]] = []
-            characters = 0
-            try:
-                while characters < ENCODE_CHARACTERS and len(batch) < ENCODE_DOCUMENTS:
-                    document = next(self._documents, None)
-                    if document is None:
-                        self.dry = not batch
-                        break
-                    batch.append(document)
-                    characters += len(document[0])
-            except SourceError as error:
-                self._failure = error  # what was read before it is still good
-            encoded = self.shared.tokenizer.encode_batch([text for text, _ in batch])
-            for ids, (_, position) in zip(encoded, batch, strict=True):
-                self.packer.add(ids, position, min(self._skip, len(ids)))
-                self._skip = 0
-
-    def _load(self, state: JSON) -> None:
-        self.tokens = state["tokens"]
-        newest = self.shared.newest_pass
-        newest[self.source.name] = max(state["pass"], newest.get(self.source.name, 0))
-        if state["num_shards"] == self.source.num_shards:
-            self._read_to = Position(state["pass"], state["shard"], state["cursor"], state["seen"])
-            self._skip = state["taken"]
-            self._found = self._read_to != Position(state["pass"])
-        else:
-            self._read_to = Position(state["pass"])
-            self.shared.announce(
-                self.source.name,
-                "notice",
-                f"{self.source.name} now has {self.source.num_shards} shards instead of {state['num_shards']}; "
-                f"lane {self.lane} begins its pass again",
-            )
-
-    def _read(self) -> Iterator[tuple[str, Position]]:
-        """Yield this lane's usable documents with the position before each, pass after pass."""
-        while True:
-            for text, before in self._one_pass():
-                stripped = text.strip()
-                if len(stripped) >= self.shared.config.min_text_length and stripped and not is_held_out(text):
-                    self._found = True
-                    yield text, before
-            if not self._found:
-                self._read_to = Position(self._read_to.number)
-                return
-            self._found = False
-            self._read_to = Position(self._read_to.number + 1)
-            newest = self.shared.newest_pass
-            if self._read_to.number > newest.get(self.source.name, 0):
-                newest[self.source.name] = self._read_to.number
-                message = f"{self.source.name} begins pass {self._read_to.number + 1}"
-                self.shared.announce(self.source.name, "next_pass", message)
-
-    def _one_pass(self) -> Iterator[tuple[str, Position]]:
-        """Yield the rest of this pass's documents of this lane; retries what fails, then raises SourceError."""
-        while self._read_to.shard < len(self.shards):
-            failures = 0
-            while True:
-                try:
-                    start = self._read_to
-                    for text, cursor in self.source.read(self.shards[start.shard], start.cursor):
-                        failures = 0
-                        before = self._read_to
-                        self._read_to = Position(before.number, before.shard, cursor, before.seen + 1)
-                        if before.seen % self.stride == self.offset:
-                            yield text, before
-                    break
-                except SourceError as error:
-                    failures += 1
-                    if failures > RETRIES or self.shared.stopping():
-                        raise
-                    self.shared.announce(self.source.name, "retry", f"{error.reason} (retry {failures} of {RETRIES})")
-                    time.sleep(BACKOFF * 2 ** (failures - 1))
-            self._read_to = Position(self._read_to.number, self._read_to.shard + 1)
+    def _ask(self, before: JSON) -> None:
+        self._asked.append(self.workers.submit(self.name, self.lane, before))
 
 
 class Lane:
-    """One lane's streams and mixer; entries of sources that are absent this time pass through its state untouched."""
+    """One lane's queues and mixer; entries of sources that are absent this time pass through its state untouched."""
 
-    def __init__(self, number: int, sources: dict[str, Source], shared: Shared, state: JSON | None = None):
-        self.shared = shared
+    def __init__(
+        self,
+        number: int,
+        names: list[str],
+        weights: dict[str, float] | None,
+        seq_length: int,
+        workers: Workers,
+        state: JSON | None = None,
+    ):
+        """`weights` of None asks for sequential mixing."""
         kept = state["streams"] if state else {}
-        self._absent = {name: stream for name, stream in kept.items() if name not in sources}
-        self.streams = {name: Stream(source, number, shared, kept.get(name)) for name, source in sources.items()}
-        weights = {name: weight for name, weight in shared.config.weights().items() if name in sources}
-        if shared.config.mix_strategy == "sequential":
-            self.mixer = SequentialMixer(list(weights), lambda name: self.streams[name].next_pass())
+        self._absent = {name: stream for name, stream in kept.items() if name not in names}
+        self.queues = {name: Queue(name, number, workers, kept.get(name)) for name in names}
+        self.mixer: Mixer | SequentialMixer
+        if weights is None:
+            self.mixer = SequentialMixer(names, lambda name: self.queues[name].number)
         else:
-            self.mixer = Mixer(weights, shared.seq_length, phase=0 if state else number)
-        self._begun = False
+            self.mixer = Mixer({name: weights[name] for name in names}, seq_length, phase=0 if state else number)
         turn = state["mixer"].get("current") if state else None
         if state is not None and (turn is None or turn in kept):  # a source that begins anew has no turn to finish
             self.mixer.load(state["mixer"])
 
-    def row(self) -> tuple[str, np.ndarray, np.ndarray] | None:
-        """Return (source, input ids, labels) of the next row, or None when this lane has nothing to read."""
-        if not self._begun:
-            self._begun = True
-            # Which sources share the rows must not depend on which of them were asked before a restart.
-            for stream in self.streams.values():
-                stream.next_pass()
-        while live := [name for name in self.streams if self._is_live(name)]:
-            name = self._attempt(live)
-            if name is not None:
-                self.mixer.charge(name, live)
-                return (name, *self.streams[name].row())
-        return None
+    def row(self) -> Row | None:
+        """Return the next row, or None when this lane has nothing to read. Raises SourceLost."""
+        # All are made ready first: what shares the rows must not depend on which were asked before a restart.
+        live = [name for name, queue in self.queues.items() if queue.fetch()]
+        if not live:
+            return None
+        name = self.mixer.pick(live)
+        block, index = self.queues[name].take()
+        self.mixer.charge(name, live, int(block.lengths[index]))
+        return Row(name, block, index)
 
     def state(self) -> JSON:
-        streams = {name: stream.state() for name, stream in self.streams.items()}
+        """What resumes right after the last row."""
+        streams = {name: queue.state() for name, queue in self.queues.items()}
         return {"streams": self._absent | streams, "mixer": self.mixer.state()}
 
-    def _is_live(self, name: str) -> bool:
-        return name not in self.shared.dropped and not self.streams[name].dry
 
-    def _attempt(self, live: list[str]) -> str | None:
-        """Pick a source and ready its row; None when that source turned out dry or was dropped."""
-        name = self.mixer.pick(live)
-        try:
-            return name if self.streams[name].fill(self.shared.seq_length) else None
-        except SourceError as error:
-            self.shared.dropped[name] = error.reason
-            self.shared.announce(name, "dropped", f"{name} is no longer read: {error.reason}")
-            return None
+def choose_num_lanes(world_size: int, num_workers: int = 0) -> int:
+    """Return the number of lanes of a new lineage: a power of two, at least one for each worker of each rank.
+
+    More of them where a power of two cannot be dealt evenly, since then the ranks with fewer lanes are given padding.
+    """
+    wanted = max(MIN_LANES, world_size * max(1, num_workers))
+    if world_size & (world_size - 1):
+        wanted = max(wanted, 16 * world_size)
+    return 1 << (wanted - 1).bit_length()
 
 
-def owned_shards(num_shards: int, lane: int, num_lanes: int) -> tuple[list[int], int, int]:
-    """Return the shards that `lane` reads, and (stride, offset): it takes the documents n with n % stride == offset."""
-    if num_shards >= num_lanes:
-        return list(range(lane, num_shards, num_lanes)), 1, 0
-    shard = lane % num_shards
-    return [shard], len(range(shard, num_lanes, num_shards)), lane // num_shards
+def rows_of_step(first: int, rows: int, rank: int, world_size: int, num_lanes: int) -> tuple[list[int], int]:
+    """Return the lanes whose rows make `rank`'s share of the step that begins with row `first`, in order, and the row
+    that the next step begins with.
 
-
-def choose_num_lanes(world_size: int) -> int:
-    """Return the number of lanes for a new lineage: the smallest world_size * 2**k that is at least 8."""
-    lanes = world_size
-    while lanes < 8:
-        lanes *= 2
-    return lanes
+    A step takes as many rows, in order, as fit every rank's `rows`. Where W does not divide V, ranks with fewer lanes
+    have fewer; padding fills their share.
+    """
+    if num_lanes % world_size == 0:
+        lanes = [
+            row % num_lanes for row in range(first + (rank - first) % world_size, first + rows * world_size, world_size)
+        ]
+        return lanes, first + rows * world_size
+    given = [0] * world_size
+    lanes = []
+    row = first
+    while given[owner := row % num_lanes % world_size] < rows:
+        given[owner] += 1
+        if owner == rank:
+            lanes.append(row % num_lanes)
+        row += 1
+    return lanes, row

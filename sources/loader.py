@@ -1,30 +1,37 @@
 """Batches, each with the state that resumes right after it.
 
-Row i of a run comes from lane i % V, and rank r of W takes the rows i with i % W == r, so the same rows are seen in the
-same steps whatever W is (as long as W divides V). A background thread reads, tokenises and packs ahead (the libraries
-under it release the interpreter's lock); what it has prepared but not handed out is in no state, so reading ahead
-changes nothing.
+Workers make blocks (workers.py), lanes say whose row is next (lanes.py), and a thread here puts rows together into
+batches, a few ahead of training. What is prepared but not handed out is in no state, so neither the depth of this queue
+nor the number of workers or ranks changes a run.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from shard_cache import ShardCache
+from sources.caching import cached_sources
 from sources.config import DataConfig
-from sources.lanes import Lane, Shared, choose_num_lanes
+from sources.filters import Filters, long_ngrams
+from sources.lanes import Lane, Row, SourceLost, choose_num_lanes, rows_of_step
 from sources.packing import IGNORE
-from sources.registry import AllSourcesFailed, OpenedSources
-from sources.source import JSON
+from sources.registry import OpenedSources, forbidden_texts
+from sources.source import JSON, PER_ROW
+from sources.stream import Recipe
 from sources.tokenizer import TextTokenizer
+from sources.workers import WorkerError, Workers
 
-__all__ = ["Batch", "Loader", "choose_num_lanes", "merge_states"]
+__all__ = ["Batch", "Loader", "SourceLost", "WorkerError", "choose_num_lanes", "merge_states"]
 
+STATE_FORMAT = 2
+PREFETCH = 2  # batches that wait; with those under way, fewer than the delay of adaptive weights
 CLOSE_SECONDS = 3.0
 
 
@@ -34,17 +41,20 @@ class Batch:
 
     input_ids: torch.Tensor  # (A, B, T) int64
     labels: torch.Tensor  # (A, B, T) int64, aligned with input_ids; -100 is padding
+    segment_ids: torch.Tensor  # (A, B, T) int32: the pieces of documents in a row, from 0; -1 is padding
     source_ids: torch.Tensor  # (A, B) int64 index into Loader.source_names
     num_tokens: int  # labels that are not padding
+    number: int  # of this batch in its lineage, from 0
     state: dict[str, JSON]  # this rank's lanes; resumes right after this batch
     events: list[dict[str, Any]]  # what happened to sources since the previous batch
 
 
 class Loader:
-    """An iterator over one rank's batches, without end; when this rank has nothing to read, of padding alone.
+    """One rank's batches, without end; when this rank has nothing to read, of padding alone.
 
-    `state` is a lineage's merged state (or, with one rank, a batch's). Raises ValueError when `world_size` does not
-    divide the lineage's number of lanes, and AllSourcesFailed (also while iterating) when no source is left.
+    `state` is a lineage's merged state (or, with one rank, a batch's). `weights_at(number)` gives the sources' weights
+    for that batch and is asked a few batches ahead. Raises ValueError when there are more ranks than lanes or the
+    state cannot be continued, and AllSourcesFailed when no source is open.
     """
 
     def __init__(
@@ -58,57 +68,101 @@ class Loader:
         accumulation_steps: int,
         rank: int = 0,
         world_size: int = 1,
-        num_lanes: int = 8,
+        num_lanes: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
         state: dict[str, JSON] | None = None,
+        cache: ShardCache | None = None,
+        weights_at: Callable[[int], dict[str, float]] | None = None,
         pin_memory: bool = False,
-        prefetch: int = 2,
     ):
         opened.check()
-        self.opened = opened
+        if state is not None and state.get("format") != STATE_FORMAT:
+            raise ValueError("The data position was saved by another version of this program and cannot be continued.")
+        for source in opened.sources.values():  # what was read for other purposes
+            for reason in PER_ROW:
+                source.counts.pop(reason, None)
         self.source_names = [spec.source_name for spec in config.sources]
-        self.num_lanes = num_lanes if state is None else state["num_lanes"]
-        if self.num_lanes % world_size:
-            worlds = ", ".join(str(world) for world in range(1, self.num_lanes + 1) if self.num_lanes % world == 0)
-            raise ValueError(
-                f"This run's data is divided among {self.num_lanes} lanes, which {world_size} processes cannot share "
-                f"evenly; start it with one of these numbers of processes: {worlds}."
-            )
+        self.opened, self.rank, self.world_size, self.pin_memory = opened, rank, world_size, pin_memory
         self.shape = (accumulation_steps, micro_batch_size, seq_length)
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
-        self._stop = threading.Event()
-        self._shared = Shared(config, tokenizer, seq_length, self.num_lanes, stopping=self._stop.is_set)
-        kept = state["lanes"] if state else {}
+        self._head = state_head(config, seq_length, seed, num_lanes or choose_num_lanes(world_size), state)
+        self.num_lanes = self._head["num_lanes"]
+        if world_size > self.num_lanes:
+            raise ValueError(
+                f"This run's data is divided among {self.num_lanes} lanes, one process each at the most; "
+                f"start it with at most {self.num_lanes} processes."
+            )
+        self._recipe = make_recipe(opened, config, tokenizer, self._head)
+        names = [name for name in self.source_names if name in opened.sources]
+        lanes = range(rank, self.num_lanes, world_size)
+        cached = cached_sources(cache, opened.sources, config, self._recipe) if cache is not None else {}
+        self._workers = Workers(opened.sources, self._recipe, cached, min(num_workers, len(lanes)))
+        kept = (state or {}).get("lanes", {})
+        if state is not None and state["rows"] != self._head["rows"]:
+            kept = {lane: _begin_blocks_again(lane_state) for lane, lane_state in kept.items()}
+            self._announce("all", "notice", "rows are packed in another way now: each lane repeats at most a block")
+        weights = None if config.mix_strategy == "sequential" else config.weights()
+        self._weights_at = weights_at
         self._lanes = {
-            number: Lane(number, opened.sources, self._shared, kept.get(str(number)))
-            for number in range(rank, self.num_lanes, world_size)
+            number: Lane(number, names, weights, seq_length, self._workers, kept.get(str(number))) for number in lanes
         }
-        self._row = state["row"] if state else 0  # of the world_size rows from here on, one is this rank's
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, prefetch))
-        self._thread: threading.Thread | None = None
+        self._row = state["row"] if state else 0
+        self._number = state["batch"] if state else 0
+        self._newest_pass = {name: max(lane.queues[name].number for lane in self._lanes.values()) for name in names}
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._prepare, name="loader", daemon=True)
+        self._thread.start()
+
+    def next(self, timeout: float | None = None) -> Batch | None:
+        """Return the next batch, or None when it is not ready within `timeout` seconds (None: waits).
+
+        Raises SourceLost when a source cannot be read any more, then and on every later call: the caller closes this
+        loader and makes one without the source, on all ranks, from the state of the last batch that was used.
+        """
+        try:
+            item = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            self._ready.put(item)
+            raise item
+        return replace(item, events=self.take_events())
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._prepare, name="loader", daemon=True)
-            self._thread.start()
         while True:
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                self._ready.put(item)  # whoever asks again gets the same answer
-                raise item
-            yield item
+            yield self.next()
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """Return what happened since the last call: retries, new passes, notices."""
+        events = []
+        while self._workers.events:
+            events.append(self._workers.events.popleft())
+        return events
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many documents each source's lanes passed over since the start, by reason."""
+        totals: dict[str, dict[str, int]] = {}
+        for lane in self._lanes.values():
+            for name, source_queue in lane.queues.items():
+                total = totals.setdefault(name, {})
+                for reason, number in source_queue.counts.items():
+                    total[reason] = total.get(reason, 0) + number
+        return totals
 
     def close(self) -> None:
-        """Stop reading ahead; iterating afterwards is an error of the caller.
-
-        Waits for the thread, but not for a network's time limit: it is a daemon and ends with the process.
-        """
+        """Stop reading ahead; waits for workers, but not for a network's time limit."""
         self._stop.set()
+        self._workers.close()
         deadline = time.monotonic() + CLOSE_SECONDS
-        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
+        while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._ready.get(timeout=0.05)
             except queue.Empty:
                 continue
+
+    def _announce(self, name: str, what: str, message: str) -> None:
+        self._workers.events.append({"event": "source", "name": name, "what": what, "message": message})
 
     def _prepare(self) -> None:
         item: Batch | BaseException
@@ -124,69 +178,109 @@ class Loader:
     def _next_batch(self) -> Batch:
         accumulation_steps, micro_batch_size, seq_length = self.shape
         rows = accumulation_steps * micro_batch_size
-        inputs = np.full((rows, seq_length), self._shared.tokenizer.eos_id, dtype=np.int64)
+        if self._weights_at is not None:
+            weights = self._weights_at(self._number)
+            for lane in self._lanes.values():
+                lane.mixer.weights = weights
+        turns, following = rows_of_step(self._row, rows, self.rank, self.world_size, self.num_lanes)
+        picked = [self._lanes[lane].row() for lane in turns]
+
+        inputs = np.full((rows, seq_length), self._recipe.tokenizer.eos_id, dtype=np.int64)
         labels = np.full((rows, seq_length), IGNORE, dtype=np.int64)
+        segments = np.full((rows, seq_length), -1, dtype=np.int32)
         owners = np.zeros(rows, dtype=np.int64)
-        for position in range(rows):
-            found = self._next_row()
-            if found is None:
-                break
-            name, inputs[position], labels[position] = found
-            owners[position] = self.source_names.index(name)
-        tensors = [
-            torch.from_numpy(inputs).view(self.shape),
-            torch.from_numpy(labels).view(self.shape),
-            torch.from_numpy(owners).view(self.shape[:2]),
-        ]
+        for first, last, places in _runs(picked):
+            owners[places] = self.source_names.index(first.source)
+            unpacked = first.block.unpack(slice(first.index, last.index + 1))
+            inputs[places], labels[places], segments[places] = unpacked
+        tensors = [torch.from_numpy(array).view(self.shape) for array in (inputs, labels, segments)]
+        tensors.append(torch.from_numpy(owners).view(self.shape[:2]))
         if self.pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
-        return Batch(*tensors, int((labels != IGNORE).sum()), self._state(), self._take_events())
+        num_tokens = sum(int(row.block.lengths[row.index]) for row in picked if row is not None)
+        number, self._row, self._number = self._number, following, self._number + 1
+        self._tell_passes()
+        return Batch(*tensors, num_tokens, number, self._state(), [])
 
-    def _next_row(self) -> tuple[str, np.ndarray, np.ndarray] | None:
-        """Return the next row of this rank from the lane whose turn it is, or from the next one that has data."""
-        turn = self._row + (self.rank - self._row) % self.world_size
-        self._row += self.world_size
-        for step in range(len(self._lanes)):
-            row = self._lanes[(turn + step * self.world_size) % self.num_lanes].row()
-            if row is not None:
-                return row
-        failed = self.opened.failures | self._shared.dropped
-        if all(name in failed for name in self.source_names):
-            raise AllSourcesFailed({name: failed[name] for name in self.source_names})
-        return None
+    def _tell_passes(self) -> None:
+        for name, newest in self._newest_pass.items():
+            number = max(lane.queues[name].number for lane in self._lanes.values())
+            if number > newest:
+                self._newest_pass[name] = number
+                message = f"{name} begins pass {number + 1}{describe(self.counts().get(name, {}))}"
+                self._workers.events.append(
+                    {"event": "source", "name": name, "what": "next_pass", "message": message, "pass": number + 1}
+                )
 
     def _state(self) -> dict[str, JSON]:
         lanes = {str(number): lane.state() for number, lane in self._lanes.items()}
-        return _with_totals({"num_lanes": self.num_lanes, "row": self._row, "lanes": lanes})
+        return {**self._head, "row": self._row, "batch": self._number, "lanes": lanes}
 
-    def _take_events(self) -> list[dict[str, Any]]:
-        for name, source in self.opened.sources.items():
-            for notice in source.notices:
-                self._shared.announce(name, "notice", notice)
-            source.notices.clear()
-        events, self._shared.events = self._shared.events, []
-        return events
+
+def state_head(
+    config: DataConfig, seq_length: int, seed: int, num_lanes: int, state: dict[str, JSON] | None
+) -> dict[str, JSON]:
+    """What a lineage's states have in common; what shapes a pass is the lineage's own, whatever the preset says now."""
+    lineage = state or {
+        "seed": seed,
+        "shuffle": config.shuffle,
+        "num_lanes": num_lanes,
+    }
+    return {
+        "format": STATE_FORMAT,
+        **{key: lineage[key] for key in ("seed", "shuffle", "num_lanes")},
+        "rows": {"seq_length": seq_length, "packing": config.packing},
+    }
+
+
+def make_recipe(opened: OpenedSources, config: DataConfig, tokenizer: TextTokenizer, head: dict[str, JSON]) -> Recipe:
+    """What makes rows of documents; reads the texts of `data.decontaminate`."""
+    return Recipe(
+        tokenizer=tokenizer,
+        seq_length=head["rows"]["seq_length"],
+        packing=config.packing,
+        filters=Filters(config.min_text_length, config.deduplicate, long_ngrams(forbidden_texts(config))),
+        num_lanes=head["num_lanes"],
+        shuffle=head["shuffle"],
+        seed=head["seed"],
+        retry_minutes=config.retry_minutes,
+        replicated=frozenset(opened.small),
+    )
 
 
 def merge_states(states: list[dict[str, JSON]]) -> dict[str, JSON]:
-    """Join the states that the ranks' batches of one step carry into the state of the lineage.
-
-    It resumes on any number of ranks that divides the number of lanes. Raises ValueError when they do not belong
-    together.
-    """
+    """Join the states that the ranks' batches of one step carry into the state of the lineage, which resumes on any
+    number of ranks; adds the tokens delivered per source. Raises ValueError when they do not belong together."""
     lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
-    num_lanes = states[0]["num_lanes"]
-    if any(state["num_lanes"] != num_lanes or state["row"] != states[0]["row"] for state in states):
+    first = states[0]
+    if any((state["num_lanes"], state["row"]) != (first["num_lanes"], first["row"]) for state in states):
         raise ValueError("The data states of the ranks come from different steps and cannot be joined.")
-    if len(lanes) != num_lanes:
-        raise ValueError(f"The data states of the ranks hold {len(lanes)} of {num_lanes} lanes; one rank's is missing.")
-    return _with_totals({"num_lanes": num_lanes, "row": states[0]["row"], "lanes": lanes})
-
-
-def _with_totals(state: dict[str, JSON]) -> dict[str, JSON]:
-    """Add the tokens delivered per source since the lineage began."""
+    if len(lanes) != first["num_lanes"]:
+        raise ValueError(
+            f"The data states of the ranks hold {len(lanes)} of {first['num_lanes']} lanes; one rank's is missing."
+        )
     totals: dict[str, int] = {}
-    for lane in state["lanes"].values():
+    for lane in lanes.values():
         for name, stream in lane["streams"].items():
             totals[name] = totals.get(name, 0) + stream["tokens"]
-    return state | {"tokens_per_source": totals}
+    return {**first, "lanes": lanes, "tokens_per_source": totals}
+
+
+def describe(counts: dict[str, int]) -> str:
+    """Say in brackets what was passed over, or nothing."""
+    told = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items()))
+    return f" (documents passed over so far: {told})" if told else ""
+
+
+def _runs(picked: list[Row | None]) -> Iterator[tuple[Row, Row, list[int]]]:
+    """Group rows that follow each other in one block: the first, the last, and their places in the batch."""
+    groups: dict[int, list[tuple[Row, int]]] = defaultdict(list)
+    for place, row in enumerate(picked):
+        if row is not None:
+            groups[id(row.block)].append((row, place))
+    for group in groups.values():  # a lane takes a block's rows in order
+        yield group[0][0], group[-1][0], [place for _, place in group]
+
+
+def _begin_blocks_again(lane: JSON) -> JSON:
+    return {**lane, "streams": {name: {**stream, "taken": 0} for name, stream in lane["streams"].items()}}

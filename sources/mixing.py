@@ -15,23 +15,27 @@ class Mixer:
 
     def __init__(self, weights: dict[str, float], row_tokens: int, phase: int = 0):
         """`phase` starts the pattern that many picks later, so that lanes beside each other differ."""
-        self.weights = weights
+        self.weights = weights  # may be replaced between two picks
         self.row_tokens = row_tokens
         self.owed = dict.fromkeys(weights, 0.0)
         for _ in range(phase):
-            self.charge(self.pick(list(weights)), list(weights))
+            self.charge(self.pick(list(weights)), list(weights), row_tokens)
 
     def pick(self, live: Sequence[str]) -> str:
         """Return the source among `live` (in configuration order) that is owed most after this row is shared out."""
+        if len(live) == 1:
+            return live[0]
         total = sum(self.weights[name] for name in live)
         return max(live, key=lambda name: self.owed[name] + self.row_tokens * self.weights[name] / total)
 
-    def charge(self, chosen: str, live: Sequence[str]) -> None:
-        """Share one row's tokens out among `live` and charge `chosen`, which gave it."""
+    def charge(self, chosen: str, live: Sequence[str], tokens: int) -> None:
+        """Share a row's `tokens` labels out among `live` and charge `chosen`, which gave it."""
+        if len(live) == 1:
+            return
         total = sum(self.weights[name] for name in live)
         for name in live:
-            self.owed[name] += self.row_tokens * self.weights[name] / total
-        self.owed[chosen] -= self.row_tokens
+            self.owed[name] += tokens * self.weights[name] / total
+        self.owed[chosen] -= tokens
 
     def state(self) -> JSON:
         return {"owed": dict(self.owed)}
@@ -57,7 +61,7 @@ class SequentialMixer:
             self._start(live[0] if self.current is None else self._following(live))
         return self.current
 
-    def charge(self, chosen: str, live: Sequence[str]) -> None:
+    def charge(self, chosen: str, live: Sequence[str], tokens: int) -> None:
         """Nothing is owed here."""
 
     def state(self) -> JSON:

@@ -1,79 +1,250 @@
-"""Documents -> rows of seq_length.
+"""Documents -> blocks of rows of seq_length.
 
-Every document's ids are followed by the end-of-text id, all are laid end to end, and the line is cut into rows of T
-input ids and T labels. Neighbouring rows overlap by one id (a row's first input is the last label of the row before;
-the very first input is an end-of-text id), so that every token is a label exactly once and nothing is dropped.
+Every document's ids are followed by the end-of-text id and cut into *pieces* of at most T ids; every id is a label
+exactly once. A piece of n labels takes n positions of a row: its inputs are what stands before each label, so a
+document begins with an end-of-text id as input, and a continued one with the last id of the piece before.
+
+Notable here
+- `best_fit` (Ding et al., arXiv 2404.10830): whole rows of long documents first; then each row takes the largest piece
+  that fits what is left of it. Where holes would exceed MAX_WASTE of a block, a document is split to fill them.
+- `pad`: one piece per row, the rest is padding.
+- A block's rows are permuted, but pieces of one document always stay in order.
+- What a block leaves over is the packer's carry: about SLACK_ROWS rows of pieces, saved with the lane's state.
 """
 
-from collections import deque
+import base64
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sources.source import JSON
+
 IGNORE = -100  # the label of padding
+SLACK_ROWS = 8  # more tokens than a block holds, so that its last rows still have pieces to choose from
+MAX_WASTE = 0.004  # of a block's positions
+
+Packing = Literal["best_fit", "pad"]
+
+
+class Piece(NamedTuple):
+    """At most T consecutive label ids of a document, and the id before them."""
+
+    document: int
+    ids: np.ndarray
+    previous: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """R packed rows of T labels, as they are sent between processes and cached."""
+
+    ids: np.ndarray  # (R, T) uint16 or uint32: labels; the end-of-text id behind a row's last label
+    lengths: np.ndarray  # (R,) int32: labels in each row
+    pieces: np.ndarray  # (P, 3) int32, in order: row, first column, id before the first label
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def unpack(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return input ids, labels (int64, IGNORE: padding) and segment ids (int32, -1: padding), each (r, T)."""
+        ids, lengths = self.ids[rows], self.lengths[rows]
+        first, last = np.searchsorted(self.pieces[:, 0], [rows.start, rows.stop])
+        row, column, previous = self.pieces[first:last].T
+        row = row - rows.start
+        labels = ids.astype(np.int64)
+        inputs = np.empty_like(labels)
+        inputs[:, 1:] = labels[:, :-1]
+        inputs[row, column] = previous
+        segments = np.zeros(ids.shape, dtype=np.int32)
+        inner = column > 0
+        segments[row[inner], column[inner]] = 1
+        np.cumsum(segments, axis=1, out=segments)
+        if (short := lengths < ids.shape[1]).any():
+            padded = np.zeros(ids.shape, dtype=bool)
+            padded[short] = np.arange(ids.shape[1]) >= lengths[short, None]
+            labels[padded] = IGNORE
+            segments[padded] = -1
+        return inputs, labels, segments
 
 
 class Packer:
-    """A queue of documents from which rows are cut; knows where in which document the next row begins.
+    """Collects documents; gives blocks of rows."""
 
-    `front` is (the position given with the first document not yet consumed, how many of its ids are consumed), or None
-    when nothing is queued.
-    """
+    def __init__(self, seq_length: int, eos_id: int, dtype: type, packing: Packing = "best_fit", carry: JSON = None):
+        self.seq_length, self.eos_id, self.dtype, self.packing = seq_length, eos_id, dtype, packing
+        self.tokens = 0  # of pieces that are complete
+        self._whole: deque[Piece] = deque()  # pieces that fill a row, in order
+        self._parts: deque[Piece] = deque()  # shorter ones, in order
+        self._open: Piece | None = None  # the unfinished document's ids since its last whole piece
+        self._documents = 0
+        if carry:
+            self._load(carry)
 
-    def __init__(self, seq_length: int, eos_id: int):
-        self.seq_length = seq_length
-        self.eos_id = eos_id
-        self.queued = 0  # ids that are not yet labels
-        self._documents: deque[tuple[np.ndarray, Any]] = deque()
-        self._taken = 0
-        self._previous = eos_id
+    def add(self, ids: np.ndarray, finished: bool = True) -> None:
+        """Take in a document, or its next part; the end-of-text id is added behind a finished one."""
+        before = self._open or Piece(self._documents, np.empty(0, dtype=self.dtype), self.eos_id)
+        self._documents = max(self._documents, before.document + 1)
+        end = [self.eos_id] if finished else []
+        ids = np.concatenate([np.asarray(part, dtype=self.dtype) for part in (before.ids, ids, end)])
+        self._cut(before.document, ids, before.previous, finished)
 
-    @property
-    def front(self) -> tuple[Any, int] | None:
-        return (self._documents[0][1], self._taken) if self._documents else None
+    def has_block(self, rows: int) -> bool:
+        """Tell whether enough is collected for a block of `rows` rows."""
+        if self.packing == "pad":
+            return len(self._whole) + len(self._parts) >= rows
+        return self.tokens >= (rows + SLACK_ROWS) * self.seq_length
 
-    def add(self, ids: Sequence[int], position: Any, skip: int = 0) -> None:
-        """Queue a document (without its end mark); `skip` ids of it were consumed before a restart."""
-        document = np.asarray([*ids, self.eos_id], dtype=np.int64)
-        assert skip == 0 or not self._documents, "only the first document after a restart can be half consumed"
-        if skip:
-            self._taken, self._previous = skip, int(document[skip - 1])
-        self._documents.append((document, position))
-        self.queued += len(document) - skip
+    def block(self, rows: int, keys: np.ndarray | None) -> Block:
+        """Pack up to `rows` rows, fewer only when that uses everything up; `keys` (rows,) orders them, None keeps
+        documents in order as far as packing allows."""
+        packed = self._pad(rows) if self.packing == "pad" else self._best_fit(rows)
+        return self._layout(packed, keys)
 
-    def row(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cut the next row: (T,) input ids and (T,) labels, int64; a row at the end of all text is padded."""
-        pieces = [np.asarray([self._previous], dtype=np.int64)]
-        wanted = min(self.seq_length, self.queued)
-        missing = wanted
-        while missing:
-            document, _ = self._documents[0]
-            piece = document[self._taken : self._taken + missing]
-            pieces.append(piece)
-            self._taken += len(piece)
-            missing -= len(piece)
-            if self._taken == len(document):
-                self._documents.popleft()
-                self._taken = 0
-        self.queued -= wanted
-        line = np.concatenate(pieces)
-        self._previous = int(line[-1])
-        inputs = np.full(self.seq_length, self.eos_id, dtype=np.int64)
-        labels = np.full(self.seq_length, IGNORE, dtype=np.int64)
-        inputs[:wanted], labels[:wanted] = line[:-1], line[1:]
-        return inputs, labels
+    def carry(self) -> JSON:
+        """What is left over, as a JSON value."""
+        pieces = [*self._whole, *self._parts, *([self._open] if self._open else [])]
+        if not pieces:
+            return None
+        numbers = {document: number for number, document in enumerate(dict.fromkeys(p.document for p in pieces))}
+        ids = np.concatenate([piece.ids for piece in pieces]).astype("<u4" if self.dtype == np.uint32 else "<u2")
+        return {
+            "ids": base64.b64encode(ids.tobytes()).decode(),
+            "width": ids.itemsize,
+            "seq_length": self.seq_length,
+            "pieces": [[numbers[piece.document], len(piece.ids), int(piece.previous)] for piece in pieces],
+            "open": self._open is not None,
+        }
+
+    def _load(self, carry: JSON) -> None:
+        ids = np.frombuffer(base64.b64decode(carry["ids"]), dtype=f"<u{carry['width']}").astype(self.dtype)
+        ends = np.cumsum([0, *(length for _, length, _ in carry["pieces"])])
+        pieces = [
+            Piece(document, ids[start:end], previous)
+            for (document, _, previous), (start, end) in zip(carry["pieces"], pairwise(ends), strict=True)
+        ]
+        self._documents = 1 + max(piece.document for piece in pieces)
+        if carry["seq_length"] != self.seq_length:
+            pieces = _join(pieces)
+        unfinished = pieces[-1].document if carry["open"] else None
+        for piece in pieces:
+            self._cut(piece.document, piece.ids, piece.previous, finished=piece.document != unfinished)
+
+    def _cut(self, document: int, ids: np.ndarray, previous: int, finished: bool) -> None:
+        self._open = None
+        end = len(ids) // self.seq_length * self.seq_length
+        for start in range(0, end, self.seq_length):
+            self._whole.append(Piece(document, ids[start : start + self.seq_length], previous))
+            previous = int(ids[start + self.seq_length - 1])
+        self.tokens += end
+        rest = ids[end:]
+        if not finished:
+            self._open = Piece(document, rest, previous)
+        elif len(rest):
+            self._parts.append(Piece(document, rest, previous))
+            self.tokens += len(rest)
+
+    def _take_whole(self, rows: int) -> list[list[Piece]]:
+        packed = [[self._whole.popleft()] for _ in range(min(rows, len(self._whole)))]
+        self.tokens -= len(packed) * self.seq_length
+        return packed
+
+    def _pad(self, rows: int) -> list[list[Piece]]:
+        packed = self._take_whole(rows)
+        while self._parts and len(packed) < rows:
+            packed.append([self._parts.popleft()])
+            self.tokens -= len(packed[-1][0].ids)
+        return packed
+
+    def _best_fit(self, rows: int) -> list[list[Piece]]:
+        packed = self._take_whole(rows)
+        if len(packed) == rows:
+            return packed  # whole pieces may be left, and what ends their documents must not overtake them
+        waste_left = MAX_WASTE * min(rows * self.seq_length, self.tokens + len(packed) * self.seq_length)
+        shelf: dict[int, deque[Piece]] = defaultdict(deque)
+        lengths = 0  # bit n is set when a piece of n ids lies on the shelf
+        for piece in self._parts:
+            shelf[len(piece.ids)].append(piece)
+            lengths |= 1 << len(piece.ids)
+        while lengths and len(packed) < rows:
+            row, room = [], self.seq_length
+            while fitting := lengths & ((2 << room) - 1):
+                length = fitting.bit_length() - 1
+                row.append(shelf[length].popleft())
+                room -= length
+                if not shelf[length]:
+                    lengths ^= 1 << length
+            if room > waste_left and lengths:
+                length = lengths.bit_length() - 1
+                piece = shelf[length].popleft()
+                if not shelf[length]:
+                    lengths ^= 1 << length
+                row.append(Piece(piece.document, piece.ids[:room], piece.previous))
+                rest = Piece(piece.document, piece.ids[room:], int(piece.ids[room - 1]))
+                shelf[len(rest.ids)].append(rest)
+                lengths |= 1 << len(rest.ids)
+                room = 0
+            waste_left -= room
+            packed.append(row)
+        self._parts = deque(piece for length in sorted(shelf, reverse=True) for piece in shelf[length])
+        self.tokens = sum(len(piece.ids) for piece in self._parts)  # no whole piece is left here
+        return packed
+
+    def _layout(self, packed: list[list[Piece]], keys: np.ndarray | None) -> Block:
+        """Order the rows by their keys, but no piece before an earlier one of its document, and fill the arrays."""
+        if keys is None:
+            keys = np.asarray([min(piece.document for piece in row) for row in packed], dtype=np.float64)
+        keys = np.array(keys[: len(packed)])
+        single = [row[0].document if len(row[0].ids) == self.seq_length else -1 for row in packed]
+        start = 0
+        for end in range(1, len(packed) + 1):  # the whole rows of one document follow each other here
+            if end == len(packed) or single[end] != single[start]:
+                if single[start] >= 0:
+                    keys[start:end].sort()
+                start = end
+        last: dict[int, float] = {}
+        for number, row in enumerate(packed):
+            keys[number] = key = max(keys[number], *(last.get(piece.document, -np.inf) for piece in row))
+            last.update((piece.document, key) for piece in row)
+
+        ids = np.full((len(packed), self.seq_length), self.eos_id, dtype=self.dtype)
+        lengths = np.zeros(len(packed), dtype=np.int32)
+        pieces = []
+        for position, number in enumerate(np.argsort(keys, kind="stable").tolist()):
+            column = 0
+            for _, piece_ids, previous in packed[number]:
+                end = column + len(piece_ids)
+                ids[position, column:end] = piece_ids
+                pieces.append((position, column, previous))
+                column = end
+            lengths[position] = column
+        return Block(ids, lengths, np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
 
 
-def pack_all(documents: Iterable[Sequence[int]], seq_length: int, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack a finite list of documents: (N, T) input ids and (N, T) labels, the last row padded with IGNORE."""
-    packer = Packer(seq_length, eos_id)
+def _join(pieces: list[Piece]) -> list[Piece]:
+    """One piece a document; what a carry holds of a document is consecutive."""
+    joined: dict[int, Piece] = {}
+    for piece in pieces:
+        before = joined.pop(piece.document, None)
+        joined[piece.document] = (
+            piece if before is None else before._replace(ids=np.concatenate([before.ids, piece.ids]))
+        )
+    return list(joined.values())
+
+
+def pack_all(
+    documents: Iterable[Sequence[int]], seq_length: int, eos_id: int, dtype: type, packing: Packing = "best_fit"
+) -> Block:
+    """Pack a finite list of documents into one block."""
+    packer = Packer(seq_length, eos_id, dtype, packing)
     for ids in documents:
-        packer.add(ids, None)
-    rows = []
-    while packer.queued:
-        rows.append(packer.row())
-    if not rows:
-        return np.zeros((0, seq_length), dtype=np.int64), np.zeros((0, seq_length), dtype=np.int64)
-    inputs, labels = zip(*rows, strict=True)
-    return np.stack(inputs), np.stack(labels)
+        packer.add(np.asarray(ids, dtype=dtype))
+    return packer.block(max(1, packer.tokens), None)
+
+
+def ids_dtype(vocab_size: int) -> type:
+    """Return the narrowest type that holds every id."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32

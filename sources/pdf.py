@@ -1,26 +1,29 @@
 """The text of PDF files: a single file, or every one below a folder.
 
-pypdfium2 reads a file and pypdf those that it cannot; the text is given in chunks of a few thousand characters that end
-with paragraphs. A file's text is extracted when it is read. What cannot be read (encrypted, damaged, pictures of text,
-not a PDF at all) is skipped, counted and announced by name.
+Each file is read in a process of its own under limits (`pdf_sandbox.py`), and given in chunks of a few thousand
+characters that end with paragraphs. What cannot be read (encrypted, damaged, pictures of text, too large, not a PDF at
+all) is skipped, counted and announced by name.
 """
 
-import logging
-import re
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import pypdf
-import pypdfium2
-from pypdf.errors import DependencyError, FileNotDecryptedError, PdfReadError
-
 from sources.config import PdfSpec
 from sources.folder import File, FolderSource, list_files
+from sources.pdf_sandbox import Extract, Limits, Sandbox
 from sources.source import JSON, SourceError
 
 SHORTEST, LONGEST = 3000, 5000  # characters of a chunk
 SCAN_CHARACTERS = 16  # a page with fewer on average is a picture
-ENCRYPTED = "it is encrypted; save a copy without a password"
+LIMITS = Limits()
+REASONS = {
+    "locked": ("encrypted PDFs", "it is encrypted; save a copy without a password"),
+    "damaged": ("damaged PDFs", "it is damaged and cannot be read"),
+    "memory": ("PDFs that need too much memory", "reading it takes more memory than a PDF may have; split it"),
+    "time": ("PDFs that take too long", "reading it takes longer than a PDF may; split it or save a plain copy"),
+    "size": ("PDFs that are too large", "it is larger than a PDF may be; split it"),
+}
 
 
 class Unreadable(Exception):
@@ -39,74 +42,59 @@ class PdfSource(FolderSource):
         if not files:
             raise SourceError(f'{spec.path} holds no PDF file; correct "path" or put PDF files there.')
         super().__init__(spec.source_name, spec.path, files, pin)
+        self.sandbox = Sandbox(LIMITS)
         if not any(next(self.documents(file, 0), None) for file in self.files):  # stops at the first that can be read
             raise SourceError(f"no PDF in {spec.path} can be read: {'; '.join(self.notices)}.")
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+        """Yield (chunk, number of chunks up to its end) from chunk `start`."""
         try:
-            text = extract_text(file.path)
+            extract = extract_text(file.path, self.sandbox)
         except Unreadable as error:
             self.skip(file, error.reason, str(error))
             return
-        for number, chunk in enumerate(chunks(text), start=1):
+        if extract.lost_pages:
+            self.announce(file, f"{extract.lost_pages} of its {extract.num_pages} pages are damaged and left out")
+        if extract.read_pages < extract.num_pages:
+            self.announce(file, f"only the first {extract.read_pages} of its {extract.num_pages} pages are read")
+        for number, chunk in enumerate(chunks(extract.text), start=1):
             if number > start:
                 yield chunk, number
 
+    def fingerprint(self) -> JSON:
+        """Return a digest of every file's name and bytes."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            try:
+                with file.path.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError:  # skipped when it is read, too
+                content = "-"
+            digest.update(f"{content} {file.key}\n".encode("utf-8", "surrogateescape"))
+        return {"type": "pdf", "sha256": digest.hexdigest(), "num_shards": self.num_shards}
 
-def extract_text(path: Path) -> str:
-    """Return a PDF's text, pages separated by blank lines; raises Unreadable."""
+
+def extract_text(path: Path, sandbox: Sandbox) -> Extract:
+    """Return a PDF's text in the sandbox's Extract; raises Unreadable, and OSError for a file that cannot be opened."""
     with path.open("rb") as stream:
         if b"%PDF-" not in stream.read(1024):
             raise Unreadable("files that are not PDF", "it is not a PDF, whatever its name says")
-    try:
-        pages = _pages_by_pdfium(path)
-    except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise Unreadable("encrypted PDFs", ENCRYPTED) from error
-        pages = _pages_by_pypdf(path)
-    text = "\n\n".join(_tidy(page) for page in pages).strip()
-    if sum(not character.isspace() for character in text) < SCAN_CHARACTERS * len(pages):
+    extract = sandbox.read(path)
+    if extract.status != "text":
+        raise Unreadable(*REASONS[extract.status])
+    if sum(map(len, extract.text.split())) < SCAN_CHARACTERS * (extract.read_pages - extract.lost_pages):
         raise Unreadable("PDFs without text", "it holds no text, only pictures; it needs OCR")
-    return text
-
-
-def _pages_by_pdfium(path: Path) -> list[str]:
-    with pypdfium2.PdfDocument(path) as document:
-        pages = []
-        for number in range(len(document)):
-            page = document[number]
-            text_page = page.get_textpage()
-            pages.append(text_page.get_text_bounded())
-            text_page.close()
-            page.close()
-        return pages
-
-
-def _pages_by_pypdf(path: Path) -> list[str]:
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about every oddity it repairs
-    try:
-        return [page.extract_text() for page in pypdf.PdfReader(path).pages]
-    except (FileNotDecryptedError, DependencyError) as error:
-        raise Unreadable("encrypted PDFs", ENCRYPTED) from error
-    except (PdfReadError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # A damaged file can break pypdf almost anywhere.
-        raise Unreadable("damaged PDFs", "it is damaged and cannot be read") from error
-
-
-def _tidy(page: str) -> str:
-    """Undo what a page's layout did to its text: line ends, hyphens at line ends, characters that stand for nothing."""
-    page = page.replace("\r\n", "\n").replace("\r", "\n")
-    page = re.sub("[\ufffe\u00ad\u0002]\n?", "", page)  # hyphens that only the line break needed
-    page = re.sub("[\0\ufffd\uffff]", "", page)
-    return re.sub(r"[ \t]+\n", "\n", page)
+    return extract
 
 
 def chunks(text: str) -> Iterator[str]:
     """Cut a text into chunks of SHORTEST to LONGEST characters, at a paragraph's, sentence's, line's or word's end."""
-    while len(text) > LONGEST:
-        cuts = (text.rfind(mark, SHORTEST, LONGEST) + len(mark) for mark in ("\n\n", ".\n", ". ", "\n", " "))
-        cut = next((cut for cut in cuts if cut > SHORTEST), LONGEST)
-        yield text[:cut].strip()
-        text = text[cut:].lstrip()
-    if text.strip():
-        yield text.strip()
+    start = 0
+    while len(text) - start > LONGEST:
+        first, last = start + SHORTEST, start + LONGEST
+        cuts = (text.rfind(mark, first, last) + len(mark) for mark in ("\n\n", ".\n", ". ", "\n", " "))
+        cut = next((cut for cut in cuts if cut > first), last)
+        yield text[start:cut].strip()
+        start = cut
+    if text[start:].strip():
+        yield text[start:].strip()

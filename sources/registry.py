@@ -1,12 +1,15 @@
 """From specifications to open sources: what can be reached is opened, what cannot is named with its reason."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from shard_cache import ShardCache
+from sources.caching import LazySource, description
 from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, Spec
 from sources.endpoint import unreachable, within
 from sources.files import FilesSource
+from sources.filters import Filters, text_hash
 from sources.hub import HubSource
 from sources.pdf import PdfSource
 from sources.python_packages import PythonPackagesSource
@@ -19,6 +22,8 @@ OPENERS: dict[type[Spec], Callable[..., Source]] = {
     PythonPackagesSpec: PythonPackagesSource,
 }
 
+SMALL_SOURCE = 64  # texts; fewer cannot be dealt to the lanes with some for each
+
 
 class AllSourcesFailed(Exception):
     """No source is left to read; `reasons` says why, source by source."""
@@ -30,43 +35,90 @@ class AllSourcesFailed(Exception):
 
 @dataclass
 class OpenedSources:
-    """The open sources in the configuration's order, and why the others are not open."""
+    """The open sources in the configuration's order, why the others are not open, and which hold only a few texts."""
 
     sources: dict[str, Source]
     failures: dict[str, str]
+    small: set[str] = field(default_factory=set)
 
     def pins(self) -> dict[str, dict[str, JSON]]:
         """What `open_sources` needs to open the same data elsewhere."""
-        return {name: source.pin() for name, source in self.sources.items()}
+        return {name: {"source": source.pin(), "small": name in self.small} for name, source in self.sources.items()}
 
     def check(self) -> None:
         """Raise AllSourcesFailed when nothing is open."""
         if not self.sources:
             raise AllSourcesFailed(self.failures)
 
+    def without(self, name: str, reason: str) -> "OpenedSources":
+        """The same without a source that cannot be read any more."""
+        kept = {other: source for other, source in self.sources.items() if other != name}
+        return OpenedSources(kept, {**self.failures, name: reason}, self.small)
+
 
 def open_sources(
-    config: DataConfig, pins: dict[str, dict[str, JSON]] | None = None, *, only_pinned: bool = True
+    config: DataConfig,
+    pins: dict[str, dict[str, JSON]] | None = None,
+    *,
+    only_pinned: bool = True,
+    cache: ShardCache | None = None,
 ) -> OpenedSources:
     """Open every source; one that fails is reported in `failures` and does not stop the others.
 
     With `pins` the sources are opened as they were when they were pinned, and those without a pin stay closed (another
-    rank could not open them), unless `only_pinned` is false (a restart, where a source may be back).
+    rank could not open them), unless `only_pinned` is false (a restart, where a source may be back). A repository that
+    `cache` knows is opened only when it is needed.
     """
-    opened: dict[str, Source] = {}
-    failures: dict[str, str] = {}
+    opened = OpenedSources({}, {})
     for spec in config.sources:
         name = spec.source_name
         if pins is not None and only_pinned and name not in pins:
-            failures[name] = "the first rank could not open it"
+            opened.failures[name] = "the first rank could not open it"
             continue
+        pin = (pins or {}).get(name)
         try:
-            opened[name] = OPENERS[type(spec)](spec, (pins or {}).get(name))
+            source, small = _open(spec, pin, config, cache)
         except SourceError as error:
-            failures[name] = error.reason
+            opened.failures[name] = error.reason
         except OSError as error:  # a folder or file that this user may not look at
-            failures[name] = f"{error.filename or name} cannot be opened ({error.strerror or error})"
-    return OpenedSources(opened, failures)
+            opened.failures[name] = f"{error.filename or name} cannot be opened ({error.strerror or error})"
+        else:
+            opened.sources[name] = source
+            opened.small |= {name} if small else set()
+    return opened
+
+
+def _open(spec: Spec, pin: dict[str, JSON] | None, config: DataConfig, cache: ShardCache | None) -> tuple[Source, bool]:
+    """Open one source; also tells whether it is small."""
+    if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
+        known = cache.find(description(spec))
+        if known is not None and (pin is None or pin["source"] == known["source"]):
+            return LazySource(spec.source_name, known, lambda: HubSource(spec, known["source"])), known["small"]
+    source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
+    return source, pin["small"] if pin else _is_small(source, config)
+
+
+def _is_small(source: Source, config: DataConfig) -> bool:
+    """Tell whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there."""
+    filters, found = Filters(config.min_text_length), 0
+    for shard in range(source.num_shards):
+        for text, _ in source.read(shard, None):
+            found += filters.reject(text, text_hash(text)) is None
+            if found >= SMALL_SOURCE:
+                return False
+    source.notices.append(
+        f"{source.name} holds {found} texts to train on: every lane reads all of them, each in an order of its own"
+    )
+    return True
+
+
+def forbidden_texts(config: DataConfig) -> Iterator[str]:
+    """Yield the texts of `data.decontaminate`; raises SourceError for a path that cannot be read."""
+    for path in config.decontaminate:
+        source = FilesSource(FilesSpec(type="files", path=path))
+        for shard in range(source.num_shards):
+            for text, _ in source.read(shard, None):
+                yield text
 
 
 def probe(spec: Spec, timeout: float = 3.0) -> str | None:

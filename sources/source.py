@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists and dicts of these
 
+# What `counts` tells at every reading; whole files are counted once.
+PER_ROW = ("rows without text", "lines that are not JSON")
+
 _SECRET = re.compile(r"hf_[A-Za-z0-9]+")
 
 
@@ -19,15 +22,22 @@ def redact(text: str) -> str:
 
 
 class SourceError(Exception):
-    """A source cannot be opened or read; `reason` is one sentence for the user and holds no secrets."""
+    """A source cannot be opened or read; `reason` is one sentence for the user and holds no secrets.
 
-    def __init__(self, reason: str):
+    `transient` tells that trying again may help: a lost connection, a stall, a busy hub.
+    """
+
+    def __init__(self, reason: str, *, transient: bool = False):
         self.reason = redact(" ".join(reason.split()))
+        self.transient = transient
         super().__init__(self.reason)
 
 
 class Source(Protocol):
-    """Where documents come from. `num_shards` is at least 1; shards are independent of each other."""
+    """Where documents come from. `num_shards` is at least 1; shards are independent of each other.
+
+    A source can be pickled, and reads the same documents in whichever process it is unpickled.
+    """
 
     name: str
     num_shards: int
@@ -36,6 +46,10 @@ class Source(Protocol):
 
     def pin(self) -> dict[str, JSON]:
         """Return what reopens the same data on another rank or after a restart."""
+        ...
+
+    def fingerprint(self) -> JSON:
+        """Return a small value that changes when the documents or their order do: the key of what is cached of them."""
         ...
 
     def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:

@@ -15,7 +15,7 @@ from engine import zero
 from engine.optimizers import adamw
 from engine.preset import TrainConfig
 from engine.ranks import Ranks, join, leave
-from engine.step import Tally, train_step
+from engine.step import Tally, mean_losses, train_step
 from model import ModelConfig, TransformerLM
 from sources.loader import Batch
 
@@ -73,16 +73,16 @@ def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], li
         batch = Batch(
             inputs[step, mine].reshape(shape),
             labels[step, mine].reshape(shape),
-            torch.zeros(PASSES, micro, dtype=torch.int64),
-            0,
-            {},
-            [],
+            segment_ids=torch.zeros(shape, dtype=torch.int32),
+            source_ids=torch.zeros(PASSES, micro, dtype=torch.int64),
+            num_tokens=0,
+            number=step,
+            state={},
+            events=[],
         )
-        norms.append(
-            float(train_step(engine, batch, int((labels[step] != -100).sum()), tally, train.gradient_clipping, ranks))
-        )
-        nll, tokens = ranks.sum_tensor(tally.losses())
-        losses.append((nll.sum() / tokens.sum()).item())
+        labels_in_step = int((labels[step] != -100).sum())
+        norms.append(float(train_step(engine, batch, labels_in_step, [tally], train.gradient_clipping, ranks)))
+        losses.append(mean_losses(ranks.sum_tensor(tally.sums()))[0])
         tally.reset()
     engine.destroy()
     return losses, norms

@@ -49,14 +49,26 @@ def test_configurations_cannot_be_changed():
         ModelConfig().hidden_size = 512
 
 
-@pytest.mark.parametrize("key", [name for name in AuxiliaryConfig.model_fields if name.startswith("enable_")])
-def test_every_look_ahead_switch_is_refused_not_ignored(key):
+@pytest.mark.parametrize("key", ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"])
+def test_look_ahead_switches_are_refused_not_ignored(key):
     location, message = refusal(AuxiliaryConfig, **{key: True})
     assert location == key
     assert message == "this look-ahead module is not part of this version yet; set it to false."
     AuxiliaryConfig(**{key: False})
 
 
-@pytest.mark.parametrize("key", ["span_mask_fraction", "policy_kl_weight", "adaptive_smoothing", "adaptive_min_weight"])
+@pytest.mark.parametrize("key", ["enable_adaptive_sources", "enable_curriculum"])
+def test_other_switches_are_off_until_asked_for(key):
+    assert getattr(AuxiliaryConfig(), key) is False
+    assert getattr(AuxiliaryConfig(**{key: True}), key) is True
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("span_mask_fraction", "policy_kl_weight", "adaptive_smoothing", "adaptive_min_weight"),
+        "curriculum_temperature",
+    ],
+)
 def test_auxiliary_ranges(key):
     assert refusal(AuxiliaryConfig, **{key: -0.5})[0] == key

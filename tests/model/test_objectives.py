@@ -19,13 +19,19 @@ def problem(dtype=torch.float32, vocab_size=200, rows=256, tokens=70):
     return hidden, weight, bias if vocab_size < rows else None, labels
 
 
-def reference(hidden, weight, bias, labels, upstream):
+def reference(hidden, weight, bias, labels, upstream, token_weights=None):
     """Loss, token NLLs and both gradients by plain means in float64."""
     hidden, weight = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
     logits = F.linear(hidden, weight, None if bias is None else bias.double())
     token_nll = F.cross_entropy(logits, labels, reduction="none")
-    (token_nll.sum() * upstream).backward()
-    return token_nll.sum(), token_nll, hidden.grad, weight.grad
+    loss_sum = (token_nll if token_weights is None else token_nll * token_weights.double()).sum()
+    (loss_sum * upstream).backward()
+    return loss_sum, token_nll, hidden.grad, weight.grad
+
+
+def token_weights_for(labels):
+    """(N,) fp32 from 0 to 2."""
+    return torch.linspace(0.0, 2.0, len(labels))
 
 
 @pytest.fixture
@@ -47,11 +53,34 @@ def test_loss_and_gradients_equal_float64_cross_entropy(many_chunks, vocab_size)
         assert (weight.grad[vocab_size:] == 0).all()
 
 
-def test_float64_is_kept(many_chunks):
+def test_token_weights_scale_the_sum_and_the_gradients_only(many_chunks):
+    hidden, weight, bias, labels = problem()
+    token_weights = token_weights_for(labels)
+    loss, token_nll = linear_cross_entropy(hidden, weight, bias, labels, token_weights)
+    (loss * 0.25).backward()
+    expected = reference(hidden, weight, bias, labels, 0.25, token_weights)
+    for ours, theirs in zip((loss, token_nll, hidden.grad, weight.grad), expected, strict=True):
+        torch.testing.assert_close(ours, theirs.float(), atol=2e-5, rtol=2e-5)
+    assert torch.equal(token_nll, linear_cross_entropy(hidden, weight, bias, labels)[1])
+    assert not hidden.grad[0].any() and not hidden.grad[labels == -100].any()
+
+
+def test_token_weights_of_one_change_no_bit(many_chunks):
+    hidden, weight, bias, labels = problem()
+    results = []
+    for token_weights in (None, torch.ones(len(labels))):
+        loss, token_nll = linear_cross_entropy(hidden, weight, bias, labels, token_weights)
+        results.append((loss, token_nll, *torch.autograd.grad(loss, (hidden, weight))))
+    assert all(torch.equal(plain, weighted) for plain, weighted in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_float64_is_kept(many_chunks, weighted):
     hidden, weight, bias, labels = problem(torch.float64)
-    loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
+    token_weights = token_weights_for(labels) if weighted else None
+    loss, _ = linear_cross_entropy(hidden, weight, bias, labels, token_weights)
     loss.backward()
-    expected = reference(hidden, weight, bias, labels, 1.0)
+    expected = reference(hidden, weight, bias, labels, 1.0, token_weights)
     torch.testing.assert_close(loss, expected[0], atol=1e-10, rtol=1e-12)
     torch.testing.assert_close(weight.grad, expected[3], atol=1e-12, rtol=1e-12)
 
@@ -65,13 +94,15 @@ def test_extreme_logits_stay_finite():
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
 
-def test_bf16_autocast(many_chunks):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bf16_autocast(many_chunks, weighted):
     hidden, weight, bias, labels = problem()
+    token_weights = token_weights_for(labels) if weighted else None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, token_nll = linear_cross_entropy(hidden, weight, bias, labels)
+        loss, token_nll = linear_cross_entropy(hidden, weight, bias, labels, token_weights)
     loss.backward()
     assert loss.dtype == token_nll.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
-    expected = reference(hidden, weight, bias, labels, 1.0)
+    expected = reference(hidden, weight, bias, labels, 1.0, token_weights)
     assert abs(loss.item() / expected[0].item() - 1) < 2e-3
     for ours, theirs in ((hidden.grad, expected[2]), (weight.grad, expected[3])):
         assert (ours - theirs).norm() / theirs.norm() < 0.02  # bf16 keeps 8 bits: 0.4% a number
@@ -84,7 +115,7 @@ def test_without_gradients_none_are_computed():
     with torch.no_grad():
         loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
     assert not loss.requires_grad
-    _, _, grad_hidden, grad_weight = objectives._fused(hidden, weight, bias, labels, torch.float32, False)
+    _, _, grad_hidden, grad_weight = objectives._fused(hidden, weight, bias, labels, None, torch.float32, False)
     assert grad_hidden.numel() == grad_weight.numel() == 0
     torch.testing.assert_close(loss, reference(hidden, weight, bias, labels, 1.0)[0].float())
 
@@ -107,22 +138,28 @@ def test_whole_batch_logits_are_never_held(monkeypatch):
     assert largest < 512 * 1024 * 4 / 4
 
 
-def test_gradient_checks_and_operator_contract():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_checks_and_operator_contract(weighted):
     hidden, weight, bias, labels = problem(torch.float64, tokens=12, rows=24, vocab_size=20)
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, bias, labels)[0], (hidden, weight))
+    token_weights = token_weights_for(labels) if weighted else None
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, bias, labels, token_weights)[0], (hidden, weight)
+    )
     torch.library.opcheck(
         objectives._fused,
-        (hidden, weight, bias, labels, torch.float64, True),
+        (hidden, weight, bias, labels, token_weights, torch.float64, True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_under_torch_compile_without_a_graph_break(dynamic):
+def test_under_torch_compile_without_a_graph_break(dynamic, weighted):
     hidden, weight, bias, labels = problem()
 
     def loss_of(h, w):
-        return linear_cross_entropy(h.tanh(), w, bias, labels[: len(h)])[0]
+        token_weights = h.detach().square().sum(1) if weighted else None
+        return linear_cross_entropy(h.tanh(), w, bias, labels[: len(h)], token_weights)[0]
 
     compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     eager = loss_of(hidden, weight)

@@ -8,8 +8,10 @@ import json
 import sys
 import time
 
+from sources import hub
 from sources.config import DataConfig
-from sources.registry import open_sources, probe
+from sources.registry import probe
+from sources.source import SourceError
 from sources.tokenizer import TokenizerError, load_tokenizer
 
 SAMPLES = 4  # cursors tried per shard
@@ -26,30 +28,33 @@ def resumes_exactly(source) -> bool:
 
 
 def main() -> None:
+    hub.FIRST_WAIT = 0.1
     task = json.load(sys.stdin)
     config = DataConfig.model_validate({"sources": task["specs"]})
     answer = {}
     for spec in config.sources:
         begin = time.monotonic()
-        single = DataConfig(sources=[spec.model_dump()])
-        opened = open_sources(single)
-        found = {"failure": opened.failures.get(spec.source_name), "open_seconds": time.monotonic() - begin}
+        try:
+            source, failure = hub.HubSource(spec), None
+        except SourceError as error:
+            source, failure = None, error.reason
+        found = {"failure": failure, "open_seconds": time.monotonic() - begin}
         if task.get("probe"):
             begin = time.monotonic()
             found |= {"probe": probe(spec, 2.0), "probe_seconds": time.monotonic() - begin}
-        for source in opened.sources.values():
-            again = open_sources(single, {source.name: json.loads(json.dumps(source.pin()))}).sources[source.name]
-            texts = [
-                [text for text, _ in each.read(s, None)] for each in (source, again) for s in range(each.num_shards)
-            ]
-            half = len(texts) // 2
+        if source is not None:
+            again = hub.HubSource(spec, json.loads(json.dumps(source.pin())))
+            texts, texts_again = (
+                [text for shard in range(each.num_shards) for text, _ in each.read(shard, None)]
+                for each in (source, again)
+            )
             found |= {
                 "num_shards": source.num_shards,
                 "pin": source.pin(),
-                "texts": [text for shard in texts[:half] for text in shard],
-                "reopened_equal": texts[:half] == texts[half:],
+                "texts": texts,
+                "reopened_equal": texts == texts_again,
                 "notices": source.notices,
-                "counts": source.counts,
+                "counts": dict(source.counts),
                 "resumes": resumes_exactly(source),
             }
         answer[spec.source_name] = found

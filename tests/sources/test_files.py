@@ -1,7 +1,12 @@
 """Every kind of file: what is read from it, what is skipped and counted, and that any cursor goes on exactly."""
 
 import gzip
+import hashlib
 import json
+import os
+import pickle
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from sources.config import FilesSpec, PythonPackagesSpec
 from sources.files import FilesSource
 from sources.python_packages import PythonPackagesSource
 from sources.source import SourceError
+from tests.conftest import REPOSITORY
 
 
 def open_files(path, pin=None, **options) -> FilesSource:
@@ -133,6 +139,55 @@ def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
     assert changed.num_shards == 5
     assert sorted(read_all(changed)) == sorted([*texts[:5], texts[9]])
     assert "it had 5, now 6" in changed.notices[0]
+
+
+def test_going_on_late_in_json_lines_reads_nothing_of_the_beginning(tmp_path, texts):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    source = open_files(tmp_path)
+    documents = list(source.read(0, None))
+    _, cursor = documents[-10]
+    with path.open("r+b") as stream:
+        stream.write(b"\xff" * (cursor["at"] - 1))
+    assert list(source.read(0, cursor)) == documents[-9:]
+    assert not source.counts
+
+
+def test_a_fingerprint_changes_with_the_files_and_with_what_is_read_of_them(tmp_path, texts):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
+    first = open_files(tmp_path).fingerprint()
+    assert json.loads(json.dumps(first)) == first == open_files(tmp_path).fingerprint()
+    assert first != open_files(tmp_path, text_field="body").fingerprint()
+    os.utime(tmp_path / "0.txt", ns=(0, 0))
+    touched = open_files(tmp_path).fingerprint()
+    (tmp_path / "1.txt").rename(tmp_path / "other.txt")
+    assert len({json.dumps(found) for found in (first, touched, open_files(tmp_path).fingerprint())}) == 3
+
+
+READ_PICKLED = """
+import hashlib, pickle, sys
+source = pickle.loads(sys.stdin.buffer.read())
+for shard in range(min(source.num_shards, 2)):
+    for number, (text, cursor) in zip(range(20), source.read(shard, None)):
+        print(hashlib.sha1(text.encode()).hexdigest(), cursor)
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "python_packages"])
+def test_a_source_reads_the_same_in_a_fresh_process(tmp_path, texts, write_json_lines, kind):
+    if kind == "files":
+        source = open_files(write_json_lines(tmp_path, texts, 3))
+    else:
+        source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
+    command = [sys.executable, "-c", READ_PICKLED]
+    elsewhere = subprocess.run(command, input=pickle.dumps(source), capture_output=True, cwd=REPOSITORY, check=True)
+    here = [
+        f"{hashlib.sha1(text.encode()).hexdigest()} {cursor}"
+        for shard in range(min(source.num_shards, 2))
+        for _, (text, cursor) in zip(range(20), source.read(shard, None), strict=False)
+    ]
+    assert here and elsewhere.stdout.decode().splitlines() == here
 
 
 def test_python_packages_hold_the_standard_library():

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.sources.hub_server import SHA, HubServer
+from tests.sources.hub_server import SHA, Fault, HubServer
 
 HERE = Path(__file__).parent
 
 
-def parquet(rows: list[dict], row_group_size: int = 40) -> bytes:
+def parquet(rows: list[dict], row_group_size: int = 40, compression: str = "snappy") -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=row_group_size)
+    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=row_group_size, compression=compression)
     return buffer.getvalue()
 
 
@@ -28,9 +28,16 @@ def json_gz(rows: list[dict]) -> bytes:
     return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def run_worker(tmp_path: Path, endpoint: str, specs: list, **options) -> dict:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {
+def run_worker(
+    tmp_path: Path,
+    endpoint: str,
+    worker: str = "hub_worker.py",
+    environment: dict[str, str] | None = None,
+    **task,
+) -> dict:
+    """Run a worker of this folder against a hub; `task` is what it reads from standard input."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "hf_home"),
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -39,9 +46,9 @@ def run_worker(tmp_path: Path, endpoint: str, specs: list, **options) -> dict:
         "PYTHONPATH": str(HERE.parent.parent),
     }
     done = subprocess.run(
-        [sys.executable, HERE / "hub_worker.py"],
-        input=json.dumps({"specs": specs, **options}),
-        env=environment,
+        [sys.executable, HERE / worker],
+        input=json.dumps(task),
+        env={**inherited, **settings, **(environment or {})},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -62,6 +69,11 @@ def answers(tmp_path_factory, pieces):
     tmp_path = tmp_path_factory.mktemp("hub")
     rows = [{"id": n, "text": text} for n, text in enumerate(pieces)]
     pairs = [{"query": text[:40], "answer": text} for text in pieces[:90]]
+    pairs += [
+        {"query": None, "answer": "An answer"},
+        {"query": "Why?", "answer": ""},
+        {"query": "Why?", "answer": None},
+    ]
     nested = [{"question": "Who?", "answers": {"text": ["", text]}} for text in pieces[:20]]
     local = tmp_path / "folder" / "data"
     local.mkdir(parents=True)
@@ -72,7 +84,7 @@ def answers(tmp_path_factory, pieces):
     with HubServer() as hub:
         hub.repositories = {
             "some/parquet": {f"data/train-{n:05}-of-00002.parquet": parquet(rows[n::2]) for n in range(2)},
-            "some/many": {f"data/train-{n:05}-of-00009.parquet": parquet(rows[n::9]) for n in range(9)},
+            "some/many": {f"data/train-{n:05}-of-00017.parquet": parquet(rows[n::17]) for n in range(17)},
             "some/lines": {f"train-{n:05}-of-00003.json.gz": json_gz(rows[n::3]) for n in range(3)},
             "some/configs": {"README.md": two.encode(), "en/a.parquet": parquet(rows), "de/a.parquet": parquet(rows)},
             "some/secret": {"data/train-00000-of-00001.parquet": parquet(rows)},
@@ -80,10 +92,11 @@ def answers(tmp_path_factory, pieces):
             "some/nested": {
                 "train.jsonl": "".join(json.dumps(row) + "\n" for row in [*nested, {"question": "Why?"}]).encode()
             },
+            "some/answers": {"data/train-00000-of-00001.parquet": parquet(nested)},
             "sentence-transformers/natural-questions": {"pair/train-00000-of-00001.parquet": parquet(pairs)},
         }
         hub.gated = {"some/secret"}
-        hub.cuts, hub.cut_path = 1, "data/train-00003-of-00009.parquet"
+        hub.faults = [Fault("data/train-00003-of-00017.parquet", drop_after=100)]
         specs = [
             {"dataset": "some/parquet"},
             {"dataset": "some/many"},
@@ -98,6 +111,8 @@ def answers(tmp_path_factory, pieces):
             {"dataset": "some/parquet", "text_field": "txt", "name": "wrong column"},
             {"dataset": "some/lines", "text_field": "body", "name": "wrong field"},
             {"dataset": "some/nested", "fields": {"q": "question", "a": "answers.text"}, "format": "Q: {q}\nA: {a}"},
+            {"dataset": "some/answers", "fields": {"q": "question", "a": "answers.text"}, "format": "Q: {q}\nA: {a}"},
+            {"dataset": "some/answers", "text_field": "answers.txt", "name": "wrong nested field"},
             {"dataset": "./folder"},
             {"dataset": "./no_folder"},
             {
@@ -106,13 +121,13 @@ def answers(tmp_path_factory, pieces):
                 "format": "Q: {question}\nA: {answer}",
             },
         ]
-        answers = run_worker(tmp_path, hub.url, [{"type": "hf", **spec} for spec in specs], probe=True)
+        answers = run_worker(tmp_path, hub.url, specs=[{"type": "hf", **spec} for spec in specs], probe=True)
         answers["requests"] = hub.requests
-        assert hub.cuts == 0, "the connection was never cut"
+        assert not hub.faults[0].times, "the connection was never cut"
     return answers
 
 
-@pytest.mark.parametrize("name, num_shards", [("some/parquet", None), ("some/many", 9), ("some/lines", 3)])
+@pytest.mark.parametrize("name, num_shards", [("some/parquet", None), ("some/many", 17), ("some/lines", 3)])
 def test_every_row_once_and_every_cursor_exact(answers, pieces, name, num_shards):
     found = answers[name]
     assert found["failure"] is None
@@ -143,10 +158,16 @@ def test_question_is_read_from_query(answers, pieces):
     found = answers["sentence-transformers/natural-questions"]
     assert found["texts"] == [f"Q: {text[:40]}\nA: {text}" for text in pieces[:90]]
     assert found["notices"] == ["field question is read from the column query, since there is no column question"]
+    assert found["counts"] == {"rows without text": 3}
 
 
-def test_nested_fields(answers, pieces):
-    assert answers["some/nested"]["texts"] == [f"Q: Who?\nA: {text}" for text in pieces[:20]]
+@pytest.mark.parametrize("name", ["some/nested", "some/answers"])
+def test_nested_fields(answers, pieces, name):
+    assert answers[name]["texts"] == [f"Q: Who?\nA: {text}" for text in pieces[:20]]
+    assert answers[name]["resumes"]
+
+
+def test_rows_that_lack_a_column_are_counted(answers):
     assert answers["some/nested"]["counts"]["rows without text"] > 0
 
 
@@ -158,6 +179,7 @@ def test_nested_fields(answers, pieces):
         ("wrong split", ['"trian"', "train"]),
         ("wrong column", ["'txt'", "id, text", 'did you mean "text"?']),
         ("wrong field", ["'body'", "id, text"]),
+        ("wrong nested field", ["'answers'", "'txt'", 'did you mean "text"?']),
         ("some/secret", ["gated", "HF_TOKEN"]),
         ("some/missing", ["not found", "HF_TOKEN"]),
         ("some/script", ["script"]),
@@ -183,7 +205,7 @@ def test_an_endpoint_that_is_not_there(tmp_path):
     with socket.socket() as listener:  # taken, so nobody else answers; full, so nothing does
         listener.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        answer = run_worker(tmp_path, endpoint, ["wikipedia"], probe=True, tokenizer="gpt2")
+        answer = run_worker(tmp_path, endpoint, specs=["wikipedia"], probe=True, tokenizer="gpt2")
     found = answer["wikipedia"]
     assert "cannot be reached" in found["failure"] and endpoint in found["failure"]
     assert "cannot be reached" in found["probe"] or "does not answer" in found["probe"]

@@ -1,32 +1,34 @@
-"""Lanes and loader: every document once per pass, the same rows on any number of ranks, resumes that change nothing."""
+"""Lanes and loader: the same rows in the same order whatever serves them, and resumes that change nothing."""
 
 import json
 import random
-from collections import Counter
+import time
 
 import pytest
 import torch
 
+from shard_cache import ShardCache
 from sources.config import DataConfig
-from sources.held_out import is_held_out
-from sources.loader import Loader, choose_num_lanes, merge_states
+from sources.lanes import rows_of_step
+from sources.loader import Loader, SourceLost, choose_num_lanes, merge_states
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.source import SourceError
+from tests.sources.test_stream import Flaky
 
 T = 32
 
 
 @pytest.fixture
 def corpus(tmp_path, texts, write_json_lines):
-    """Two sources: 11 shards (more than the lanes) and 3 (fewer)."""
-    short = [text[:700] for text in texts]
-    many = write_json_lines(tmp_path / "many", short[: len(short) // 2], 11)
+    """Two sources: 24 shards (more than the lanes) and 3 (fewer)."""
+    short = [text[:700] for text in texts] + [text[700:800] for text in texts]
+    many = write_json_lines(tmp_path / "many", short[: len(short) // 2], 24)
     few = write_json_lines(tmp_path / "few", short[len(short) // 2 :], 3)
     return [{"type": "files", "path": str(many), "name": "many"}, {"type": "files", "path": str(few), "name": "few"}]
 
 
 def make(config, tokenizer, opened=None, **options) -> Loader:
-    options = {"seq_length": T, "micro_batch_size": 4, "accumulation_steps": 2} | options
+    options = {"seq_length": T, "micro_batch_size": 4, "accumulation_steps": 2, "seed": 7} | options
     return Loader(opened or open_sources(config), config, tokenizer, **options)
 
 
@@ -36,100 +38,174 @@ def take(loader: Loader, number: int) -> list:
     return batches
 
 
-def rows_of(batch) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    owners, inputs, labels = batch.source_ids.flatten(), batch.input_ids.view(-1, T), batch.labels.view(-1, T)
-    return [(int(o), tuple(i.tolist()), tuple(x.tolist())) for o, i, x in zip(owners, inputs, labels, strict=True)]
+def rows_of(batch) -> list[tuple]:
+    """(source, input ids, labels, segment ids) of each row."""
+    parts = (batch.input_ids.view(-1, T), batch.labels.view(-1, T), batch.segment_ids.view(-1, T))
+    rows = zip(batch.source_ids.flatten().tolist(), *(part.tolist() for part in parts), strict=True)
+    return [(owner, tuple(i), tuple(x), tuple(s)) for owner, i, x, s in rows]
 
 
-def global_rows(config, tokenizer, world_size, steps) -> list:
-    """The rows of all ranks in their global order; the global batch is the same for every world size."""
+def serve(config, tokenizer, world_size, num_workers, steps, rows=16, state=None, **options) -> tuple[list, dict]:
+    """The rows that all ranks are given in `steps` steps, in their global order, and the merged state behind them."""
+    options = {"world_size": world_size, "num_workers": num_workers, "accumulation_steps": 1, "state": state} | options
     ranks = [
-        take(make(config, tokenizer, rank=r, world_size=world_size, micro_batch_size=8 // world_size), steps)
+        take(make(config, tokenizer, rank=r, micro_batch_size=rows // world_size, **options), steps)
         for r in range(world_size)
     ]
     ordered = []
+    first = state["row"] if state else 0
     for step in range(steps):
-        per_rank = [rows_of(batches[step]) for batches in ranks]
-        ordered += [per_rank[i % world_size][i // world_size] for i in range(world_size * len(per_rank[0]))]
-    return ordered
+        given = [iter(rows_of(batches[step])) for batches in ranks]
+        last = ranks[0][step].state["row"]
+        num_lanes = ranks[0][step].state["num_lanes"]
+        ordered += [next(given[row % num_lanes % world_size]) for row in range(first, last)]
+        assert all(label == -100 for rest in given for row in rest for label in row[2])
+        first = last
+    return ordered, json.loads(json.dumps(merge_states([batches[-1].state for batches in ranks])))
 
 
-def trained_documents(texts) -> list[str]:
-    return [text for text in texts if len(text.strip()) >= 50 and not is_held_out(text)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_document_exactly_once_per_pass(world_size, corpus, tokenizer):
+@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 1), (1, 3), (4, 0)])
+def test_ranks_and_workers_do_not_change_the_rows(world_size, num_workers, corpus, tokenizer):
     config = DataConfig(sources=corpus)
-    opened = open_sources(config)
-    rows = global_rows(config, tokenizer, world_size, 100)
-    for owner, source in enumerate(opened.sources.values()):
-        documents = [text for shard in range(source.num_shards) for text, _ in source.read(shard, None)]
-        expected = Counter(trained_documents(documents))
-        assert sum(expected.values()) > 20
-        seen: Counter[str] = Counter()
-        for lane in range(8):
-            labels = [token for o, _, labels in rows[lane::8] if o == owner for token in labels]
-            found = tokenizer.decode(labels).split("<|endoftext|>")[:-1]
-            assert found.count(found[0]) > 1, "this lane has not finished its first pass"
-            one_pass = found[: found.index(found[0], 1)]
-            assert found == (one_pass * len(found))[: len(found)]
-            seen.update(one_pass)
-        assert seen == expected
+    whole, state = serve(config, tokenizer, 1, 0, 20)
+    other, other_state = serve(config, tokenizer, world_size, num_workers, 20)
+    assert other == whole and other_state == state
 
 
-def test_the_same_rows_in_the_same_steps_for_any_world(corpus, tokenizer):
-    config = DataConfig(sources=corpus)
-    assert global_rows(config, tokenizer, 1, 12) == global_rows(config, tokenizer, 2, 12)
-    assert global_rows(config, tokenizer, 1, 12) == global_rows(config, tokenizer, 4, 12)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["round_robin", "sequential"])
+def test_any_worlds_and_workers_stopped_and_resumed(strategy, corpus, tokenizer, tmp_path):
+    """Worlds 1, 2, 4 x workers 0, 1, 3, stopped two and four times, cold, from the cache, and from both in turn."""
+    config = DataConfig(sources=corpus, mix_strategy=strategy)
+    whole, _ = serve(config, tokenizer, 1, 0, 80)
+    rng = random.Random(11)
+    grid = [(world, workers) for world in (1, 2, 4) for workers in (0, 1, 3)]
+    for stops in (2, 4):
+        for caching in ("never", "always", "sometimes"):
+            cuts = sorted(rng.sample(range(1, 80), stops))
+            rows, state = [], None
+            for begin, end in zip([0, *cuts], [*cuts, 80], strict=True):
+                world, workers = rng.choice(grid)
+                cached = caching == "always" or (caching == "sometimes" and rng.random() < 0.5)
+                cache = ShardCache(tmp_path / f"cache-{strategy}", 1.0) if cached else None
+                found, state = serve(config, tokenizer, world, workers, end - begin, state=state, cache=cache)
+                rows += found
+            assert rows == whole
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
 @pytest.mark.parametrize("strategy", ["round_robin", "sequential", "weighted"])
-def test_resume_equals_the_uninterrupted_sequence(strategy, corpus, tokenizer):
+def test_resume_equals_the_uninterrupted_sequence(strategy, packing, corpus, tokenizer):
     weights = {"source_weights": {"many": 2.5}} if strategy == "weighted" else {}
-    config = DataConfig(sources=corpus, mix_strategy=strategy, **weights)
+    config = DataConfig(sources=corpus, mix_strategy=strategy, packing=packing, **weights)
     # 7 rows a step: a step ends anywhere in the order of lanes.
     odd = {"micro_batch_size": 7, "accumulation_steps": 1}
-    whole = take(make(config, tokenizer, **odd), 45)
+    whole = take(make(config, tokenizer, **odd), 60)
     rng = random.Random(3)
-    for cut in rng.sample(range(1, 35), 3):
+    for cut in rng.sample(range(1, 50), 2):
         state = json.loads(json.dumps(whole[cut - 1].state))
         first = take(make(config, tokenizer, state=state, **odd), 5)
         second = take(make(config, tokenizer, state=json.loads(json.dumps(first[-1].state)), **odd), 5)
         assert [rows_of(batch) for batch in first + second] == [rows_of(batch) for batch in whole[cut : cut + 10]]
         assert second[-1].state == whole[cut + 9].state
+        assert [batch.number for batch in first] == list(range(cut, cut + 5))
 
 
-def test_resume_beside_a_source_that_is_dry_in_most_lanes(corpus, tmp_path, texts, tokenizer, write_json_lines):
-    some = trained_documents([text for text in texts if len(text) < 2000])[:2]
-    write_json_lines(tmp_path / "tiny", some, 1)
-    config = DataConfig(sources=[corpus[0], {"type": "files", "path": str(tmp_path / "tiny")}])
-    whole = take(make(config, tokenizer), 20)
-    for cut in (1, 2, 9):
-        again = take(make(config, tokenizer, state=json.loads(json.dumps(whole[cut - 1].state))), 10)
-        assert [rows_of(batch) for batch in again] == [rows_of(batch) for batch in whole[cut : cut + 10]]
-        assert [batch.state for batch in again] == [batch.state for batch in whole[cut : cut + 10]]
-
-
-def test_a_resume_may_change_the_number_of_ranks(corpus, tokenizer):
+def test_a_resume_may_change_the_number_of_ranks_also_to_one_that_divides_nothing(corpus, tokenizer):
     config = DataConfig(sources=corpus)
-    whole = [row for batch in take(make(config, tokenizer, micro_batch_size=8), 9) for row in rows_of(batch)]
-    state, rows, worlds = None, [], (2, 4, 1)
-    for world_size in worlds:
-        options = {"world_size": world_size, "micro_batch_size": 8 // world_size, "state": state}
-        ranks = [take(make(config, tokenizer, rank=r, **options), 3) for r in range(world_size)]
-        for step in range(3):
-            per_rank = [rows_of(batches[step]) for batches in ranks]
-            rows += [per_rank[i % world_size][i // world_size] for i in range(16)]
-        state = json.loads(json.dumps(merge_states([batches[-1].state for batches in ranks])))
-    assert rows == whole
-    assert sum(state["tokens_per_source"].values()) == len(rows) * T
+    whole, _ = serve(config, tokenizer, 1, 0, 40, rows=24)
+    state, rows = None, []
+    for world_size in (2, 3, 1, 4, 6):
+        found, state = serve(config, tokenizer, world_size, 0, 4, rows=24, state=state)
+        rows += found
+    assert rows == whole[: len(rows)] and len(rows) > 16 * 24
+    assert state["row"] == len(rows)
+    assert sum(state["tokens_per_source"].values()) == sum(label != -100 for row in rows for label in row[2])
 
 
-def test_prefetch_changes_nothing(corpus, tokenizer):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7, 8])
+@pytest.mark.parametrize("num_lanes", [16, 64])
+def test_steps_share_the_rows_out_in_order(world_size, num_lanes):
+    first = 0
+    for _ in range(5):
+        shares = [rows_of_step(first, 12, rank, world_size, num_lanes) for rank in range(world_size)]
+        (following,) = {following for _, following in shares}
+        assert max(len(lanes) for lanes, _ in shares) == 12
+        for rank, (lanes, _) in enumerate(shares):
+            expected = [row % num_lanes for row in range(first, following) if row % num_lanes % world_size == rank]
+            assert lanes == expected
+        if num_lanes % world_size == 0:
+            assert following - first == 12 * world_size
+        first = following
+
+
+def test_cached_rows_are_the_streams_rows_and_need_no_source(corpus, tokenizer, tmp_path):
     config = DataConfig(sources=corpus)
-    one, many = take(make(config, tokenizer, prefetch=1), 6), take(make(config, tokenizer, prefetch=5), 6)
-    assert [batch.state for batch in one] == [batch.state for batch in many]
+    cold, _ = serve(config, tokenizer, 1, 0, 30)
+    filling, _ = serve(config, tokenizer, 1, 0, 30, cache=ShardCache(tmp_path / "cache", 1.0))
+    opened = open_sources(config)
+    for name, source in opened.sources.items():
+        opened.sources[name] = Unreadable(source)
+    shape = {"micro_batch_size": 16, "accumulation_steps": 1}
+    cached = take(make(config, tokenizer, opened, cache=ShardCache(tmp_path / "cache", 1.0), **shape), 30)
+    assert filling == cold == [row for batch in cached for row in rows_of(batch)]
+    assert (tmp_path / "cache").is_dir()
+
+
+def test_a_damaged_cache_is_made_again_from_the_source(corpus, tokenizer, tmp_path):
+    config = DataConfig(sources=corpus[:1], retry_minutes=10.0)
+    shape = {"micro_batch_size": 16, "accumulation_steps": 1}
+    cold, _ = serve(config, tokenizer, 1, 0, 60, cache=ShardCache(tmp_path / "cache", 1.0))
+    for path in (tmp_path / "cache").rglob("*.tar"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    opened = open_sources(config)
+    opened.sources["many"] = Unreadable(opened.sources["many"])
+    loader = make(config, tokenizer, opened, cache=ShardCache(tmp_path / "cache", 1.0), **shape)
+    with pytest.raises(SourceLost, match="the data is gone"):
+        loader.next()
+    loader.close()
+
+    loader = make(config, tokenizer, cache=ShardCache(tmp_path / "cache", 1.0), **shape)
+    batches = take(loader, 60)
+    assert [row for batch in batches for row in rows_of(batch)] == cold
+    assert any("SHA-256" in event["message"] for batch in batches for event in batch.events)
+    again = take(make(config, tokenizer, opened, cache=ShardCache(tmp_path / "cache", 1.0), **shape), 60)
+    assert [row for batch in again for row in rows_of(batch)] == cold
+
+
+def test_a_cache_of_other_rows_is_not_used(corpus, tokenizer, tmp_path):
+    config = DataConfig(sources=corpus)
+    cache = {"cache": ShardCache(tmp_path / "cache", 1.0)}
+    serve(config, tokenizer, 1, 0, 5, **cache)
+    for changed, options in (
+        (DataConfig(sources=corpus, packing="pad"), {}),
+        (DataConfig(sources=corpus, min_text_length=300), {}),
+        (config, {"seed": 8}),
+        (config, {"num_lanes": 32}),
+    ):
+        cold, _ = serve(changed, tokenizer, 1, 0, 5, **options)
+        assert serve(changed, tokenizer, 1, 0, 5, **options, **cache)[0] == cold
+
+
+class Unreadable:
+    """A source whose data is gone; only what names it is left."""
+
+    def __init__(self, inner):
+        self.name, self.num_shards = inner.name, inner.num_shards
+        self.notices, self.counts = [], {}
+        self._fingerprint, self._pin = inner.fingerprint(), inner.pin()
+
+    def fingerprint(self):
+        return self._fingerprint
+
+    def pin(self):
+        return self._pin
+
+    def read(self, shard, cursor):
+        raise SourceError("the data is gone")
+        yield
 
 
 def test_states_that_do_not_belong_together_are_refused(corpus, tokenizer):
@@ -137,164 +213,151 @@ def test_states_that_do_not_belong_together_are_refused(corpus, tokenizer):
     ranks = [take(make(config, tokenizer, rank=r, world_size=2), 2) for r in range(2)]
     with pytest.raises(ValueError, match="different steps"):
         merge_states([ranks[0][0].state, ranks[1][1].state])
-    with pytest.raises(ValueError, match="4 of 8 lanes"):
+    with pytest.raises(ValueError, match="8 of 16 lanes"):
         merge_states([ranks[0][0].state])
-    with pytest.raises(ValueError, match=r"8 lanes.*1, 2, 4, 8\."):
-        make(config, tokenizer, world_size=3)
+    with pytest.raises(ValueError, match="at most 16 processes"):
+        make(config, tokenizer, world_size=17, num_lanes=16)
+    with pytest.raises(ValueError, match="another version"):
+        make(config, tokenizer, state={"lanes": {}})
 
 
 def test_choose_num_lanes():
-    assert [choose_num_lanes(world) for world in (1, 2, 3, 6, 8, 16, 24)] == [8, 8, 12, 12, 8, 16, 24]
+    assert [choose_num_lanes(world) for world in (1, 2, 3, 6, 8, 16, 24)] == [16, 16, 64, 128, 16, 16, 512]
+    assert choose_num_lanes(4, 3) == 16 and choose_num_lanes(8, 4) == 32
 
 
 def test_batches_have_the_promised_form(corpus, tokenizer):
     (batch,) = take(make(DataConfig(sources=corpus), tokenizer, accumulation_steps=3, micro_batch_size=2), 1)
-    assert batch.input_ids.shape == batch.labels.shape == (3, 2, T)
+    assert batch.input_ids.shape == batch.labels.shape == batch.segment_ids.shape == (3, 2, T)
     assert batch.input_ids.dtype == batch.labels.dtype == batch.source_ids.dtype == torch.int64
-    assert batch.num_tokens == 6 * T
-    assert torch.equal(batch.input_ids[..., 1:], batch.labels[..., :-1])
+    assert batch.segment_ids.dtype == torch.int32 and batch.number == 0
+    assert batch.num_tokens == (batch.labels != -100).sum() > 5 * T
+    inner = batch.segment_ids[..., 1:] == batch.segment_ids[..., :-1]
+    inner &= batch.segment_ids[..., 1:] >= 0
+    assert torch.equal(batch.input_ids[..., 1:][inner], batch.labels[..., :-1][inner])
     assert set(batch.source_ids.flatten().tolist()) == {0, 1}  # lanes beside each other begin with different sources
 
 
-def test_held_out_documents_are_never_trained_on(tmp_path, texts, tokenizer, write_json_lines):
-    pieces = list(dict.fromkeys(text[n : n + 120] for text in texts for n in range(0, len(text) - 120, 120)))
-    held = [piece for piece in pieces if is_held_out(piece)][:10]
-    trained = trained_documents(pieces)[:60]
-    assert len(held) == 10
-    write_json_lines(tmp_path / "mixed", [*trained[:30], *held, *trained[30:]], 2)
-    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "mixed")}])
-    rows = global_rows(config, tokenizer, 1, 15)
-    seen: set[str] = set()
-    for lane in range(8):
-        seen.update(tokenizer.decode([t for _, _, labels in rows[lane::8] for t in labels]).split("<|endoftext|>")[:-1])
-    assert seen == set(trained)
-
-
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
 @pytest.mark.parametrize("weights", [{"many": 1.0, "few": 1.0}, {"many": 3.0, "few": 0.5}])
-def test_shares_hold_within_one_percent(weights, corpus, tokenizer):
-    config = DataConfig(sources=corpus, mix_strategy="weighted", source_weights=weights)
-    totals = take(make(config, tokenizer, micro_batch_size=32), 40)[-1].state["tokens_per_source"]
+def test_shares_of_tokens_hold_whatever_the_lengths(weights, packing, corpus, tokenizer):
+    config = DataConfig(sources=corpus, mix_strategy="weighted", source_weights=weights, packing=packing)
+    state = take(make(config, tokenizer, micro_batch_size=64), 25)[-1].state
+    totals = merge_states([state])["tokens_per_source"]
     for name, weight in weights.items():
-        assert abs(totals[name] / sum(totals.values()) - weight / sum(weights.values())) < 0.01
+        # Each lane is at most a row of T tokens off.
+        assert abs(totals[name] - sum(totals.values()) * weight / sum(weights.values())) < 16 * T
+
+
+def test_live_weights_count_from_their_batch_on_whatever_is_prepared_ahead(corpus, tokenizer):
+    config = DataConfig(sources=corpus, mix_strategy="weighted")
+
+    def weights_at(number: int) -> dict[str, float]:
+        return {"many": 1.0, "few": 1.0} if number < 10 else {"many": 1.0, "few": 9.0}
+
+    options = {"weights_at": weights_at, "micro_batch_size": 32}
+    slow = make(config, tokenizer, **options)
+    batches = []
+    for batch, _ in zip(slow, range(30), strict=False):
+        time.sleep(0.01)
+        batches.append(batch)
+    slow.close()
+    shares = [torch.cat([b.source_ids for b in part]).float().mean() for part in (batches[:10], batches[10:])]
+    assert abs(shares[0] - 0.5) < 0.03 and abs(shares[1] - 0.9) < 0.03
+    again = take(make(config, tokenizer, state=json.loads(json.dumps(batches[7].state)), **options), 10)
+    assert [rows_of(b) for b in again] == [rows_of(b) for b in batches[8:18]]
 
 
 def test_sequential_gives_whole_passes_in_turn(corpus, tokenizer):
     config = DataConfig(sources=corpus, mix_strategy="sequential")
-    rows = global_rows(config, tokenizer, 1, 100)
-    opened = open_sources(config)
-    for lane in range(8):
-        owners = [owner for owner, _, _ in rows[lane::8]]
+    rows, _ = serve(config, tokenizer, 1, 0, 300)
+    for lane in range(16):
+        owners = [owner for owner, *_ in rows[lane::16]]
         turns = [owner for position, owner in enumerate(owners) if position == 0 or owners[position - 1] != owner]
         assert turns[:3] == [0, 1, 0]
-        first = next(p for p, owner in enumerate(owners) if owner == 1)
-        labels = [token for _, _, labels in rows[lane::8][:first] for token in labels]
-        documents = [text for shard in range(lane, 11, 8) for text, _ in opened.sources["many"].read(shard, None)]
-        assert tokenizer.decode(labels).startswith("<|endoftext|>".join(trained_documents(documents)))
 
 
-def test_a_source_with_fewer_documents_than_lanes(tmp_path, texts, tokenizer, write_json_lines):
-    some = [text for text in texts if len(text) < 2000 and not is_held_out(text)][:3]
-    write_json_lines(tmp_path / "tiny", some, 1)
-    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "tiny")}])
-    for world_size in (1, 4):
-        ranks = [take(make(config, tokenizer, rank=r, world_size=world_size), 3) for r in range(world_size)]
-        tokens = [sum(batch.num_tokens for batch in batches) for batches in ranks]
-        # Document n belongs to lane n; ranks that own none of the lanes 0..2 have nothing and say so.
-        assert tokens == [3 * 8 * T if rank < 3 else 0 for rank in range(world_size)]
-    assert all((batch.labels == -100).all() for batch in ranks[3])
-
-
-class Failing:
-    """A real source that fails after so many documents, so many times, as a network does but not on demand."""
-
-    def __init__(self, inner, documents: int, times: int):
-        self.inner, self.documents, self.times = inner, documents, times
-        self.name, self.num_shards = inner.name, inner.num_shards
-        self.notices, self.counts = inner.notices, inner.counts
-
-    def pin(self):
-        return self.inner.pin()
-
-    def read(self, shard, cursor):
-        for document in self.inner.read(shard, cursor):
-            if self.documents <= 0 and self.times > 0:
-                self.times -= 1
-                raise SourceError("the connection was lost, token hf_abcdef")
-            self.documents -= 1
-            yield document
-
-
-@pytest.fixture
-def no_wait(monkeypatch):
-    monkeypatch.setattr("sources.lanes.BACKOFF", 0.0)
-
-
-def test_a_failure_that_passes_is_retried_and_loses_nothing(corpus, tokenizer, no_wait):
-    config = DataConfig(sources=corpus)
-    expected = take(make(config, tokenizer), 10)
+def test_a_source_that_stays_away_is_lost_and_later_goes_on_where_it_was(corpus, tokenizer):
+    config = DataConfig(sources=corpus, retry_minutes=0.0)
+    whole, _ = serve(config, tokenizer, 1, 0, 250)
     opened = open_sources(config)
-    opened.sources["few"] = Failing(opened.sources["few"], 5, 2)
-    batches = take(make(config, tokenizer, opened), 10)
-    assert [rows_of(batch) for batch in batches] == [rows_of(batch) for batch in expected]
-    retries = [event for batch in batches for event in batch.events if event["what"] == "retry"]
-    assert len(retries) == 2
-    assert retries[0]["name"] == "few" and "hf_***" in retries[0]["message"]
-
-
-def test_a_source_that_stays_away_is_dropped_and_later_goes_on_where_it_was(corpus, tokenizer, no_wait):
-    config = DataConfig(sources=corpus)
-    opened = open_sources(config)
-    opened.sources["few"] = Failing(opened.sources["few"], 600, 10**9)
-    batches = take(make(config, tokenizer, opened), 60)
-    dropped = [event for batch in batches for event in batch.events if event["what"] == "dropped"]
-    assert len(dropped) == 1 and dropped[0]["name"] == "few"
-    assert {owner for owner, _, _ in rows_of(batches[-1])} == {0}
-    # Back again: from every lane the next row of "few" is the one that the uninterrupted sequence has there.
+    opened.sources["few"] = Flaky(opened.sources["few"], 1500, 10**9)
+    loader, batches = make(config, tokenizer, opened, micro_batch_size=16, accumulation_steps=1), []
+    with pytest.raises(SourceLost, match="few: the connection was lost, token hf_\\*\\*\\*"):
+        for batch in loader:
+            batches.append(batch)
+    with pytest.raises(SourceLost):
+        loader.next()
+    loader.close()
+    assert len(batches) > 3
+    without = open_sources(config).without("few", "gone")
     state = json.loads(json.dumps(batches[-1].state))
-    delivered = {lane: kept["streams"]["few"]["tokens"] // T for lane, kept in state["lanes"].items()}
-    assert sum(delivered.values()) > 0
-    only_few = DataConfig(sources=corpus[1:])
-    rows = global_rows(only_few, tokenizer, 1, 60)
-    resumed = take(make(config, tokenizer, state=state), 4)
-    first_seen: dict[int, tuple] = {}
-    for position, (owner, inputs, labels) in enumerate(row for batch in resumed for row in rows_of(batch)):
-        lane = (state["row"] + position) % 8
-        if owner == 1 and lane not in first_seen:
-            first_seen[lane] = (inputs, labels)
-    assert len(first_seen) == 8
-    for lane, row in first_seen.items():
-        assert rows[lane::8][delivered[str(lane)]][1:] == row
+    meanwhile = take(make(config, tokenizer, without, state=state, micro_batch_size=16, accumulation_steps=1), 3)
+    assert set(meanwhile[-1].source_ids.flatten().tolist()) == {0}
+    # Back again: from every lane the next row of "few" is the one that the uninterrupted sequence has there.
+    seen = {lane: [row[1:] for row in whole[lane::16] if row[0] == 1] for lane in range(16)}
+    given = {lane: 0 for lane in range(16)}
+    for position, row in enumerate(row for batch in batches for row in rows_of(batch)):
+        given[position % 16] += row[0] == 1
+    back, _ = serve(config, tokenizer, 1, 0, 3, state=json.loads(json.dumps(meanwhile[-1].state)))
+    for lane in range(16):
+        follows = next(row[1:] for row in back[lane::16] if row[0] == 1)
+        assert follows == seen[lane][given[lane]]
 
 
 def test_absent_sources_keep_their_place(corpus, tokenizer):
     config = DataConfig(sources=corpus)
-    state = take(make(config, tokenizer), 5)[-1].state
-    opened = open_sources(config)
-    without = OpenedSources({"many": opened.sources["many"]}, {"few": "not today"})
-    later = take(make(config, tokenizer, without, state=state), 3)[-1]
-    assert set(later.source_ids.flatten().tolist()) == {0}
+    state = merge_states([take(make(config, tokenizer), 5)[-1].state])
+    without = open_sources(config).without("few", "not today")
+    later = merge_states([take(make(config, tokenizer, without, state=state), 3)[-1].state])
     for lane, kept in state["lanes"].items():
-        assert later.state["lanes"][lane]["streams"]["few"] == kept["streams"]["few"]
-    assert later.state["tokens_per_source"]["few"] == state["tokens_per_source"]["few"]
+        assert later["lanes"][lane]["streams"]["few"] == kept["streams"]["few"]
+    assert later["tokens_per_source"]["few"] == state["tokens_per_source"]["few"]
 
 
-def test_when_every_source_failed_the_reasons_travel(corpus, tokenizer, no_wait, tmp_path):
-    config = DataConfig(sources=[corpus[0], {"type": "pdf", "path": str(tmp_path / "none"), "name": "papers"}])
-    opened = open_sources(config)
-    opened.sources["many"] = Failing(opened.sources["many"], 0, 10**9)
-    loader = make(config, tokenizer, opened)
-    for _ in range(2):
-        with pytest.raises(AllSourcesFailed) as caught:
-            next(iter(loader))
+def test_without_any_source_there_is_no_loader(corpus, tokenizer):
+    with pytest.raises(AllSourcesFailed, match="many: a; few: b"):
+        make(DataConfig(sources=corpus), tokenizer, OpenedSources({}, {"many": "a", "few": "b"}))
+
+
+def test_a_small_source_fills_every_lane(tmp_path, texts, tokenizer, write_json_lines):
+    write_json_lines(tmp_path / "tiny", texts[:5], 1)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "tiny")}])
+    for world_size in (1, 4):
+        rows, _ = serve(config, tokenizer, world_size, 0, 10)
+        assert all(row[2][0] != -100 for row in rows)
+    assert any(
+        "every lane reads all" in notice for notice in open_sources(config).sources[str(tmp_path / "tiny")].notices
+    )
+
+
+def test_passes_are_announced_once_with_what_was_passed_over(corpus, tokenizer):
+    batches = take(make(DataConfig(sources=corpus[:1]), tokenizer), 150)
+    passes = [event for batch in batches for event in batch.events if event["what"] == "next_pass"]
+    assert passes[0]["message"].startswith("many begins pass 2") and "held out" in passes[0]["message"]
+    assert [event["pass"] for event in passes] == sorted({event["pass"] for event in passes})
+
+
+def test_a_worker_that_is_killed_is_started_again_and_changes_no_row(corpus, tokenizer):
+    config = DataConfig(sources=corpus)
+    whole, _ = serve(config, tokenizer, 1, 0, 60)
+    loader, rows, events = make(config, tokenizer, num_workers=1, micro_batch_size=16, accumulation_steps=1), [], []
+    for number, batch in enumerate(loader):
+        rows += rows_of(batch)
+        events += batch.events
+        if number == 5:
+            loader._workers._makers[0]._process.kill()
+        if number == 59:
+            break
     loader.close()
-    assert set(caught.value.reasons) == {"many", "papers"}
-    assert "connection was lost" in str(caught.value) and "does not exist" in str(caught.value)
-    with pytest.raises(AllSourcesFailed):
-        make(config, tokenizer, OpenedSources({}, {"many": "a", "papers": "b"}))
+    assert rows == whole
+    assert any("started again" in event["message"] for event in events)
 
 
-def test_passes_are_announced_once(corpus, tokenizer):
-    batches = take(make(DataConfig(sources=corpus[:1]), tokenizer), 60)
-    passes = [event["message"] for batch in batches for event in batch.events if event["what"] == "next_pass"]
-    assert passes[0] == "many begins pass 2"
-    assert len(passes) == len(set(passes))
+def test_a_worker_does_not_outlive_its_training_process(corpus, tokenizer):
+    loader = make(DataConfig(sources=corpus), tokenizer, num_workers=2)
+    loader.next()
+    processes = [maker._process for maker in loader._workers._makers]
+    assert all(process.poll() is None for process in processes)
+    loader.close()
+    assert all(process.poll() is not None for process in processes)

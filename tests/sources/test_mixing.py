@@ -12,7 +12,7 @@ def picks(mixer, live, number) -> list[str]:
     chosen = []
     for _ in range(number):
         chosen.append(mixer.pick(live))
-        mixer.charge(chosen[-1], live)
+        mixer.charge(chosen[-1], live, 256)
     return chosen
 
 

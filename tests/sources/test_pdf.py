@@ -1,45 +1,27 @@
-"""PDF files, whole ones and bad ones, all real: written here byte by byte or by pypdf."""
+"""PDF files, as a source: chunks and cursors, what is skipped and counted, what the documents depend on."""
 
 import json
+import pickle
+import subprocess
+import sys
 
 import pypdf
 import pytest
 
 from sources.config import PdfSpec
 from sources.pdf import PdfSource, chunks
+from sources.pdf_sandbox import Limits
 from sources.source import SourceError
+from tests.conftest import REPOSITORY
+from tests.sources.pdf_files import one_page, page_tree, plain_book, stream
 
 
-def pdf_bytes(pages: list[str]) -> bytes:
-    """Write a PDF by hand: one Helvetica text object a page, one line of text after the other."""
-    count = len(pages)
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Count {count} /Kids [{' '.join(f'{4 + 2 * n} 0 R' for n in range(count))}] >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for number, page in enumerate(pages):
-        escaped = (line.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)") for line in page.splitlines())
-        content = "BT /F1 9 Tf 11 TL 40 800 Td " + " ".join(f"({line}) Tj T*" for line in escaped) + " ET"
-        objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 842] /Contents {5 + 2 * number} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>"
-        )
-        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
-    data, offsets = b"%PDF-1.4\n", []
-    for number, body in enumerate(objects, start=1):
-        offsets.append(len(data))
-        data += f"{number} 0 obj\n{body}\nendobj\n".encode("latin-1")
-    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-    size = len(objects) + 1
-    trailer = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R >>\n"
-    return data + f"{trailer}startxref\n{len(data)}\n%%EOF\n".encode()
-
-
-@pytest.fixture
-def page(texts) -> str:
-    text = next(text for text in texts if len(text.splitlines()) > 70).encode("ascii", "ignore").decode()
-    return "\n".join(text.splitlines()[:70])
+@pytest.fixture(scope="module")
+def pages(texts) -> list[str]:
+    """Eight pages of real text, no two of them with the same edges."""
+    lines = [line for text in texts for line in text.encode("ascii", "ignore").decode().splitlines()]
+    lines = [line for line in lines if line.strip() and line[-1] != "-"]  # hyphens are another test's
+    return ["\n".join(lines[start : start + 50]) for start in range(0, 400, 50)]
 
 
 def open_pdf(path) -> PdfSource:
@@ -54,12 +36,12 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-def test_text_in_chunks_with_exact_cursors(tmp_path, page):
+def test_text_in_chunks_with_exact_cursors(tmp_path, pages):
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "deep" / "er" / "Book.PDF").write_bytes(pdf_bytes([page] * 8))
+    (tmp_path / "deep" / "er" / "Book.PDF").write_bytes(plain_book(pages))
     source = open_pdf(tmp_path)
     documents = read_all(source)
-    assert words(" ".join(text for text, _ in documents)) == words("\n".join([page] * 8))
+    assert words(" ".join(text for text, _ in documents)) == words("\n".join(pages))
     assert len(documents) > 3 and all(len(text) <= 5000 for text, _ in documents)
     assert all(len(text) >= 2900 for text, _ in documents[:-1])
     for number, (_, cursor) in enumerate(documents):
@@ -68,38 +50,69 @@ def test_text_in_chunks_with_exact_cursors(tmp_path, page):
     assert [text for text, _ in single] == [text for text, _ in documents]
 
 
-def test_bad_files_are_skipped_counted_and_named(tmp_path, page):
-    good = pdf_bytes([page])
+def test_a_source_reads_on_in_a_fresh_process(tmp_path, pages):
+    (tmp_path / "a.pdf").write_bytes(plain_book(pages))
+    source = open_pdf(tmp_path)
+    documents = read_all(source)
+    script = "import json, pickle, sys; s = pickle.load(sys.stdin.buffer); print(json.dumps(list(s.read(0, None))))"
+    there = subprocess.run(
+        [sys.executable, "-c", script], input=pickle.dumps(source), capture_output=True, cwd=REPOSITORY, check=True
+    )
+    assert [tuple(document) for document in json.loads(there.stdout)] == documents
+
+
+def test_the_fingerprint_is_of_names_and_bytes(tmp_path, pages):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(plain_book(pages))
+    fingerprint = open_pdf(tmp_path).fingerprint()
+    path.touch()
+    assert open_pdf(tmp_path).fingerprint() == fingerprint == json.loads(json.dumps(fingerprint))
+    path.write_bytes(path.read_bytes().replace(b"the", b"teh", 1))
+    changed = open_pdf(tmp_path).fingerprint()
+    path.rename(tmp_path / "b.pdf")
+    assert fingerprint != changed != open_pdf(tmp_path).fingerprint()
+
+
+def test_bad_files_are_skipped_counted_and_named(tmp_path, pages, monkeypatch):
+    good = plain_book(pages[:1])
     (tmp_path / "good.pdf").write_bytes(good)
     (tmp_path / "page.pdf").write_bytes(b"<!DOCTYPE html><html><body>Please log in</body></html>")
+    (tmp_path / "empty.pdf").write_bytes(b"")
     (tmp_path / "cut.pdf").write_bytes(good[:300])
     (tmp_path / "notes.txt").write_text("not looked at")
-    blank = pypdf.PdfWriter()
-    blank.add_blank_page(600, 800)
-    blank.write(tmp_path / "scan.pdf")
+    image = stream(
+        bytes(300), b"/Type /XObject /Subtype /Image /Width 10 /Height 10 /BitsPerComponent 8 /ColorSpace /DeviceRGB"
+    )
+    picture = one_page(stream(b"600 0 0 700 0 0 cm /X Do"), image, resources=b"/XObject << /X 6 0 R >>")
+    (tmp_path / "scan.pdf").write_bytes(picture)
+    (tmp_path / "half.pdf").write_bytes(page_tree(b"<< /Type /Pages /Count 2 /Kids [4 0 R 2 0 R] >>"))
+    (tmp_path / "large.pdf").write_bytes(good + bytes(1_000_000))
     locked = pypdf.PdfWriter(clone_from=str(tmp_path / "good.pdf"))
-    locked.encrypt("secret")
+    locked.encrypt("secret", algorithm="RC4-128")
     locked.write(tmp_path / "locked.pdf")
+    monkeypatch.setattr("sources.pdf.LIMITS", Limits(file_bytes=1_000_000))
     source = open_pdf(tmp_path)
-    (document,) = read_all(source)
-    assert words(document[0]) == words(page)
+    documents = read_all(source)
+    assert sorted(len(words(text)) for text, _ in documents) == [5, len(words(pages[0]))]
     assert source.counts == {
-        "files that are not PDF": 1,
+        "files that are not PDF": 2,
         "PDFs without text": 1,
         "encrypted PDFs": 1,
         "damaged PDFs": 1,
+        "PDFs that are too large": 1,
     }
     notices = "\n".join(source.notices)
-    for sentence in ("page.pdf: it is not a PDF", "scan.pdf: it holds no text", "OCR", "locked.pdf: it is encrypted"):
+    for sentence in (
+        "page.pdf: it is not a PDF",
+        "scan.pdf: it holds no text",
+        "OCR",
+        "locked.pdf: it is encrypted",
+        "large.pdf: it is larger than",
+        "half.pdf: 1 of its 2 pages are damaged",
+    ):
         assert sentence in notices
     read_all(source)
-    assert sum(source.counts.values()) == 4, "counted once per file"
-
-
-def test_a_broken_cross_reference_is_no_obstacle(tmp_path, page):
-    data = pdf_bytes([page])
-    (tmp_path / "a.pdf").write_bytes(data[: data.rindex(b"startxref")] + b"startxref\n7\n%%EOF\n")
-    assert words(read_all(open_pdf(tmp_path))[0][0]) == words(page)
+    assert sum(source.counts.values()) == 6, "counted once per file"
 
 
 def test_nothing_readable_is_an_error_that_says_why(tmp_path):
@@ -117,3 +130,9 @@ def test_chunks_end_with_paragraphs(texts):
     pieces = list(chunks(whole))
     assert words(" ".join(pieces)) == words(whole)
     assert all(piece + "\n\n" in whole or piece.endswith(whole[-50:].strip()) for piece in pieces)
+
+
+def test_a_long_paragraph_is_cut_at_a_sentence_and_a_long_word_anywhere():
+    sentences = "This is a sentence of a paragraph. " * 400
+    assert all(piece.endswith("paragraph.") and len(piece) <= 5000 for piece in chunks(sentences))
+    assert "".join(chunks("x" * 12_000)) == "x" * 12_000

@@ -1,0 +1,121 @@
+"""The cache as a folder: one folder per source and fingerprint, one per remembered file.
+
+    wikipedia-0123456789abcdef/source.json      what was cached: fingerprint, description, pin
+                               lane-0003/       that lane's shards (shard.py)
+                               used             when, and whether right now (space.py)
+    kept-held-out-0123.pt-0123456789abcdef/held-out-0123.pt
+Several processes may use one folder at the same time. A cache never ends a run: what it cannot do, its notices say.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shard_cache.files import JSON, Damaged, digest, read_plain, reason, seal, slug, sweep, unseal, write_whole
+from shard_cache.lane import CachedLane
+from shard_cache.space import Entry, Space, entries, sweep_removed
+
+_ABOUT = "source.json"
+
+
+class CachedSource:
+    """What is cached of one source under one fingerprint; in use as long as this object, or a lane of it, exists.
+
+    It can be pickled; the copy writes and takes notices for itself.
+    """
+
+    def __init__(self, entry: Entry, source_digest: str, space: Space):
+        self._entry, self._digest, self._space = entry, source_digest, space
+
+    @property
+    def folder(self) -> Path:
+        return self._entry.folder
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences to announce, the same list for all that is open of one cache; whoever announces them empties it."""
+        return self._space.notices
+
+    def lane(self, lane: int) -> CachedLane:
+        return CachedLane(self._entry, lane, self._digest, self._space)
+
+
+class ShardCache:
+    """Tokenised blocks and small files in `folder`, of at most `max_gb` (10**9 bytes each) altogether."""
+
+    def __init__(self, folder: str | Path, max_gb: float):
+        self.folder = Path(folder).absolute()
+        self._space = Space(self.folder, max_gb)
+        self._kept: dict[str, Entry] = {}
+        with self._stopping_at(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        sweep_removed(self.folder)
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences to announce; whoever announces them empties the list."""
+        return self._space.notices
+
+    def find(self, description: JSON) -> JSON | None:
+        """Return the newest pin that was cached under this description, so that a run can begin without a network."""
+        wanted = digest(description)
+        found = []
+        for folder in entries(self.folder):
+            about = self._about(folder)
+            if about is not None and digest(about["description"]) == wanted:
+                found.append((about["created"], folder.name, about["pin"]))
+        return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+    def source(self, fingerprint: JSON, description: JSON, pin: JSON) -> CachedSource:
+        """Open what is cached under `fingerprint`, everything that the blocks depend on, and mark it as used now.
+
+        Its folder is called after the fingerprint's "name", if it has one.
+        """
+        identity = digest(fingerprint)
+        name = fingerprint.get("name") if isinstance(fingerprint, dict) else None
+        entry = Entry(self.folder / f"{slug(str(name or 'source'))}-{identity[:16]}")
+        about = {"fingerprint": fingerprint, "description": description, "pin": pin}
+        with self._stopping_at(entry.folder):
+            entry.hold()
+            known = self._about(entry.folder)
+            if known is None or digest({key: known[key] for key in about}) != digest(about):
+                about["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
+                write_whole(entry.folder / _ABOUT, seal(about))
+        return CachedSource(entry, identity, self._space)
+
+    def remember(self, key: str) -> Path:
+        """Return where a small file of the caller's own lies, or may be written; it is kept as sources are.
+
+        It is in use as long as this cache, or a pickled copy of it, exists.
+        """
+        name = slug(key)
+        entry = self._kept.setdefault(key, Entry(self.folder / f"kept-{name}-{digest(key)[:16]}"))
+        path = entry.folder / name
+        with self._stopping_at(entry.folder):
+            for link in (entry.folder, path):
+                if link.is_symlink():  # the caller opens this path by its name, and would follow it
+                    link.unlink()
+            entry.hold()
+        return path
+
+    def _about(self, folder: Path) -> dict[str, JSON] | None:
+        """Return what a source's folder says of itself, or None where it is missing or damaged."""
+        path = folder / _ABOUT
+        try:
+            text = read_plain(path)
+            about = unseal(text) if text is not None else None
+            if about is None or about.keys() >= {"fingerprint", "description", "pin", "created"}:
+                return about
+            raise Damaged("it lacks a key")
+        except Damaged as error:
+            self.notices.append(f"{path} is damaged ({error}); it is written again when its source is used.")
+            return None
+
+    @contextlib.contextmanager
+    def _stopping_at(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._space.stop(f"{folder} cannot be written ({reason(error)})")

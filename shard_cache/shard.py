@@ -1,0 +1,210 @@
+"""One shard: a tar of up to 16 blocks in webdataset's convention, and a JSON sidecar without which it does not exist.
+
+    000016.tar      000016.ids.npy, 000016.NAME.npy, ..., 000016.json (the state after the block), 000017.ids.npy, ...
+    000016.json     whose shard this is, the tar's size and SHA-256, the digest of the state before each block, and the
+                    state before the first
+A shard is read whole, hashed, and parsed from those same bytes in memory. The parser accepts only what `pack` writes:
+regular ustar members with expected names, and arrays of plain numbers whose header agrees with their bytes. Nothing is
+unpickled and nothing is extracted to disk: a shard made by somebody else can give wrong numbers, and nothing worse.
+"""
+
+import hashlib
+import io
+import json
+import math
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shard_cache.files import JSON, Damaged, read_plain, seal, unseal, write_whole
+
+FORMAT = 1
+BLOCKS_PER_SHARD = 16
+BYTES_PER_SHARD = 4 * 2**20  # fewer blocks when they are large: a shard is in memory while it is filled and read
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MEMBER = re.compile(r"(?P<number>[0-9]{6,18})\.(?P<part>[a-z][a-z0-9_]*\.npy|json)")
+_KINDS = "biuf"  # truth values, integers, floats
+
+
+@dataclass(frozen=True)
+class CachedBlock:
+    """What was appended: arrays by name, and the state after the block."""
+
+    arrays: dict[str, np.ndarray]
+    after: JSON
+
+
+@dataclass
+class Shard:
+    """Consecutive blocks in the form they have in a tar: a member's bytes by what follows the number in its name."""
+
+    first: int
+    begins: JSON  # the state before block `first`, if whoever appended it said
+    before: list[str] = field(default_factory=list)  # digests of the states before the blocks
+    blocks: list[Mapping[str, bytes | memoryview]] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.blocks) - 1
+
+    @property
+    def is_full(self) -> bool:
+        size = sum(len(member) for block in self.blocks for member in block.values())
+        return len(self.blocks) >= BLOCKS_PER_SHARD or size >= BYTES_PER_SHARD
+
+    def holds(self, number: int, before: str) -> bool:
+        return self.first <= number <= self.last and self.before[number - self.first] == before
+
+    def block(self, number: int) -> CachedBlock:
+        """Return one of the shard's blocks. Raises Damaged."""
+        return decode(self.blocks[number - self.first])
+
+    def pack(self) -> bytes:
+        """Return the tar's bytes, the same for the same blocks on every machine."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, block in enumerate(self.blocks, start=self.first):
+                for part, data in block.items():
+                    info = tarfile.TarInfo(f"{number:06d}.{part}")  # its time, user and group are zero
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        return buffer.getvalue()
+
+    def describe(self, tar: bytes, owner: dict[str, JSON]) -> bytes:
+        """Return the sidecar's bytes."""
+        return seal(
+            {
+                "format": FORMAT,
+                **owner,
+                "shard": paths(Path(), self.first)[0].name,
+                "size": len(tar),
+                "sha256": hashlib.sha256(tar).hexdigest(),
+                "first": self.first,
+                "blocks": len(self.blocks),
+                "before": self.before,
+                "begins": self.begins,
+            }
+        )
+
+
+def paths(folder: Path, first: int) -> tuple[Path, Path]:
+    """Return where the shard that begins with block `first` has its tar and its sidecar."""
+    return folder / f"{first:06d}.tar", folder / f"{first:06d}.json"
+
+
+def write_shard(folder: Path, first: int, tar: bytes, sidecar: bytes) -> None:
+    """Write a shard, over an older one if there is one. Raises OSError."""
+    tar_path, sidecar_path = paths(folder, first)
+    # Whoever reads between these lines finds no shard, rather than one whose halves differ.
+    sidecar_path.unlink(missing_ok=True)
+    write_whole(tar_path, tar)
+    write_whole(sidecar_path, sidecar)
+
+
+def read_shard(folder: Path, first: int, owner: dict[str, JSON], reaching: int) -> Shard | None:
+    """Return the verified shard that begins with block `first`; None if there is none, or it ends before `reaching`.
+
+    Raises Damaged.
+    """
+    tar_path, sidecar_path = paths(folder, first)
+    described, failure = None, None
+    while (sidecar := read_plain(sidecar_path)) is not None:
+        if sidecar == described:
+            raise failure
+        described = sidecar
+        try:
+            about = _checked(unseal(sidecar), tar_path, first, owner)
+            return _verified(about, tar_path) if reaching < first + about["blocks"] else None
+        except Damaged as error:
+            failure = error  # unless another process has just written this shard again: then the sidecar is another
+    return None
+
+
+def encode(arrays: dict[str, np.ndarray], after: JSON) -> dict[str, bytes]:
+    """Return a block as a tar's members. Raises ValueError for arrays of other things than numbers."""
+    members = {}
+    for name, array in arrays.items():
+        array = np.asarray(array, order="C")
+        if not _NAME.fullmatch(name) or array.dtype.kind not in _KINDS:
+            raise ValueError(f"an array named {name!r} of {array.dtype} cannot be cached")
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+        members[f"{name}.npy"] = buffer.getvalue()
+    members["json"] = json.dumps(after, separators=(",", ":")).encode()
+    return members
+
+
+def decode(members: Mapping[str, bytes | memoryview]) -> CachedBlock:
+    """Return the block that these members are. Raises Damaged."""
+    try:
+        arrays = {
+            part.removesuffix(".npy"): _array(memoryview(data)) for part, data in members.items() if part != "json"
+        }
+        return CachedBlock(arrays, json.loads(bytes(members["json"])))
+    except Damaged:
+        raise
+    except Exception:  # NumPy's and JSON's parsers raise many kinds
+        raise Damaged("a member cannot be read") from None
+
+
+def _array(data: memoryview) -> np.ndarray:
+    buffer = io.BytesIO(data)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise Damaged("an array has another format")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(buffer)
+    content = data[buffer.tell() :]
+    if dtype.kind not in _KINDS or fortran_order:
+        raise Damaged("an array is of another kind")
+    # Before anything of the claimed size is allocated.
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise Damaged("an array's header does not fit its bytes")
+    return np.ndarray(shape, dtype, buffer=content).copy()
+
+
+def _checked(about: dict[str, JSON], path: Path, first: int, owner: dict[str, JSON]) -> dict[str, JSON]:
+    """Return a sidecar's content if it belongs to this shard. Raises Damaged."""
+    expected = {"format": FORMAT, **owner, "shard": path.name, "first": first}
+    if {key: about.get(key) for key in expected} != expected:
+        raise Damaged("its sidecar is another shard's")
+    before = about.get("before")
+    if not isinstance(before, list) or not 0 < len(before) == about.get("blocks") <= BLOCKS_PER_SHARD:
+        raise Damaged("its sidecar does not say what its blocks are")
+    return about
+
+
+def _verified(about: dict[str, JSON], path: Path) -> Shard:
+    first, before = about["first"], about["before"]
+    tar = read_plain(path, size=about.get("size"))
+    if tar is None:
+        raise Damaged("it is missing")
+    if hashlib.sha256(tar).hexdigest() != about.get("sha256"):
+        raise Damaged("SHA-256 differs")
+    return Shard(first, about.get("begins"), before, _blocks(tar, first, len(before)))
+
+
+def _blocks(tar: bytes, first: int, count: int) -> list[Mapping[str, memoryview]]:
+    """Return the members of each block of a tar. Raises Damaged for all that `pack` would not have written."""
+    blocks: list[dict[str, memoryview]] = [{} for _ in range(count)]
+    view, offset = memoryview(tar), 0
+    while any(header := tar[offset : offset + tarfile.BLOCKSIZE]):
+        try:
+            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.TarError, ValueError):
+            raise Damaged("it is not a tar") from None
+        name = _MEMBER.fullmatch(member.name)
+        start = offset + tarfile.BLOCKSIZE
+        if name is None or member.type != tarfile.REGTYPE or not 0 <= member.size <= len(tar) - start:
+            raise Damaged("it has a member that does not belong there")
+        index = int(name["number"]) - first
+        if not 0 <= index < count or name["part"] in blocks[index]:
+            raise Damaged("it has a member that does not belong there")
+        blocks[index][name["part"]] = view[start : start + member.size]
+        offset = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    if any("json" not in block for block in blocks):
+        raise Damaged("a member is missing")
+    return blocks

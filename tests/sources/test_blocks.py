@@ -1,0 +1,91 @@
+"""Blocks from the cache, from the source, and past a damaged shard when the source is gone."""
+
+import json
+from collections import Counter
+
+import numpy as np
+
+from shard_cache import BLOCKS_PER_SHARD, ShardCache
+from sources.blocks import BlockMaker
+from sources.caching import cached_sources
+from sources.config import DataConfig
+from sources.filters import Filters, is_held_out
+from sources.registry import open_sources
+from sources.stream import Recipe, Surroundings
+from tests.sources.test_loader import Unreadable
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(getattr(one.block, name), getattr(other.block, name)) for name in ("ids", "pieces"))
+
+
+def make_recipe(tokenizer, **options) -> Recipe:
+    usual = {"packing": "best_fit", "filters": Filters(50), "shuffle": True, "seed": 3, "retry_minutes": 10.0}
+    return Recipe(tokenizer=tokenizer, **(usual | options))
+
+
+def test_rows_without_text_are_counted_once_however_many_lanes_share_a_shard(tmp_path, texts, tokenizer):
+    rows = [{"text": text[:300]} for text in texts] + [{"text": None}, {"text": " "}, {"other": "x"}] * 5
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path), "name": "rows"}])
+    maker = BlockMaker(
+        open_sources(config).sources, make_recipe(tokenizer, seq_length=64, num_lanes=16), {}, Surroundings()
+    )
+    for source in maker.sources.values():
+        source.counts.clear()
+    counts: Counter[str] = Counter()
+    for lane in range(16):
+        state = None
+        while state is None or state["pass"] == 0:
+            made = maker.make("rows", lane, state)
+            state = made.after
+            counts.update(made.counts)
+    assert counts["rows without text"] == 15 and counts["lines that are not JSON"] == 1
+    assert counts["held out for evaluation"] == sum(is_held_out(text[:300]) for text in texts)
+
+
+def test_a_damaged_shard_is_made_again_or_skipped_where_the_source_is_gone(
+    tmp_path, texts, tokenizer, write_json_lines
+):
+    write_json_lines(tmp_path / "texts", texts, 2)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "texts"), "name": "texts"}])
+    recipe = make_recipe(tokenizer, seq_length=16, num_lanes=1)
+    told: list[tuple[str, str, str]] = []
+
+    def maker(readable: bool = True) -> BlockMaker:
+        sources = open_sources(config).sources
+        if not readable:
+            sources = {name: Unreadable(source) for name, source in sources.items()}
+        cached = cached_sources(ShardCache(tmp_path / "cache", 1.0), sources, config, recipe)
+        return BlockMaker(sources, recipe, cached, Surroundings(lambda *event: told.append(event)))
+
+    filling, states, blocks = maker(), [None], []
+    for _ in range(2 * BLOCKS_PER_SHARD + 3):
+        blocks.append(filling.make("texts", 0, states[-1]))
+        states.append(blocks[-1].after)
+    filling.flush()
+    tars = sorted((tmp_path / "cache").rglob("*.tar"))
+    assert [tar.stem for tar in tars] == ["000000", f"{BLOCKS_PER_SHARD:06}", f"{2 * BLOCKS_PER_SHARD:06}"]
+    reading = maker(readable=False)
+    assert all(same(reading.make("texts", 0, state), block) for state, block in zip(states, blocks, strict=False))
+
+    damaged = bytearray(tars[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    tars[1].write_bytes(damaged)
+    reading, state, found = maker(readable=False), None, []
+    while len(found) < BLOCKS_PER_SHARD + 3:
+        found.append(reading.make("texts", 0, state))
+        state = found[-1].after
+    expected = [*blocks[:BLOCKS_PER_SHARD], *blocks[2 * BLOCKS_PER_SHARD :]]
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    assert any(what == "skipped" and "they are skipped" in message for _, what, message in told)
+    assert any("is damaged (" in message for _, _, message in told)
+
+    mending, state = maker(), None
+    for block in blocks:
+        made = mending.make("texts", 0, state)
+        assert same(made, block)
+        state = made.after
+    mending.flush()
+    reading = maker(readable=False)
+    assert all(same(reading.make("texts", 0, state), block) for state, block in zip(states, blocks, strict=False))
