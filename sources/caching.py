@@ -80,6 +80,7 @@ def cached_sources(
             "seed": recipe.seed,
             "shuffle": recipe.shuffle,
             "small": small,
+            "whole_passes": recipe.whole_passes,
         }
         pin = {
             "source": source.pin(),

@@ -64,7 +64,7 @@ def collect_held_out(
     for name, source in opened.sources.items():
         collected = _collect(source, config, tokenizer, wanted)
         block = pack_all(collected.ids, seq_length, tokenizer.eos_id, dtype, config.packing)
-        packed.append(block.unpack(slice(0, len(block))))
+        packed.append(block.unpack())
         owners += [names.index(name)] * len(block)
         texts[name] = collected.texts
     return HeldOut(

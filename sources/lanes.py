@@ -26,13 +26,14 @@ class SourceLost(Exception):
         super().__init__(f"{name}: {reason}")
 
 
-@dataclass(frozen=True)
-class Row:
-    """Row `index` of a block; `source` is its name."""
+@dataclass
+class Run:
+    """Rows of one block from `first` on; `turns` are their places among the rows that the lane was asked for."""
 
     source: str
     block: Block
-    index: int
+    first: int
+    turns: list[int]
 
 
 class Queue:
@@ -44,6 +45,7 @@ class Queue:
         self._taken = kept["taken"] if kept else 0
         self.tokens = kept["tokens"] if kept else 0  # labels delivered since the lineage began
         self._block: Block | None = None
+        self._lengths: list[int] = []
         self._after: JSON = None
         self.dry = False
         self.counts: dict[str, int] = {}
@@ -57,18 +59,19 @@ class Queue:
 
     def fetch(self) -> bool:
         """Have a row ready; False when there will be none. Raises SourceLost, on every call once it failed."""
-        while self._block is None or self._taken >= len(self._block):
+        while self._taken >= len(self._lengths):
             if self.dry:
                 return False
             if self._block is not None:
                 self._before, self._taken = self._after, 0
-                self._block = None
+                self._block, self._lengths = None, []
             try:
                 made = self._asked[0].result()
             except SourceError as error:
                 raise SourceLost(self.name, error.reason) from error
             self._asked.popleft()
             self._block, self._after = made.block, made.after
+            self._lengths = made.block.lengths.tolist()
             for reason, number in made.counts.items():
                 self.counts[reason] = self.counts.get(reason, 0) + number
             if len(made.block):
@@ -77,12 +80,17 @@ class Queue:
                 self.dry = True
         return True
 
-    def take(self) -> tuple[Block, int]:
-        """Return the next row as its block and its index there."""
-        block, index = self._block, self._taken
-        self._taken += 1
-        self.tokens += int(block.lengths[index])
-        return block, index
+    @property
+    def left(self) -> int:
+        """Rows of the block in use that are not taken; `fetch` must have been called."""
+        return len(self._block) - self._taken
+
+    def take(self, rows: int) -> tuple[Block, int, int]:
+        """Take the next `rows` rows, at most `left`: their block, the first one's index there, their labels."""
+        first, self._taken = self._taken, self._taken + rows
+        tokens = sum(self._lengths[first : self._taken])
+        self.tokens += tokens
+        return self._block, first, tokens
 
     def state(self) -> JSON:
         """What `kept` takes; the same value as long as no row was taken."""
@@ -117,16 +125,24 @@ class Lane:
         if state is not None and (turn is None or turn in kept):  # a source that begins anew has no turn to finish
             self.mixer.load(state["mixer"])
 
-    def row(self) -> Row | None:
-        """Return the next row, or None when this lane has nothing to read. Raises SourceLost."""
-        # All are made ready first: what shares the rows must not depend on which were asked before a restart.
-        live = [name for name, queue in self.queues.items() if queue.fetch()]
-        if not live:
-            return None
-        name = self.mixer.pick(live)
-        block, index = self.queues[name].take()
-        self.mixer.charge(name, live, int(block.lengths[index]))
-        return Row(name, block, index)
+    def take(self, rows: int) -> list[Run]:
+        """Take the next `rows` rows; fewer only when there is nothing to read any more. Raises SourceLost."""
+        runs: dict[int, Run] = {}
+        turn = 0
+        while turn < rows:
+            # All are made ready first: what shares the rows must not depend on which were asked before a restart.
+            live = [name for name, queue in self.queues.items() if queue.fetch()]
+            if not live:
+                break
+            name = self.mixer.pick(live)
+            queue = self.queues[name]
+            together = min(rows - turn, queue.left) if len(live) == 1 and isinstance(self.mixer, Mixer) else 1
+            block, first, tokens = queue.take(together)
+            self.mixer.charge(name, live, tokens)
+            run = runs.setdefault(id(block), Run(name, block, first, []))
+            run.turns.extend(range(turn, turn + together))
+            turn += together
+        return list(runs.values())
 
     def state(self) -> JSON:
         """What resumes right after the last row."""

@@ -20,8 +20,8 @@ from shard_cache import ShardCache
 from sources.caching import cached_sources
 from sources.config import DataConfig
 from sources.filters import Filters, long_ngrams
-from sources.lanes import Lane, Row, SourceLost, choose_num_lanes, rows_of_step
-from sources.packing import IGNORE
+from sources.lanes import Lane, SourceLost, choose_num_lanes, rows_of_step
+from sources.packing import IGNORE, gather
 from sources.registry import OpenedSources, forbidden_texts
 from sources.source import JSON, PER_ROW
 from sources.stream import Recipe
@@ -183,21 +183,30 @@ class Loader:
             for lane in self._lanes.values():
                 lane.mixer.weights = weights
         turns, following = rows_of_step(self._row, rows, self.rank, self.world_size, self.num_lanes)
-        picked = [self._lanes[lane].row() for lane in turns]
+        places: dict[int, list[int]] = defaultdict(list)  # of each lane's rows in the batch
+        for place, lane in enumerate(turns):
+            places[lane].append(place)
+        runs, order = [], []
+        owners = np.zeros(rows, dtype=np.int64)
+        for lane, its_places in places.items():
+            for run in self._lanes[lane].take(len(its_places)):
+                taken = [its_places[turn] for turn in run.turns]
+                owners[taken] = self.source_names.index(run.source)
+                runs.append((run.block, run.first, run.first + len(taken)))
+                order += taken
 
         inputs = np.full((rows, seq_length), self._recipe.tokenizer.eos_id, dtype=np.int64)
         labels = np.full((rows, seq_length), IGNORE, dtype=np.int64)
         segments = np.full((rows, seq_length), -1, dtype=np.int32)
-        owners = np.zeros(rows, dtype=np.int64)
-        for first, last, places in _runs(picked):
-            owners[places] = self.source_names.index(first.source)
-            unpacked = first.block.unpack(slice(first.index, last.index + 1))
-            inputs[places], labels[places], segments[places] = unpacked
+        num_tokens = 0
+        if runs:
+            gathered = gather(runs)
+            inputs[order], labels[order], segments[order] = gathered.unpack()
+            num_tokens = int(gathered.lengths.sum())
         tensors = [torch.from_numpy(array).view(self.shape) for array in (inputs, labels, segments)]
         tensors.append(torch.from_numpy(owners).view(self.shape[:2]))
         if self.pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
-        num_tokens = sum(int(row.block.lengths[row.index]) for row in picked if row is not None)
         number, self._row, self._number = self._number, following, self._number + 1
         self._tell_passes()
         return Batch(*tensors, num_tokens, number, self._state(), [])
@@ -244,6 +253,7 @@ def make_recipe(opened: OpenedSources, config: DataConfig, tokenizer: TextTokeni
         shuffle=head["shuffle"],
         seed=head["seed"],
         retry_minutes=config.retry_minutes,
+        whole_passes=config.mix_strategy == "sequential",
         replicated=frozenset(opened.small),
     )
 
@@ -270,16 +280,6 @@ def describe(counts: dict[str, int]) -> str:
     """Say in brackets what was passed over, or nothing."""
     told = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items()))
     return f" (documents passed over so far: {told})" if told else ""
-
-
-def _runs(picked: list[Row | None]) -> Iterator[tuple[Row, Row, list[int]]]:
-    """Group rows that follow each other in one block: the first, the last, and their places in the batch."""
-    groups: dict[int, list[tuple[Row, int]]] = defaultdict(list)
-    for place, row in enumerate(picked):
-        if row is not None:
-            groups[id(row.block)].append((row, place))
-    for group in groups.values():  # a lane takes a block's rows in order
-        yield group[0][0], group[-1][0], [place for _, place in group]
 
 
 def _begin_blocks_again(lane: JSON) -> JSON:

@@ -16,6 +16,7 @@ import base64
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -49,26 +50,39 @@ class Block:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def unpack(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return input ids, labels (int64, IGNORE: padding) and segment ids (int32, -1: padding), each (r, T)."""
-        ids, lengths = self.ids[rows], self.lengths[rows]
-        first, last = np.searchsorted(self.pieces[:, 0], [rows.start, rows.stop])
-        row, column, previous = self.pieces[first:last].T
-        row = row - rows.start
-        labels = ids.astype(np.int64)
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Each row's first place in `pieces`, and behind the last row their number."""
+        return np.searchsorted(self.pieces[:, 0], np.arange(len(self) + 1)).tolist()
+
+    def unpack(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return input ids, labels (int64, IGNORE: padding) and segment ids (int32, -1: padding), each (R, T)."""
+        row, column, previous = self.pieces.T
+        labels = self.ids.astype(np.int64)
         inputs = np.empty_like(labels)
         inputs[:, 1:] = labels[:, :-1]
         inputs[row, column] = previous
-        segments = np.zeros(ids.shape, dtype=np.int32)
+        segments = np.zeros(labels.shape, dtype=np.int32)
         inner = column > 0
         segments[row[inner], column[inner]] = 1
         np.cumsum(segments, axis=1, out=segments)
-        if (short := lengths < ids.shape[1]).any():
-            padded = np.zeros(ids.shape, dtype=bool)
-            padded[short] = np.arange(ids.shape[1]) >= lengths[short, None]
-            labels[padded] = IGNORE
-            segments[padded] = -1
+        (short,) = np.nonzero(self.lengths < labels.shape[1])
+        for number in short.tolist():
+            labels[number, self.lengths[number] :] = IGNORE
+            segments[number, self.lengths[number] :] = -1
         return inputs, labels, segments
+
+
+def gather(runs: list[tuple[Block, int, int]]) -> Block:
+    """Join rows `first` to `last` - 1 of each (block, first, last) to one block."""
+    shift, pieces = 0, []
+    for block, first, last in runs:
+        part = block.pieces[block.offsets[first] : block.offsets[last]].copy()
+        part[:, 0] += shift - first
+        pieces.append(part)
+        shift += last - first
+    ids, lengths = ([getattr(b, name)[first:last] for b, first, last in runs] for name in ("ids", "lengths"))
+    return Block(np.concatenate(ids), np.concatenate(lengths), np.concatenate(pieces))
 
 
 class Packer:

@@ -2,8 +2,8 @@
 
 A pass deals the source's shards to the lanes by a permutation of its own; where there are fewer shards than lanes,
 lanes share a shard and take every k-th document of it. A block is filled with documents until it holds BLOCK_ROWS
-rows, its rows are permuted by a counter-based generator, and the next one begins where it ended. A pass ends with a
-block that may be short, so that no block mixes passes.
+rows, its rows are permuted by a counter-based generator, and the next one begins where it ended. A pass flows into the
+next one, unless passes are asked for whole (sequential mixing): then its last block may be short.
 
 Block n is a function of the state before it alone: position in the pass, the packer's carry, the hashes of recent
 documents. So a run resumes by making one block again, wherever it had come to; and what makes the block (thread, worker
@@ -29,6 +29,7 @@ BLOCK_ROWS = 256
 BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
 PART_CHARACTERS = 16_000  # longer documents are encoded in parts: memory stays bounded, and so does what a resume reads
 ENCODE_CHARACTERS = 64_000  # texts are encoded together until they hold this much
+EMPTY_PASSES = 8  # in a row: in a small source a lane's share of one pass may be empty, and of the next one not
 LONGEST_WAIT = 60.0  # seconds between two tries
 
 Event = dict[str, Any]
@@ -46,6 +47,7 @@ class Recipe:
     shuffle: bool
     seed: int
     retry_minutes: float
+    whole_passes: bool = False  # a pass ends with a block that may be short; else the next one fills it
     replicated: frozenset[str] = frozenset()  # sources so small that every lane reads all of them
 
     @property
@@ -108,29 +110,34 @@ class Stream:
     def next_block(self) -> tuple[Block, JSON]:
         """Make the next block; returns it with the state behind it. Raises SourceError.
 
-        A block without rows: a whole pass has given nothing, and there will be none.
+        A block without rows: whole passes have given nothing, and there will be none.
         """
         number, recipe = self._number, self.recipe
         rows = recipe.block_rows
         if number == 0:  # of different lengths, so that the lanes do not come to the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // recipe.num_lanes)
-        while True:
-            fresh = self._position == Position() and not self._packer.tokens
-            while not self._packer.has_block(rows) and (read := next(self._encoded, None)) is not None:
+        empty_passes = 0
+        while not self._packer.has_block(rows):
+            read = next(self._encoded, None)
+            if read is not None:
                 ids, text = read
                 self._packer.add(ids, text.finished)
                 self._position = text.after
                 self._recent.extend(text.digests)
-            keys = None
-            if recipe.shuffle:
-                keys = counter_keys(rows, recipe.seed, self.source.name, "rows", self.lane, number)
-            block = self._packer.block(rows, keys)
-            if len(block) or fresh:
+                continue
+            if recipe.whole_passes and self._packer.tokens:
+                break
+            empty_passes = empty_passes + 1 if self._position == Position() else 0
+            if empty_passes == EMPTY_PASSES:
                 break
             self._next_pass()
+        keys = None
+        if recipe.shuffle:
+            keys = counter_keys(rows, recipe.seed, self.source.name, "rows", self.lane, number)
+        block = self._packer.block(rows, keys)
         if len(block):
             self._number += 1
-        if not self._packer.has_block(rows) and not self._packer.tokens and self._exhausted:
+        if recipe.whole_passes and self._exhausted and not self._packer.tokens and self._position != Position():
             self._next_pass()
         return block, self.state()
 

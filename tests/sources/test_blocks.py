@@ -20,7 +20,14 @@ def same(one, other) -> bool:
 
 
 def make_recipe(tokenizer, **options) -> Recipe:
-    usual = {"packing": "best_fit", "filters": Filters(50), "shuffle": True, "seed": 3, "retry_minutes": 10.0}
+    usual = {
+        "packing": "best_fit",
+        "filters": Filters(50),
+        "shuffle": True,
+        "seed": 3,
+        "retry_minutes": 10.0,
+        "whole_passes": True,
+    }
     return Recipe(tokenizer=tokenizer, **(usual | options))
 
 

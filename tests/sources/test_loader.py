@@ -281,7 +281,7 @@ def test_a_source_that_stays_away_is_lost_and_later_goes_on_where_it_was(corpus,
     config = DataConfig(sources=corpus, retry_minutes=0.0)
     whole, _ = serve(config, tokenizer, 1, 0, 250)
     opened = open_sources(config)
-    opened.sources["few"] = Flaky(opened.sources["few"], 1500, 10**9)
+    opened.sources["few"] = Flaky(opened.sources["few"], 3000, 10**9)
     loader, batches = make(config, tokenizer, opened, micro_batch_size=16, accumulation_steps=1), []
     with pytest.raises(SourceLost, match="few: the connection was lost, token hf_\\*\\*\\*"):
         for batch in loader:

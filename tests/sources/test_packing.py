@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sources.packing import IGNORE, MAX_WASTE, SLACK_ROWS, Block, Packer, ids_dtype, pack_all
+from sources.packing import IGNORE, MAX_WASTE, SLACK_ROWS, Block, Packer, gather, ids_dtype, pack_all
 
 EOS = 0
 documents = st.lists(st.integers(0, 70), min_size=1, max_size=60)
@@ -21,7 +21,7 @@ def make_documents(lengths: list[int]) -> list[np.ndarray]:
 
 def pieces_of(block: Block) -> list[tuple[int, list[int]]]:
     """Every piece of a block in order: the input before its first label, and its labels, read from unpacked rows."""
-    inputs, labels, segments = block.unpack(slice(0, len(block)))
+    inputs, labels, segments = block.unpack()
     found = []
     for row in range(len(block)):
         for segment in range(segments[row].max() + 1):
@@ -110,12 +110,12 @@ def test_without_keys_documents_stay_in_order():
     assert [d[0] for d in unpack_documents(pieces_of(block))] == [d[0] for d in given_documents]
 
 
-def test_unpacking_a_slice_is_slicing_what_is_unpacked():
-    block = pack_all(make_documents([5, 40, 2, 16, 9, 3, 3, 90]), 16, EOS, np.uint16)
-    whole = block.unpack(slice(0, len(block)))
-    for start, stop in ((0, 3), (2, 5), (len(block) - 1, len(block))):
-        for array, part in zip(whole, block.unpack(slice(start, stop)), strict=True):
-            assert np.array_equal(array[start:stop], part) and array.dtype == part.dtype
+def test_gathered_rows_are_the_blocks_rows():
+    blocks = [pack_all(make_documents([5, 40, 2, 16, 9, 3, 3, 90][n:]), 16, EOS, np.uint16) for n in range(3)]
+    runs = [(blocks[1], 1, 3), (blocks[0], 0, 4), (blocks[2], 2, len(blocks[2]))]
+    for name, gathered in enumerate(gather(runs).unpack()):
+        expected = np.concatenate([block.unpack()[name][first:last] for block, first, last in runs])
+        assert np.array_equal(gathered, expected) and gathered.dtype == expected.dtype
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(50257, np.uint16), (65536, np.uint16), (65537, np.uint32)])

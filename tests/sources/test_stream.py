@@ -30,6 +30,7 @@ def recipe(tokenizer):
             "shuffle": True,
             "seed": 5,
             "retry_minutes": 0.0,
+            "whole_passes": True,
         }
         return Recipe(tokenizer=tokenizer, seq_length=T, **(kept | options))
 
@@ -54,7 +55,7 @@ def number_of(text: str) -> int:
 
 def documents_of(block, tokenizer) -> list[int]:
     """The numbers of the documents that begin in a block, in the rows' order."""
-    inputs, labels, segments = block.unpack(slice(0, len(block)))
+    inputs, labels, segments = block.unpack()
     found = []
     for row in range(len(block)):
         for segment in range(segments[row].max() + 1):
