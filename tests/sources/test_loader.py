@@ -6,6 +6,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shard_cache import ShardCache
 from sources.config import DataConfig
@@ -123,19 +125,18 @@ def test_a_resume_may_change_the_number_of_ranks_also_to_one_that_divides_nothin
     assert sum(state["tokens_per_source"].values()) == sum(label != -100 for row in rows for label in row[2])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7, 8])
-@pytest.mark.parametrize("num_lanes", [16, 64])
-def test_steps_share_the_rows_out_in_order(world_size, num_lanes):
-    first = 0
-    for _ in range(5):
-        shares = [rows_of_step(first, 12, rank, world_size, num_lanes) for rank in range(world_size)]
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 16), st.sampled_from([16, 32, 64]), st.integers(1, 40), st.integers(0, 10**9))
+def test_steps_share_the_rows_out_in_order(world_size, num_lanes, rows, first):
+    for _ in range(3):
+        shares = [rows_of_step(first, rows, rank, world_size, num_lanes) for rank in range(world_size)]
         (following,) = {following for _, following in shares}
-        assert max(len(lanes) for lanes, _ in shares) == 12
+        assert max(len(lanes) for lanes, _ in shares) == rows
         for rank, (lanes, _) in enumerate(shares):
             expected = [row % num_lanes for row in range(first, following) if row % num_lanes % world_size == rank]
             assert lanes == expected
         if num_lanes % world_size == 0:
-            assert following - first == 12 * world_size
+            assert following - first == rows * world_size
         first = following
 
 

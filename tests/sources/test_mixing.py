@@ -2,6 +2,10 @@
 
 import json
 from collections import Counter
+from itertools import cycle
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sources.mixing import Mixer, SequentialMixer
 
@@ -61,3 +65,25 @@ def test_sequential_follows_whole_passes():
             mixer.load(saved)
     assert order == ["a", "b", "c", "a", "b", "c", "a"]
     assert mixer.pick(["a", "c"]) == "c"  # b is gone
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0.1, 10.0), min_size=2, max_size=5),
+    st.lists(st.lists(st.integers(1, 256), min_size=1, max_size=8), min_size=5, max_size=5),
+    st.integers(0, 15),
+)
+def test_shares_of_tokens_hold_whatever_the_rows_hold(weights, lengths, phase):
+    """Each source's rows have lengths of its own, over and over; no share is ever more than a few rows off."""
+    shares = {str(number): weight for number, weight in enumerate(weights)}
+    mixer, live = Mixer(shares, 256, phase), list(shares)
+    given_tokens = Counter(dict.fromkeys(live, 0))
+    rows = {name: cycle(lengths[int(name)]) for name in live}
+    for _ in range(600):
+        name = mixer.pick(live)
+        tokens = next(rows[name])
+        given_tokens[name] += tokens
+        mixer.charge(name, live, tokens)
+    for name in live:
+        owed = sum(given_tokens.values()) * shares[name] / sum(shares.values())
+        assert abs(given_tokens[name] - owed) <= 256 * (len(live) + 1)
