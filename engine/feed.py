@@ -21,7 +21,7 @@ from engine.ranks import Agreement, Ranks
 from engine.resume import Beginning
 from engine.step import SourceLosses, mean_losses
 from sources.adaptive import AdaptiveWeights
-from sources.loader import Batch, Loader, SourceLost, WorkerError, merge_states
+from sources.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states
 from sources.registry import AllSourcesFailed
 from sources.source import SourceError
 
@@ -39,6 +39,8 @@ class Feed:
         self.pins = {**saved.get("pins", {}), **self.opened.pins()}  # of those that are away this time, too
         self.position = saved.get("loader")  # behind the last batch that was trained on
         self.num_workers = choose_num_workers(preset.data.num_workers, ranks.device)
+        # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
+        self.num_lanes = ranks.broadcast_json(choose_num_lanes(ranks.world_size, self.num_workers))
         self.adaptive = self._adaptive(saved.get("adaptive"))
         self.loader = self._loader()
         self.source_names, self.num_lanes = self.loader.source_names, self.loader.num_lanes
@@ -182,6 +184,7 @@ class Feed:
                 accumulation_steps=train.accumulation_steps,
                 rank=self.ranks.rank,
                 world_size=self.ranks.world_size,
+                num_lanes=self.num_lanes,
                 num_workers=self.num_workers,
                 seed=train.seed,
                 state=self.position,

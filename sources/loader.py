@@ -85,7 +85,7 @@ class Loader:
         self.source_names = [spec.source_name for spec in config.sources]
         self.opened, self.rank, self.world_size, self.pin_memory = opened, rank, world_size, pin_memory
         self.shape = (accumulation_steps, micro_batch_size, seq_length)
-        self._head = state_head(config, seq_length, seed, num_lanes or choose_num_lanes(world_size), state)
+        self._head = state_head(config, seq_length, seed, num_lanes or choose_num_lanes(world_size, num_workers), state)
         self.num_lanes = self._head["num_lanes"]
         if world_size > self.num_lanes:
             raise ValueError(

@@ -233,6 +233,13 @@ def test_document_masks_train_and_evaluate(tiny, two_sources, tmp_path: Path):
     assert losses[True] != losses[False] and max(losses.values()) < 6.0
 
 
+def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
+    preset = tiny(data={"num_workers": 17})
+    train(preset, token_budget=STEP, checkpoint_dir=tmp_path)
+    (run,) = [event for event in read(tmp_path) if event["event"] == "run"]
+    assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (32, 17)
+
+
 def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path: Path):
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
