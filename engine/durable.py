@@ -145,16 +145,16 @@ def reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[str | None]:
-    """Keeps other processes' `locked` off `folder`; gives who holds it, in words, when that is another process.
+    """Keeps any other `locked` off `folder`; gives who holds it, in words, when it is held already.
 
-    The lock is the process's own: it ends with it, however it ends, and no child inherits it.
+    The lock ends with the process, however that ends.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         holder = None
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         except OSError:  # a file system without locks: nothing can be said about others there
             pass
