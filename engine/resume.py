@@ -179,7 +179,7 @@ def _same_tokenizer(saved_json: str | None, preset: Preset) -> bool:
 
 
 def _restored_sentence(restored: Restored, report: LoadReport, progress: Progress) -> str:
-    optimizer = "with its optimizer" if restored.optimizer else "without optimizer state"
+    optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
     data = "and data position" if restored.data else "and without data position"
     parts = [
         f"{restored.path} at {count(progress.tokens_total)} tokens, step {progress.step:,} (run {progress.run}), "
