@@ -43,8 +43,8 @@ def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-            # What is read back below shall come from the disk, not from what the system still remembers.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if hasattr(os, "posix_fadvise"):  # what is read back below shall come from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = sha256(path)
         if not _equal(contents, read(path, mapped=True)):
             raise SnapshotError(f"{path}: does not read back as it was written; check the disk.")
