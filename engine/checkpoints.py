@@ -117,6 +117,18 @@ class CheckpointFolder:
             raise SaveError(f"{self.folder}: the snapshot could not be written ({_reason(error)}).") from None
         return self.current
 
+    def step_back(self, generations: int) -> None:
+        """Moves the newest `generations` generations aside, under names that no reader takes, so that an older one is
+        the newest; never the last one left."""
+        for _ in range(generations):
+            if not (self.folder / PREV).exists():
+                return
+            os.replace(self.current, self.folder / f"rolled_back-{time.time_ns()}.pth")
+            os.replace(self.folder / PREV, self.current)
+            if (self.folder / PREV2).exists():
+                os.replace(self.folder / PREV2, self.folder / PREV)
+        _sync_folder(self.folder)
+
     def archive(self) -> Path:
         """Moves the lineage to archive/TIME and returns that folder."""
         target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")

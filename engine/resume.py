@@ -14,7 +14,7 @@ import torch
 
 from engine.checkpoints import CheckpointFolder, Restored
 from engine.console import Console, count
-from engine.errors import PresetError, SourcesFailed
+from engine.errors import Diverged, PresetError, SourcesFailed
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
@@ -42,6 +42,7 @@ class Progress:
     tokens_in_run: int = 0
     tokens_total: int = 0
     evaluation: dict[str, Any] | None = None
+    skipped: int = 0  # steps whose loss or gradient was not to be trained on
 
 
 @dataclass
@@ -66,9 +67,11 @@ def begin(
     ranks: Ranks,
     console: Console,
     may_archive: Callable[[str], bool],
+    diverged: Diverged | None = None,
 ) -> Beginning:
     """Finds what to continue. Raises PresetError, SourcesFailed or CheckpointError, on all ranks alike.
 
+    After `diverged`, a rollback: the snapshot's weights and progress, but text that was not read yet.
     `may_archive` is asked, with the differences in a sentence, whether a lineage of another architecture or tokenizer
     may be moved to archive/.
     """
@@ -95,6 +98,8 @@ def begin(
         }
 
     found = ranks.on_main(find)
+    if diverged is not None:
+        found["data"], found["progress"]["skipped"] = diverged.data_state, diverged.skipped
     cache = open_cache(preset.data)
     opened = _open_sources(preset, found["data"], cache, ranks, console)
     tokenizer = _tokenizer(preset, restored, opened, cache, ranks, console)

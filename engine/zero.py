@@ -6,6 +6,7 @@ share one precision path. State is read and written per parameter name, in full,
 saved any other can continue.
 """
 
+import math
 from typing import Any
 
 import deepspeed
@@ -80,14 +81,36 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
 
 
 def step(engine: deepspeed.DeepSpeedEngine, clip: float) -> float:
-    """One optimizer step on the gradients accumulated; returns their global norm before clipping."""
+    """One optimizer step on the gradients accumulated; returns their global norm before clipping.
+
+    Where that norm is not finite the step is skipped, on all ranks: weights, moments and their step count stay as they
+    are, and the gradients are gone. Stages 1 to 3 do that themselves.
+    """
     if engine.zero_optimization_stage() == 0:
-        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), clip)
-        engine.step()
-    else:
-        engine.step()
-        norm = engine.get_global_grad_norm()
-    return float(norm)
+        norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), clip))
+        if math.isfinite(norm):
+            engine.step()
+        else:
+            discard(engine)
+        return norm
+    engine.step()
+    norm = float(engine.get_global_grad_norm())
+    assert engine.was_step_applied() == math.isfinite(norm)
+    return norm
+
+
+def discard(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Ends an accumulation without a step: the gradients are gone, everything else is as it was before them."""
+    if engine.zero_optimization_stage() == 0:
+        engine.zero_grad()
+        engine.micro_steps += 1
+        return
+    # DeepSpeed skips a step by itself, with all that belongs to it, when a gradient is not finite; so one is made so.
+    for gradients in engine.optimizer.averaged_gradients.values():
+        for gradient in gradients:
+            gradient.fill_(torch.nan)
+    engine.step()
+    assert not engine.was_step_applied()
 
 
 def gathered_parameters(engine: deepspeed.DeepSpeedEngine):
