@@ -98,7 +98,7 @@ def _skip(event: dict[str, Any]) -> str:
 
 def _rollback(event: dict[str, Any]) -> str:
     return (
-        f"[yellow]rollback[/]  {escape(event['reason'])} after step {event['step']:,}: back to step "
+        f"[yellow]rollback[/]  {escape(event['reason'])}, after step {event['step']:,}: back to step "
         f"{event['to_step']:,}, on with text that was not read yet"
     )
 

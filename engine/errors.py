@@ -41,7 +41,7 @@ class Diverged(RunError):
     """
 
     def __init__(self, what: str, advice: str, *, step: int, skipped: int, data_state: dict[str, Any], saved: bool):
-        super().__init__(f"{what} after step {step:,}. {advice}")
+        super().__init__(f"{what}, after step {step:,}. {advice}")
         self.what, self.step, self.skipped, self.data_state, self.saved = what, step, skipped, data_state, saved
 
 

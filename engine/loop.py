@@ -4,6 +4,7 @@ A step reads as a paragraph: take a batch, agree with the other ranks, set the l
 count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -309,6 +310,8 @@ class Run:
         )
         if figures is None:
             return  # a signal came; the next step's agreement leaves
+        if not math.isfinite(figures["ce"]):
+            self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
         sample = write_sample(
             self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks

@@ -6,12 +6,13 @@ share one precision path. State is read and written per parameter name, in full,
 saved any other can continue.
 """
 
+import logging
 import math
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
 from engine.optimizers import adamw
@@ -64,6 +65,7 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
     """The engine over `model`, whose weights are already those to start from."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    logger.addFilter(_is_news)
     # DeepSpeed moves the model itself, but only after it has made flat copies of parameters that stand elsewhere.
     model.to(ranks.device)
     engine, *_ = deepspeed.initialize(
@@ -73,6 +75,11 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
         dist_init_required=False,
     )
     return engine
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Skipped steps are told of by the run itself, with their reason; DeepSpeed would call a spike non-finite."""
+    return "OVERFLOW! Skipping step" not in record.getMessage()
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:

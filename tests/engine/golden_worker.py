@@ -61,6 +61,22 @@ def plain_losses(bf16: bool) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
+def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
+    """This rank's share of one step's rows (GLOBAL_ROWS, LENGTH), in PASSES passes."""
+    mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
+    shape = (PASSES, GLOBAL_ROWS // PASSES // ranks.world_size, LENGTH)
+    return Batch(
+        inputs[mine].reshape(shape),
+        labels[mine].reshape(shape),
+        segment_ids=torch.zeros(shape, dtype=torch.int32),
+        source_ids=torch.zeros(shape[:2], dtype=torch.int64),
+        num_tokens=0,
+        number=0,
+        state={},
+        events=[],
+    )
+
+
 def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
     """Through DeepSpeed, each rank with its share of every step's rows, in PASSES passes."""
     inputs, labels = rows()
@@ -69,18 +85,7 @@ def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], li
     engine, guard = zero.initialize(fresh_model(), train, ranks, bf16), Guard(train.on_spike, train.max_skipped_steps)
     losses, norms = [], []
     for step in range(STEPS):
-        mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
-        shape = (PASSES, micro, LENGTH)
-        batch = Batch(
-            inputs[step, mine].reshape(shape),
-            labels[step, mine].reshape(shape),
-            segment_ids=torch.zeros(shape, dtype=torch.int32),
-            source_ids=torch.zeros(PASSES, micro, dtype=torch.int64),
-            num_tokens=0,
-            number=step,
-            state={},
-            events=[],
-        )
+        batch = batch_of(inputs[step], labels[step], ranks)
         labels_in_step = int((labels[step] != -100).sum())
         result = train_step(engine, batch, labels_in_step, 1, train.gradient_clipping, guard, ranks)
         norms.append(result.grad_norm)
