@@ -12,6 +12,9 @@ from engine.guard import Guard, Verdict
 from engine.ranks import Ranks
 from sources.loader import Batch
 
+UNIT = 2.0**-20  # nats
+LIMIT = 2.0**28  # nats of a row; beyond it a loss is as good as infinite, and whole numbers would not hold the sum
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -68,10 +71,6 @@ def train_step(
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
     return StepResult(loss, torch.zeros_like(loss_sums) if skipped else loss_sums, grad_norm, verdict, skipped)
-
-
-UNIT = 2.0**-20  # nats
-LIMIT = 2.0**28  # nats of a row; beyond it a loss is as good as infinite, and whole numbers would not hold the sum
 
 
 class SourceLosses:

@@ -268,6 +268,7 @@ def test_deterministic_settings_are_put_back_after_an_error(monkeypatch):
         assert torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
         raise KeyError
     assert (cudnn.deterministic, cudnn.benchmark) == before and not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 WORKER = """
@@ -314,13 +315,16 @@ def on_two(preset, folder: Path, bad: list[int], tmp_path: Path) -> list[dict[st
 
 def test_ranks_skip_and_roll_back_together_when_one_is_bad(tiny, tmp_path: Path):
     train_section = {"per_gpu_batch_size": 4, "max_skipped_steps": 2, "on_divergence": "rollback"}
-    preset = tiny(model={"dropout": 0.1}, train={**train_section, "zero_stage": 2, "save_interval_minutes": 1e-9})
+    train_section |= {"zero_stage": 2, "save_interval_minutes": 1e-9}
+    preset = tiny(model={"dropout": 0.1}, train=train_section, auxiliary={"enable_adaptive_sources": True})
     told = on_two(preset, tmp_path / "run", [1, 4, 5], tmp_path)
     assert [rank["ended"] for rank in told] == [0, 0]
     assert [(skip["step"], skip["in_a_row"]) for skip in of(tmp_path / "run", "skip")] == [(2, 1), (4, 1), (4, 2)]
     assert [rollback["to_step"] for rollback in of(tmp_path / "run", "rollback")] == [3]
     assert progress(tmp_path / "run")["step"] == 12
     assert not set(told[0]["seeds"]) & set(told[1]["seeds"]), "dropout differs between ranks"
+    adaptive = CheckpointFolder(tmp_path / "run").newest().data["adaptive"]
+    assert adaptive["sums"]["topics"][1] == adaptive["tokens"], "what is loaded on every rank is counted once"
 
 
 def test_ranks_stop_together_when_one_stays_bad(tiny, tmp_path: Path):
