@@ -3,7 +3,8 @@
 A snapshot is one zip file of tensors and primitives that needs no unpickling of code (`weights_only=True`).
 
 Notable here
-- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` runs zipfile's test first.
+- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` checks them first, and
+  that the file holds nothing but tensors and plain values (container.py).
 - `write` writes to exactly the path it is given and reads the file back; putting it in the place of an older one is the
   caller's business.
 - A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
@@ -14,7 +15,6 @@ import contextlib
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +24,15 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.container import SnapshotError, check_container
 from model.positions import extended_rows
 from model.transformer import TransformerLM
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_MOST_VALUES = 100_000  # in the preset, the configuration and the progress together
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
-
-
-class SnapshotError(ValueError):
-    """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     that would have to run code to be read.
     """
     path = Path(path)
-    _check_container(path, checksums=verify)
+    check_container(path, checksums=verify)
     try:
         # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
@@ -159,34 +157,19 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     return snapshot
 
 
-def _check_container(path: Path, checksums: bool) -> None:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be opened ({error.strerror}); check the path.") from error
-    try:
-        is_archive = zipfile.is_zipfile(path)
-        damaged = None
-        if is_archive and checksums:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-    except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
-        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-    if damaged is not None:
-        raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
-    if not is_archive:
-        if b"PK\x03\x04".startswith(start):
-            raise SnapshotError(f"{path}: the checkpoint is cut short or empty; use an older one or a copy.")
-        raise SnapshotError(f"{path}: not a checkpoint; give a .pth file written by torch.save.")
-
-
 def _from_contents(path: Path, contents: Any) -> Snapshot:
     """Tell a snapshot from a bare state dict and check that nothing is missing."""
     if not isinstance(contents, Mapping) or not contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if all(isinstance(value, Tensor) for value in contents.values()):
-        return Snapshot(model=dict(contents), config=None, tokenizer=None)
+        contents = {
+            "format": FORMAT,
+            "model": contents,
+            "config": None,
+            "tokenizer": None,
+            "preset": {},
+            "progress": {},
+        }
     if "format" not in contents or "model" not in contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if contents["format"] != FORMAT:
@@ -201,15 +184,37 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     config, tokenizer = contents["config"], contents["tokenizer"]
     sound = (
         isinstance(weights, Mapping)
-        and all(isinstance(value, Tensor) for value in weights.values())
+        and all(isinstance(name, str) and _is_whole(value) for name, value in weights.items())
         and isinstance(config, dict | None)
         and isinstance(tokenizer, str | None)
         and isinstance(preset, dict)
         and isinstance(progress, dict)
+        and _is_plain([config, preset, progress])
     )
     if not sound:
         raise SnapshotError(f"{path}: a part has the wrong type; use an older checkpoint or a copy.")
     return Snapshot(dict(weights), config, tokenizer, preset, progress)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether this is a tensor with all its elements in the file: a terabyte can be a view of a single number."""
+    return isinstance(value, Tensor) and value.nbytes <= value.untyped_storage().nbytes()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is dicts and lists of primitives, and small: one that holds itself over and over has no end."""
+    waiting = [value]
+    for _ in range(_MOST_VALUES):
+        if not waiting:
+            return True
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif not isinstance(value, str | int | float | None):
+            return False
+    return False
 
 
 @torch.no_grad()
