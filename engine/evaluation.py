@@ -19,6 +19,7 @@ from engine import zero
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
+from model.container import check_container
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
 from sources.caching import ShardCache
@@ -161,6 +162,7 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
 
 def _read_cache(path: Path, key: str) -> HeldOut | None:
     try:
+        check_container(path, checksums=True)
         cached = torch.load(path, weights_only=True)
         if cached["key"] != key:
             return None
@@ -173,10 +175,9 @@ def _write_cache(path: Path, key: str, held_out: HeldOut) -> None:
     temporary = path.with_name(f".writing-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {"key": key, **{name: getattr(held_out, name) for name in KEPT}},
-            temporary,
-        )
+        temporary.unlink(missing_ok=True)  # of a killed run; or a link, which must not be written through
+        with open(temporary, "xb") as file:
+            torch.save({"key": key, **{name: getattr(held_out, name) for name in KEPT}}, file)
         temporary.replace(path)
     except (OSError, RuntimeError):  # only a cache: a full disk shows itself, with a sentence, at the next save
         temporary.unlink(missing_ok=True)
