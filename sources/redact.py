@@ -19,7 +19,7 @@ from huggingface_hub import constants
 _PATTERNS = (
     # Tokens are random: with a capital or a digit, unless they are long. "hf_transfer" is a package.
     (re.compile(r"hf_(?:(?:oauth|jwt)_[\w.-]+|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{20,})"), "hf_***"),
-    (re.compile(r"""(?<=://)[^\s/@"'\\]+@"""), "***@"),
+    (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
 )
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST = 8  # characters; a shorter value is no token, and may be part of any word

@@ -358,8 +358,9 @@ def test_a_worker_that_is_killed_is_started_again_and_changes_no_row(corpus, tok
     assert any("started again" in event["message"] for event in events)
 
 
-def test_a_worker_does_not_outlive_its_training_process(corpus, tokenizer):
-    loader = make(DataConfig(sources=corpus), tokenizer, num_workers=2)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_workers_work_and_none_outlives_its_training_process(world_size, corpus, tokenizer):
+    loader = make(DataConfig(sources=corpus), tokenizer, num_workers=2, world_size=world_size)
     loader.next()
     processes = [maker._process for maker in loader._workers._makers]
     assert all(process.poll() is None for process in processes)

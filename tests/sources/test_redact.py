@@ -22,6 +22,8 @@ TOKEN = "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"
         ("hf_oauth_eyJhbGci.eyJ-zdWI_x.sig", "hf_***"),
         ("hf_transfer, hf_hub_download, hf_documentation", "hf_transfer, hf_hub_download, hf_documentation"),
         ("https://someone:pass@hub.example/a@b", "https://***@hub.example/a@b"),
+        ("https://someone:p@ss@hub.example", "https://***@hub.example"),
+        ("https://hub.example?mail=me@hub.example", "https://hub.example?mail=me@hub.example"),
         (f"https://{TOKEN}@hub.example", "https://***@hub.example"),
         ("https://hub.example/a?mail=me@hub.example", "https://hub.example/a?mail=me@hub.example"),
         ("write to me@hub.example", "write to me@hub.example"),
