@@ -1,4 +1,7 @@
-"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console."""
+"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console.
+
+Names, messages and samples come from presets, hubs and models: nothing is shown that is secret or a terminal obeys.
+"""
 
 import math
 from datetime import timedelta
@@ -6,6 +9,18 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
+
+from sources.redact import redact, redact_process
+
+__all__ = ["Console", "count", "duration", "printable", "redact_process"]
+
+# Of C0 and C1, all but newline and tab: an escape sequence in a model's sample could write into a terminal's title.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
+
+
+def printable(text: str) -> str:
+    """`text` without secrets and control characters."""
+    return redact(text).translate(_CONTROLS)
 
 
 class Console:
@@ -18,20 +33,20 @@ class Console:
     def say(self, text: str) -> None:
         """A line as it is."""
         if self.enabled:
-            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.rich.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         if self.enabled:
-            self.rich.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+            self.rich.print(f"[yellow]warning:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.enabled:
-            self.rich.print(f"[red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
+            self.rich.print(f"[red]stopped:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def show(self, event: dict[str, Any]) -> None:
         """Prints a metrics event; kinds without a line of their own are only written to the file."""
         if self.enabled and (line := _LINES.get(event["event"])):
-            self.rich.print(line(event), highlight=False, soft_wrap=True)
+            self.rich.print(printable(line(event)), highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

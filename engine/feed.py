@@ -21,12 +21,21 @@ from engine.ranks import Agreement, Ranks
 from engine.resume import Beginning
 from engine.step import mean_losses
 from sources.adaptive import AdaptiveWeights
-from sources.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states
+from sources.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states, rows_per_pass
 from sources.registry import AllSourcesFailed
 from sources.source import SourceError
 
 ADAPTIVE_DELAY = 8  # batches until new source weights count; the loader reads fewer ahead
 PATIENCE_SECONDS = 5.0  # for a batch, before a rank lets the others know that it waits
+
+
+def places_per_pass(preset: Preset, beginning: Beginning, ranks: Ranks) -> int:
+    """Rows of one pass: `per_gpu_batch_size`, or more where the lineage was begun with other lanes than these ranks
+    can share evenly (those of a new one they can)."""
+    train, position = preset.train, (beginning.data_state or {}).get("loader")
+    if position is None:
+        return train.per_gpu_batch_size
+    return rows_per_pass(train.per_gpu_batch_size, train.accumulation_steps, ranks.world_size, position["num_lanes"])
 
 
 class Feed:

@@ -19,7 +19,7 @@ from engine.console import Console, count
 from engine.curriculum import Curriculum
 from engine.errors import Diverged, Interrupted, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows, write_sample
-from engine.feed import Feed
+from engine.feed import Feed, places_per_pass
 from engine.guard import Guard, Verdict, all_finite
 from engine.memory import is_out_of_memory, require_memory, too_large
 from engine.metrics import Metrics
@@ -126,7 +126,8 @@ class Run:
         self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
-        require_memory(preset, self.model, ranks)
+        self.places = places_per_pass(preset, beginning, ranks)  # rows of every pass, some of them perhaps padding
+        require_memory(preset, self.places, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
         self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
         self._announce(beginning)
@@ -310,10 +311,10 @@ class Run:
     def _evaluate(self) -> None:
         if not len(self.held_out.input_ids):
             return  # the sources are too small to hold anything out, which was said at the start
-        size = self.preset.train.per_gpu_batch_size
         names = self.feed.source_names
+        # In passes of the shape that training has: another would be compiled by itself.
         figures = evaluate(
-            self.engine, self.held_out, names, self.ranks, size, self._stopping, self.preset.data.document_mask
+            self.engine, self.held_out, names, self.ranks, self.places, self._stopping, self.preset.data.document_mask
         )
         if figures is None:
             return  # a signal came; the next step's agreement leaves
@@ -405,6 +406,7 @@ class Run:
             "precision": "bf16" if self.bf16 else "fp32",
             "compiled": self.compiled,
             "lanes": self.feed.num_lanes,
+            "rows_per_pass": self.places,
             "data_workers": self.feed.num_workers,
             "world_size": self.ranks.world_size,
             "token_budget": self.token_budget,
@@ -418,6 +420,12 @@ class Run:
             f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
             f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
         )
+        if (padding := self.places / train.per_gpu_batch_size - 1) > 0:
+            self.console.say(
+                f"{self.ranks.world_size} processes cannot share this lineage's {self.feed.num_lanes} lanes of data "
+                f"evenly: a pass has {self.places} rows instead of {train.per_gpu_batch_size}, the additional ones for "
+                f"padding ({padding:.0%} more to compute)."
+            )
         if self.ranks.world_size == 1 and (idle := machine.idle_gpus()):
             self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
         if not derived["held_out_tokens"]:
