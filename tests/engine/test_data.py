@@ -155,9 +155,9 @@ def test_cached_rows_train_the_same_model_without_any_network(hub, home: Path, t
 
     first = run(tmp_path / "first", **on_hub(hub, tmp_path))
     assert list((tmp_path / "cache").rglob("*.tar"))
-    asked = len(hub.requests)
+    hub.faults.append(Fault("/", times=10**9, status=503))
     second = run(tmp_path / "second", **on_hub(hub, tmp_path))
-    assert second == first and len(hub.requests) == asked
+    assert second == first
     weights = [
         torch.load(tmp_path / name / "lm_current.pth", weights_only=True)["model"] for name in ("first", "second")
     ]
