@@ -18,8 +18,8 @@ import torch
 from engine import zero
 from engine.preset import Preset
 from engine.ranks import Ranks
+from model import container
 from model.config import ModelConfig
-from model.container import check_container
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
 from sources.caching import ShardCache
@@ -162,8 +162,7 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
 
 def _read_cache(path: Path, key: str) -> HeldOut | None:
     try:
-        check_container(path, checksums=True)
-        cached = torch.load(path, weights_only=True)
+        cached = container.read(path)
         if cached["key"] != key:
             return None
         return HeldOut(**{name: cached[name] for name in KEPT}, texts={})

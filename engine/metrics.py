@@ -1,6 +1,7 @@
 """One append-only JSON line per event, in metrics.jsonl beside the snapshots; the console reads the same events.
 
-Events: run, step, evaluation, save, resume, source. Each line has `event` and `time` (seconds since 1970).
+Events: run, step, spike, skip, rollback, evaluation, save, resume, source. Each line has `event` and `time` (seconds
+since 1970).
 """
 
 import contextlib
@@ -79,6 +80,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return [event for event in events if isinstance(event, dict) and "event" in event]
+
+
+def tokens_reached(folder: Path) -> int:
+    """Tokens over all runs at the last report that was written down; 0 where there is none."""
+    return next((event["tokens_total"] for event in reversed(read(folder)) if event.get("tokens_total")), 0)
 
 
 def _finite(value: Any) -> Any:

@@ -1,20 +1,9 @@
-"""What one .pth holds; writing it durably, reading it safely, and loading it into a model that need not be identical.
+"""What one .pth holds; checking it, and loading it into a model that need not be identical.
 
-A snapshot is one zip file of tensors and primitives that needs no unpickling of code (`weights_only=True`).
-
-Notable here
-- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` checks them first, and
-  that the file holds nothing but tensors and plain values (container.py).
-- `write` writes to exactly the path it is given and reads the file back; putting it in the place of an older one is the
-  caller's business.
-- A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
-  translated.
+A snapshot is one file of tensors and primitives (container.py) that needs no unpickling of code (`weights_only=True`).
 """
 
-import contextlib
 import os
-import pickle
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import container
 from model.config import ModelConfig
-from model.container import SnapshotError, check_container
+from model.container import SnapshotError
 from model.positions import extended_rows
 from model.transformer import TransformerLM
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-_MOST_VALUES = 100_000  # in the preset, the configuration and the progress together
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
 
 
@@ -76,54 +65,25 @@ def _few(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
-def write(path: str | os.PathLike, snapshot: Snapshot) -> None:
+def write(path: str | os.PathLike, snapshot: Snapshot) -> str:
     """Write `snapshot` to exactly `path` (floating-point tensors as fp32), fsync it and read it back.
 
-    Raises SnapshotError when the disk is full, the file cannot be written, or it does not read back whole; what was
-    written so far is then removed.
+    Returns the file's SHA-256. Raises SnapshotError when a weight is NaN or infinite, the disk is full, the file cannot
+    be written, or it does not read back equal; what was written so far is then removed.
     """
     path = Path(path)
-    needed = sum(4 * tensor.numel() for tensor in snapshot.model.values()) + 4 * len(snapshot.tokenizer or "") + 2**20
-    created = False
-    try:
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise SnapshotError(
-                f"{path}: {needed / 1e6:.0f} MB are needed and only {free / 1e6:.0f} MB are free; "
-                "make room on that disk or choose another folder."
-            )
-        contents = {
-            "format": FORMAT,
-            "model": {name: _owned(tensor) for name, tensor in snapshot.model.items()},
-            "config": snapshot.config,
-            "tokenizer": snapshot.tokenizer,
-            "preset": snapshot.preset,
-            "progress": snapshot.progress,
-        }
-        with open(path, "wb") as file:
-            created = True
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        verify(path)
-    except (OSError, RuntimeError, SnapshotError) as error:
-        if created:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        if isinstance(error, SnapshotError):
-            raise
-        # torch reports a failed write as its own RuntimeError and keeps the system's reason in the context
-        reason = error if isinstance(error, OSError) else error.__context__
-        reason = (reason.strerror if isinstance(reason, OSError) else None) or "the write was cut short"
-        raise SnapshotError(
-            f"{path}: the checkpoint could not be written ({reason}); check the disk's free space and permissions."
-        ) from error
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """A contiguous fp32 (or integer) CPU tensor; torch.save would write the whole storage behind a view."""
-    tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    contents = {
+        "format": FORMAT,
+        "model": snapshot.model,
+        "config": snapshot.config,
+        "tokenizer": snapshot.tokenizer,
+        "preset": snapshot.preset,
+        "progress": snapshot.progress,
+    }
+    container.require_space(path, contents)
+    _require_finite(path, snapshot.model)
+    weights = {name: container.owned(tensor) for name, tensor in snapshot.model.items()}
+    return container.write(path, {**contents, "model": weights})
 
 
 def verify(path: str | os.PathLike) -> Snapshot:
@@ -138,23 +98,17 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     that would have to run code to be read.
     """
     path = Path(path)
-    check_container(path, checksums=verify)
-    try:
-        # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
-    except pickle.UnpicklingError as error:
-        raise SnapshotError(
-            f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
-        ) from error
-    except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
-        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-
-    snapshot = _from_contents(path, contents)
+    # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
+    snapshot = _from_contents(path, container.read(path, checksums=verify, mapped=not verify))
     if verify:
-        for name, tensor in snapshot.model.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise SnapshotError(f"{path}: {name} holds NaN or infinity; use an older checkpoint.")
+        _require_finite(path, snapshot.model)
     return snapshot
+
+
+def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SnapshotError(f"{path}: {name} holds NaN or infinity; use an older checkpoint.")
 
 
 def _from_contents(path: Path, contents: Any) -> Snapshot:
@@ -162,14 +116,7 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     if not isinstance(contents, Mapping) or not contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if all(isinstance(value, Tensor) for value in contents.values()):
-        contents = {
-            "format": FORMAT,
-            "model": contents,
-            "config": None,
-            "tokenizer": None,
-            "preset": {},
-            "progress": {},
-        }
+        return Snapshot(model=dict(contents), config=None, tokenizer=None)
     if "format" not in contents or "model" not in contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if contents["format"] != FORMAT:
@@ -184,37 +131,15 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     config, tokenizer = contents["config"], contents["tokenizer"]
     sound = (
         isinstance(weights, Mapping)
-        and all(isinstance(name, str) and _is_whole(value) for name, value in weights.items())
+        and all(isinstance(value, Tensor) for value in weights.values())
         and isinstance(config, dict | None)
         and isinstance(tokenizer, str | None)
         and isinstance(preset, dict)
         and isinstance(progress, dict)
-        and _is_plain([config, preset, progress])
     )
     if not sound:
         raise SnapshotError(f"{path}: a part has the wrong type; use an older checkpoint or a copy.")
     return Snapshot(dict(weights), config, tokenizer, preset, progress)
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether this is a tensor with all its elements in the file: a terabyte can be a view of a single number."""
-    return isinstance(value, Tensor) and value.nbytes <= value.untyped_storage().nbytes()
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is dicts and lists of primitives, and small: one that holds itself over and over has no end."""
-    waiting = [value]
-    for _ in range(_MOST_VALUES):
-        if not waiting:
-            return True
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif not isinstance(value, str | int | float | None):
-            return False
-    return False
 
 
 @torch.no_grad()
