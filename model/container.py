@@ -1,8 +1,7 @@
 """One zip file of tensors and plain values, as torch.save makes it: written durably, read without running code.
 
 Notable here
-- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` runs zipfile's test first,
-  and refuses what could run code or outgrow its file (untrusted.py).
+- torch.load does not check the zip's checksums, and would unpack more than tensors: `read` looks first (vetting.py).
 - `write` writes to exactly the path it is given, reads the file back from the disk and compares; putting it in the
   place of an older one is the caller's business.
 - A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.untrusted import SnapshotError, check_contents, check_file
+from model.vetting import SnapshotError, vet
 
 MARGIN_BYTES = 2**20  # of a file beyond its tensors and texts
 
@@ -69,17 +68,15 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
     would have to run code to be read.
     """
     path = Path(path)
-    pickle_bytes = check_file(path, checksums)
+    vet(path, checksums)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise SnapshotError(
             f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
         ) from error
     except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-    check_contents(path, contents, pickle_bytes)
-    return contents
 
 
 def sha256(path: str | os.PathLike) -> str:

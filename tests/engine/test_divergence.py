@@ -323,6 +323,8 @@ def test_ranks_skip_and_roll_back_together_when_one_is_bad(tiny, tmp_path: Path)
     assert [rollback["to_step"] for rollback in of(tmp_path / "run", "rollback")] == [3]
     assert progress(tmp_path / "run")["step"] == 12
     assert not set(told[0]["seeds"]) & set(told[1]["seeds"]), "dropout differs between ranks"
+    for rank in told:
+        assert len(set(rank["seeds"])) == len(rank["seeds"]) / PASSES, "and between batches, skipped or rolled back"
     adaptive = CheckpointFolder(tmp_path / "run").newest().data["adaptive"]
     assert adaptive["sums"]["topics"][1] == adaptive["tokens"], "what is loaded on every rank is counted once"
 

@@ -1,4 +1,4 @@
-"""A checkpoint file may be anybody's: what is looked at before torch may read it, and after.
+"""What is looked at in a checkpoint file before torch is let near it.
 
 torch.load does not check the zip's checksums, and `weights_only=True` still builds whatever its list of harmless types
 allows, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
@@ -9,9 +9,6 @@ process allocate is then bounded by the file's own size.
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 _HEADER_BYTES = 30  # of a zip member's local header, its name left out
 # What torch.save writes of tensors, parameters and state dicts; a bytearray or a sparse tensor could have any size.
@@ -30,11 +27,8 @@ class SnapshotError(ValueError):
     """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
-def check_file(path: Path, checksums: bool) -> int:
-    """Return the size of the pickle in `path`, in bytes; nothing is unpickled.
-
-    Raises SnapshotError, in one sentence, unless this is a whole file of the kind that torch.save writes.
-    """
+def vet(path: Path, checksums: bool) -> None:
+    """Raise SnapshotError, in one sentence, unless `path` is a whole file of the kind that torch.save writes."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -51,8 +45,7 @@ def check_file(path: Path, checksums: bool) -> int:
                     f"{path}: the checkpoint is damaged or not of torch.save's making ({oddity}); use another one."
                 )
             damaged = archive.testzip() if checksums else None
-            pickled = _pickle_of(archive)
-            unwanted = _imports(pickled) - _WANTED
+            unwanted = _imports(_pickle_of(archive)) - _WANTED if damaged is None else set()
     except SnapshotError:
         raise
     except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
@@ -64,30 +57,6 @@ def check_file(path: Path, checksums: bool) -> int:
             f"{path}: the file asks for code to be run ({min(unwanted)!r}) and was refused; "
             "use a checkpoint of tensors and plain values."
         )
-    return len(pickled)
-
-
-def check_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
-    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and primitives.
-
-    A terabyte can be a view of a single number, and a few lists that hold each other can have no end: a pickle of that
-    many bytes has not more values, unless it is made to.
-    """
-    waiting = [contents]
-    for _ in range(pickle_bytes):
-        if not waiting:
-            return
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif isinstance(value, Tensor):
-            if value.nbytes > value.untyped_storage().nbytes():
-                break
-        elif not isinstance(value, str | int | float | None):
-            break
-    raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
 
 
 def _oddity(archive: zipfile.ZipFile) -> str | None:
