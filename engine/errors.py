@@ -37,6 +37,12 @@ class FolderInUse(RunError):
     status = 6
 
 
+class RankLost(RunError):
+    """Another rank has ended or hangs; what was trained since the last snapshot is lost."""
+
+    status = 7
+
+
 class Interrupted(RunError):
     """A signal stopped the run after it saved; the status is the shell's usual 128 + signal number."""
 

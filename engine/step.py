@@ -1,6 +1,6 @@
 """What one optimizer step does, and what is counted on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import deepspeed
@@ -19,21 +19,23 @@ def train_step(
     watchers: Sequence["Watcher"],
     clip: float,
     ranks: Ranks,
+    each_pass: Callable[[Iterable], Iterable] = iter,
     *,
     document_mask: bool = False,
     curriculum: Curriculum | None = None,
 ) -> Any:
     """Forward, backward and the optimizer's step over this rank's share; returns the global gradient norm.
 
-    `watchers` are shown every pass's losses; with a `curriculum` rows count by how hard they are.
+    `watchers` are shown every pass's losses; with a `curriculum` rows count by how hard they are. `each_pass` hands on
+    the passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
 
     The gradient is that of the mean over all `labels_in_step` labels, whichever rank and pass they are in: DeepSpeed
     divides by the passes and averages over ranks, so each sum is scaled by both over the number of labels.
     """
     scale = len(batch.input_ids) * ranks.world_size / labels_in_step
-    grad_norm = None
+    losses = []
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
-    for tensors in zip(*passes, strict=True):
+    for tensors in each_pass(zip(*passes, strict=True)):
         input_ids, labels, segment_ids, source_ids = (tensor.to(ranks.device, non_blocking=True) for tensor in tensors)
         segment_ids = segment_ids if document_mask else None
         if curriculum is None:
@@ -41,14 +43,16 @@ def train_step(
         else:
             difficulty, temperature = curriculum.thresholds, curriculum.temperature
             loss_sum, token_nll = engine(input_ids, labels, segment_ids, difficulty, temperature)
-            curriculum.add(token_nll, labels)
         engine.backward(loss_sum * scale)
+        losses.append((token_nll.detach(), labels, source_ids))
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # counts the pass
+    grad_norm = zero.step(engine, clip)
+    for token_nll, labels, source_ids in losses:
+        if curriculum is not None:
+            curriculum.add(token_nll, labels)
         for watcher in watchers:
             watcher.add(token_nll, labels, source_ids)
-        if engine.is_gradient_accumulation_boundary():
-            grad_norm = zero.step(engine, clip)
-        else:
-            engine.step()
     return grad_norm
 
 
