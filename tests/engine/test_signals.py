@@ -365,7 +365,9 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(two_ranks: list[Job]):
         for job in two_ranks:
             job.process.send_signal(number)
         time.sleep(2 * SECONDS_TO_MISS_A_RANK)
-    assert all(job.process.poll() is None for job in two_ranks)
+    two_ranks[1].process.send_signal(signal.SIGTERM)
+    assert "SIGTERM at step" in two_ranks[0].rest(), two_ranks[0].output
+    assert [job.process.wait(SECONDS_TO_SAVE) for job in two_ranks] == [143, 143]
 
 
 def test_the_second_signal_leaves_at_once_when_a_rank_holds_up_the_save(two_ranks: list[Job], home: Path):
