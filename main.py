@@ -6,6 +6,7 @@ There are no flags: what a run does stands in configs/*.json. The choice is read
 input where there is none (`printf '02\\n' | python main.py`).
 """
 
+import signal
 import sys
 
 from engine import menu, train
@@ -13,6 +14,7 @@ from engine.checkpoints import CURRENT
 from engine.console import Console, printable, redact_process
 from engine.errors import RunError
 from engine.ranks import end, join, leave
+from engine.signals import watch
 
 
 def refuse_flags(arguments: list[str]) -> None:
@@ -26,23 +28,23 @@ def refuse_flags(arguments: list[str]) -> None:
 def main() -> int:
     redact_process()
     refuse_flags(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process
     ranks = join()
     console = Console(enabled=ranks.is_main)
     try:
-        preset = menu.choose(ranks)
-        if preset is not None:
-            result = train(preset, ranks=ranks, may_archive=menu.may_archive)
-            console.say(
-                f"Done: {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s; the model is in "
-                f"{result.snapshot}. Generate with it: python main.py, then g."
-            )
-        elif ranks.is_main:
-            menu.converse(menu.CHECKPOINTS / CURRENT)
+        with watch(ranks, console) as stop:
+            preset = menu.choose(ranks)
+            if preset is not None:
+                result = train(preset, ranks=ranks, may_archive=menu.may_archive, stop=stop)
+                console.say(
+                    f"Done: {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s; the model is in "
+                    f"{result.snapshot}. Generate with it: python main.py, then g."
+                )
+            elif ranks.is_main:
+                menu.converse(menu.CHECKPOINTS / CURRENT)
     except RunError as error:
         console.error(str(error))
         return error.status
-    except KeyboardInterrupt:
-        return 130
     finally:
         leave()
     return 0

@@ -51,6 +51,12 @@ class Diverged(RunError):
         self.what, self.step, self.skipped, self.data_state, self.saved = what, step, skipped, data_state, saved
 
 
+class RankLost(RunError):
+    """Another rank has ended or hangs; what was trained since the last snapshot is lost."""
+
+    status = 7
+
+
 class Interrupted(RunError):
     """A signal stopped the run after it saved; the status is the shell's usual 128 + signal number."""
 

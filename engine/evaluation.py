@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,13 @@ def evaluate(
     source_names: list[str],
     ranks: Ranks,
     batch_size: int,
-    stopping: Callable[[], bool],
+    each_pass: Callable[[Iterable], Iterable] = iter,
     document_mask: bool = False,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Cross-entropy in nats per token over the held-out rows, in all and by source; every rank takes its share.
 
-    All ranks must call it, and all make the same number of passes, since stage 3 fetches weights in each. `stopping` is
-    asked before each pass and must answer the same on all ranks; None when it said yes.
+    All ranks must call it, and all make the same number of passes, since stage 3 fetches weights in each. `each_pass`
+    hands on the passes and may raise, on all ranks alike, to give up.
     """
     begin = time.perf_counter()
     nll = torch.zeros(len(source_names), dtype=torch.float64)
@@ -89,10 +89,7 @@ def evaluate(
     engine.eval()
     rows = len(held_out.input_ids)
     stride = batch_size * ranks.world_size
-    for first in range(0, rows, stride):
-        if stopping():
-            engine.train()
-            return None
+    for first in each_pass(range(0, rows, stride)):
         index = torch.arange(first + ranks.rank, first + stride, ranks.world_size)
         # Rows past the end repeat row 0 as padding, so that every pass has the shape that was compiled.
         beyond = index >= rows

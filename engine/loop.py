@@ -4,10 +4,11 @@ A step reads as a paragraph: take a batch, agree with the other ranks, set the l
 count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
 """
 
+import itertools
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,11 +25,12 @@ from engine.guard import Guard, Verdict, all_finite
 from engine.memory import is_out_of_memory, require_memory, too_large
 from engine.metrics import Metrics
 from engine.preset import Preset
-from engine.ranks import Agreement, Ranks, StopRequest, join, stop_on_signals
+from engine.ranks import Agreement, Ranks, join
 from engine.repeatable import deterministic, seed_batch
 from engine.resume import Beginning, begin
 from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
+from engine.signals import Abandoned, Watch, watch
 from engine.step import StepResult, Tally, mean_losses, train_step
 from model.snapshot import Snapshot
 from sources.loader import Batch
@@ -36,6 +38,7 @@ from sources.registry import AllSourcesFailed
 
 TOKENS_PER_RUN = 100_000_000
 MAX_ROLLBACKS = 3  # in a row, without a new snapshot; as many generations are kept
+LONG_STEP_SECONDS = 2.0  # from here on several ranks ask each other between the passes of a step, too
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,19 @@ def train(
     checkpoint_dir: str | Path = "checkpoints",
     ranks: Ranks | None = None,
     may_archive: Callable[[str], bool] = lambda sentence: False,
+    stop: Watch | None = None,
 ) -> TrainResult:
     """Trains one run, continuing whatever `checkpoint_dir` holds, and returns its result.
 
-    Raises a RunError (engine/errors.py) with the exit status for whatever ends the run early; a signal saves first.
+    Raises a RunError (engine/errors.py) with the exit status for whatever ends the run early; a signal saves first, but
+    ends the process at once as long as no step is done. `stop` watches for signals already, else that is done here.
     """
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
     diverged, rollbacks = None, 0
-    with ExitStack() as holding, stop_on_signals() as stop, deterministic(preset.train.deterministic):
+    with ExitStack() as holding, deterministic(preset.train.deterministic):
+        stop = stop or holding.enter_context(watch(ranks, console))
         ranks.on_main(lambda: holding.enter_context(folder.held()))
         while True:
             try:
@@ -87,7 +93,7 @@ def _attempt(
     ranks: Ranks,
     console: Console,
     may_archive: Callable[[str], bool],
-    stop: StopRequest,
+    stop: Watch,
     diverged: Diverged | None,
 ) -> TrainResult:
     """From the newest snapshot to the end of the run; `diverged` is how the attempt before ended, if there was one."""
@@ -120,7 +126,7 @@ class Run:
         ranks: Ranks,
         console: Console,
         metrics: Metrics,
-        stop: StopRequest,
+        stop: Watch,
     ):
         self.preset, self.token_budget = preset, token_budget
         self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
@@ -152,10 +158,12 @@ class Run:
     def train(self) -> TrainResult:
         """Steps until the budget is met; evaluates and saves on the way and at the end."""
         self._record_run()
-        begin_tokens, self.train_seconds = self.progress.tokens_in_run, 0.0
+        begin_tokens, self.train_seconds, self.step_seconds = self.progress.tokens_in_run, 0.0, 0.0
         self.reported_at = time.monotonic()
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
+        if self.compiled:
+            self._compile_evaluation()
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
         while self.progress.tokens_in_run < self.token_budget:
@@ -166,21 +174,27 @@ class Run:
             zero.set_learning_rate(self.engine, self._learning_rate())
             if self.preset.model.dropout:
                 seed_batch(self.preset.train.seed, batch.number, self.ranks.rank)
-            step = train_step(
-                self.engine,
-                batch,
-                agreed.labels,
-                len(self.feed.source_names),
-                self.preset.train.gradient_clipping,
-                self.guard,
-                self.ranks,
-                document_mask=self.preset.data.document_mask,
-                curriculum=self.curriculum,
-            )
+            try:
+                step = train_step(
+                    self.engine,
+                    batch,
+                    agreed.labels,
+                    len(self.feed.source_names),
+                    self.preset.train.gradient_clipping,
+                    self.guard,
+                    self.ranks,
+                    self._each_pass if agreed.long_step or self.ranks.world_size == 1 else iter,
+                    document_mask=self.preset.data.document_mask,
+                    curriculum=self.curriculum,
+                )
+            except Abandoned:
+                continue  # the next agreement leaves, with the step before
             self._tell_verdict(step)
             self._advance(batch, step)
-            self.train_seconds += time.monotonic() - before
-            self.tally.waited(waited, time.monotonic() - before)
+            self.stop.training(lambda: f"at step {self.progress.step:,}")
+            self.step_seconds = time.monotonic() - before
+            self.train_seconds += self.step_seconds
+            self.tally.waited(waited, self.step_seconds)
 
             if agreed.report and self.tally.steps:
                 self._report()
@@ -231,6 +245,7 @@ class Run:
             self._signals(),
             report=int(main and now - self.reported_at >= train.log_interval_seconds),
             save=int(self.saving.due),
+            long_step=int(main and self.step_seconds > LONG_STEP_SECONDS),
         )
 
     def _stopping(self) -> bool:
@@ -240,6 +255,10 @@ class Run:
     def _signals(self) -> Agreement:
         number = self.stop.signal_number
         return Agreement(interrupt=int(number == signal.SIGINT), terminate=int(number == signal.SIGTERM))
+
+    def _each_pass(self, passes: Iterable) -> Iterable:
+        """`passes`, given up when any rank has received a signal. Stage 3 leaves no whole weights in mid-pass."""
+        return self.stop.abandonable(passes, self._stopping, interruptible=self.preset.train.zero_stage < 3)
 
     def _learning_rate(self) -> float:
         train = self.preset.train
@@ -311,13 +330,10 @@ class Run:
     def _evaluate(self) -> None:
         if not len(self.held_out.input_ids):
             return  # the sources are too small to hold anything out, which was said at the start
-        names = self.feed.source_names
-        # In passes of the shape that training has: another would be compiled by itself.
-        figures = evaluate(
-            self.engine, self.held_out, names, self.ranks, self.places, self._stopping, self.preset.data.document_mask
-        )
-        if figures is None:
-            return  # a signal came; the next step's agreement leaves
+        try:
+            figures = self._losses_held_out(self._each_pass)
+        except Abandoned:
+            return  # the next step's agreement leaves
         if not math.isfinite(figures["ce"]):
             self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
@@ -325,6 +341,16 @@ class Run:
             self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks
         )
         self.metrics.write("evaluation", step=self.progress.step, **figures, sample=sample)
+
+    def _compile_evaluation(self) -> None:
+        """One pass of an evaluation, so that all is compiled while a signal need not save anything."""
+        if len(self.held_out.input_ids):
+            self._losses_held_out(lambda passes: itertools.islice(passes, 1))
+
+    def _losses_held_out(self, each_pass: Callable[[Iterable], Iterable]) -> dict[str, Any]:
+        # In passes of the shape that training has: another would be compiled by itself.
+        names, document_mask = self.feed.source_names, self.preset.data.document_mask
+        return evaluate(self.engine, self.held_out, names, self.ranks, self.places, each_pass, document_mask)
 
     def _copy(self) -> Copy:
         """This moment, as it is saved; all ranks must call it."""

@@ -7,13 +7,10 @@ that must never synchronise with the device.
 
 import json
 import os
-import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -27,7 +24,6 @@ from sources.workers import READER
 
 # A person may think about the menu, and a first shard may be slow, for longer than the usual ten minutes.
 TIMEOUT = timedelta(hours=1)
-ECHO_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Agreement:
     events: int = 0  # events that rank 0 should hear of
     report: int = 0  # rank 0 wants to print
     save: int = 0  # rank 0's clock says that a snapshot is due
+    long_step: int = 0  # by rank 0's clock the last step took so long that a signal should not wait for the next
 
     @property
     def signalled(self) -> bool:
@@ -162,36 +159,3 @@ def end(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     raise SystemExit(status)
-
-
-@dataclass
-class StopRequest:
-    """The signal that asked this process to stop, once it came, and when (time.monotonic)."""
-
-    signal_number: int | None = None
-    asked_at: float = 0.0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask for a stop after the step that runs; a second one ends the process at once.
-
-    Launchers repeat a signal within a moment (DeepSpeed's sends SIGINT, then SIGTERM, to all it started): an echo is no
-    second wish.
-    """
-    request = StopRequest()
-
-    def ask(signal_number: int, _frame: Any) -> None:
-        now = time.monotonic()
-        if request.signal_number is None:
-            request.signal_number, request.asked_at = signal_number, now
-        elif now - request.asked_at > ECHO_SECONDS:
-            signal.signal(signal_number, signal.SIG_DFL)
-            signal.raise_signal(signal_number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

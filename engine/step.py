@@ -1,6 +1,7 @@
 """What one optimizer step does, whether it is made at all, and what is counted on the way."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import deepspeed
@@ -35,12 +36,14 @@ def train_step(
     clip: float,
     guard: Guard,
     ranks: Ranks,
+    each_pass: Callable[[Iterable], Iterable] = iter,
     *,
     document_mask: bool = False,
     curriculum: Curriculum | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's share and, unless `guard` refuses the loss or the gradient is not finite on
-    some rank, the optimizer's step. With a `curriculum` rows count by how hard they are.
+    some rank, the optimizer's step. With a `curriculum` rows count by how hard they are. `each_pass` hands on the
+    passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
 
     The gradient is that of the mean over all `labels_in_step` labels, whichever rank and pass they are in: DeepSpeed
     divides by the passes and averages over ranks, so each sum is scaled by both over the number of labels.
@@ -48,7 +51,7 @@ def train_step(
     scale = len(batch.input_ids) * ranks.world_size / labels_in_step
     losses = SourceLosses(num_sources, ranks.device)
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
-    for tensors in zip(*passes, strict=True):
+    for tensors in each_pass(zip(*passes, strict=True)):
         input_ids, labels, segment_ids, source_ids = (tensor.to(ranks.device, non_blocking=True) for tensor in tensors)
         segment_ids = segment_ids if document_mask else None
         if curriculum is None:
@@ -56,8 +59,9 @@ def train_step(
         else:
             difficulty, temperature = curriculum.thresholds, curriculum.temperature
             loss_sum, token_nll = engine(input_ids, labels, segment_ids, difficulty, temperature)
-            curriculum.add(token_nll, labels)
         engine.backward(loss_sum * scale)
+        if curriculum is not None:
+            curriculum.add(token_nll, labels)
         losses.add(token_nll, labels, source_ids)
         if not engine.is_gradient_accumulation_boundary():
             engine.step()  # counts the pass
