@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.vetting import SnapshotError, vet
+from model.vetting import SnapshotError, vet, vet_contents
 
 MARGIN_BYTES = 2**20  # of a file beyond its tensors and texts
 
@@ -68,15 +68,17 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
     would have to run code to be read.
     """
     path = Path(path)
-    vet(path, checksums)
+    pickle_bytes = vet(path, checksums)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise SnapshotError(
             f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
         ) from error
     except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
+    vet_contents(path, contents, pickle_bytes)
+    return contents
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -1,4 +1,4 @@
-"""What is looked at in a checkpoint file before torch is let near it.
+"""What is looked at in a checkpoint file before torch is let near it, and in what torch has read.
 
 torch.load does not check the zip's checksums, and `weights_only=True` still builds whatever its list of harmless types
 allows, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
@@ -9,6 +9,9 @@ process allocate is then bounded by the file's own size.
 import pickletools
 import zipfile
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 _HEADER_BYTES = 30  # of a zip member's local header, its name left out
 # What torch.save writes of tensors, parameters and state dicts; a bytearray or a sparse tensor could have any size.
@@ -27,8 +30,11 @@ class SnapshotError(ValueError):
     """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
-def vet(path: Path, checksums: bool) -> None:
-    """Raise SnapshotError, in one sentence, unless `path` is a whole file of the kind that torch.save writes."""
+def vet(path: Path, checksums: bool) -> int:
+    """Return the size of the pickle in `path`, in bytes; nothing is unpickled.
+
+    Raises SnapshotError, in one sentence, unless this is a whole file of the kind that torch.save writes.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -45,7 +51,8 @@ def vet(path: Path, checksums: bool) -> None:
                     f"{path}: the checkpoint is damaged or not of torch.save's making ({oddity}); use another one."
                 )
             damaged = archive.testzip() if checksums else None
-            unwanted = _imports(_pickle_of(archive)) - _WANTED if damaged is None else set()
+            pickled = _pickle_of(archive)
+            unwanted = _imports(pickled) - _WANTED
     except SnapshotError:
         raise
     except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
@@ -57,6 +64,30 @@ def vet(path: Path, checksums: bool) -> None:
             f"{path}: the file asks for code to be run ({min(unwanted)!r}) and was refused; "
             "use a checkpoint of tensors and plain values."
         )
+    return len(pickled)
+
+
+def vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
+    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and primitives.
+
+    A terabyte can be a view of a single number, and a few lists that hold each other can have no end: a pickle of that
+    many bytes has not more values, unless it is made to.
+    """
+    waiting = [contents]
+    for _ in range(pickle_bytes):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, Tensor):
+            if value.nbytes > value.untyped_storage().nbytes():
+                break
+        elif not isinstance(value, str | int | float | None):
+            break
+    raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
 
 
 def _oddity(archive: zipfile.ZipFile) -> str | None:
