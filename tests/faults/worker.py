@@ -1,0 +1,223 @@
+"""Training runs with a fault at one of their saves, and a server that forks them.
+
+    python -m tests.faults.worker JOB.json    one run; also under torchrun
+    python -m tests.faults.worker             a server: a job a line on standard input, its outcome a line on the output
+
+Importing torch and DeepSpeed takes seconds, a run of the tiny preset half of one. The server imports everything once,
+before there is any thread pool, and forks a process for each rank of a job.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # imported by the first DeepSpeed engine otherwise, like the next two
+import rich.console
+import tiktoken  # noqa: F401
+import torch
+import torch.utils.cpp_extension
+
+from engine import train
+from engine.checkpoints import CURRENT, PREV, PREV2, CheckpointFolder
+from engine.errors import RunError
+from engine.preset import parse_preset
+from engine.ranks import join, leave
+from tests import faults
+
+
+@dataclass
+class Job:
+    """One run. The fault begins with save `at_save` of this run and ends as save `at_save + for_saves` begins."""
+
+    folder: str  # the checkpoints
+    record: str  # a folder for record.jsonl, calls.log and output.txt
+    preset: dict[str, Any]
+    token_budget: int
+    world_size: int = 1
+    at_save: int = 1
+    for_saves: int = 1
+    action: int | None = None  # a faults.Action at file call `number`; rank 0 makes them
+    number: int = 0
+    error: int = 0
+    kinds: tuple[str, ...] = faults.KINDS
+    file_size: int | None = None  # RLIMIT_FSIZE in bytes
+    remove: str | None = None  # a file that is in the disk's way until the fault ends
+    hold: float = 0.0  # seconds that save `at_save` rests before it begins
+    kill_after: float | None = None  # seconds until `kill_ranks` get a SIGKILL, from the start on
+    kill_in_save: bool = False  # or, if so, from the begin of save `at_save` on
+    kill_ranks: tuple[int, ...] = (0,)
+    output: str | None = None  # where standard output goes instead of record/output.txt
+    timeout: float = 120.0
+
+
+@dataclass
+class Outcome:
+    """How a job ended: each rank's exit status, negative for a signal; `hung` had to be killed at the timeout."""
+
+    statuses: list[int]
+    seconds: float
+    hung: bool
+
+
+class Faults:
+    """Stands before CheckpointFolder.save: records each save's begin and end, begins and ends the job's fault."""
+
+    def __init__(self, job: Job, save: Callable[..., Path]):
+        self.job, self.save, self.number = job, save, 0
+
+    def __call__(self, folder: CheckpointFolder, snapshot: Any, *state: Any) -> Path:
+        self.number += 1
+        job, step = self.job, snapshot.progress["step"]
+        if self.number == job.at_save + job.for_saves:
+            self._end()
+        self.note("begin", step=step, files=digests(folder.folder))
+        if self.number == job.at_save:
+            self._begin()
+        try:
+            path = self.save(folder, snapshot, *state)
+        except Exception as error:
+            self.note("failed", step=step, error=str(error))
+            raise
+        self.note("end", step=step)
+        return path
+
+    def _begin(self) -> None:
+        job = self.job
+        time.sleep(job.hold)
+        if job.file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, resource.RLIM_INFINITY))
+        if job.action is not None:
+            log = Path(job.record, "calls.log")
+            faults.arm(Path(job.folder), log, job.number, faults.Action(job.action), job.error, tuple(job.kinds))
+
+    def _end(self) -> None:
+        job = self.job
+        if job.action is not None:
+            faults.disarm()
+        if job.file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if job.remove is not None:
+            Path(job.remove).unlink()
+
+    def note(self, event: str, **values: Any) -> None:
+        line = json.dumps({"event": event, "save": self.number, **values}) + "\n"
+        with Path(self.job.record, "record.jsonl").open("a") as file:
+            file.write(line)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of the three snapshots that are there."""
+    paths = [folder / name for name in (CURRENT, PREV, PREV2)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+
+
+def run(job: Job) -> int:
+    """The job's training, in this process; returns the exit status as main.py would."""
+    torch.set_num_threads(1)
+    save = Faults(job, CheckpointFolder.save)
+    CheckpointFolder.save = lambda *arguments: save(*arguments)
+    ranks = join()
+    save.note("joined", rank=ranks.rank, pid=os.getpid())
+    try:
+        result = train(parse_preset(job.preset), token_budget=job.token_budget, checkpoint_dir=job.folder, ranks=ranks)
+        with contextlib.suppress(OSError):  # where the output's disk is full
+            print(result, flush=True)
+        return 0
+    except RunError as error:
+        print(error, flush=True)
+        return error.status
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        leave()
+
+
+def fork(job: Job, rank: int, port: int) -> int:
+    """Starts one rank of the job; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        output = os.open(job.output or Path(job.record, "output.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world_size))
+        status = run(job)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    finally:
+        os._exit(1)
+
+
+def execute(job: Job) -> Outcome:
+    """Forks the job's ranks, kills those that are to be killed, and waits for all."""
+    begin = time.monotonic()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = [fork(job, rank, port) for rank in range(job.world_size)]
+    statuses: dict[int, int] = {}
+    killer, hung = Killer(job), False
+    while len(statuses) < len(pids):
+        hung = hung or time.monotonic() - begin > job.timeout
+        if hung or killer.is_due():
+            for rank in range(job.world_size) if hung else job.kill_ranks:
+                if pids[rank] not in statuses:
+                    os.kill(pids[rank], signal.SIGKILL)
+        time.sleep(0.001)
+        for pid in set(pids) - statuses.keys():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                statuses[pid] = os.waitstatus_to_exitcode(status)
+    return Outcome([statuses[pid] for pid in pids], time.monotonic() - begin, hung)
+
+
+class Killer:
+    """Tells once when a job's ranks are to be killed."""
+
+    def __init__(self, job: Job):
+        self.job, self.since, self.done = job, time.monotonic(), job.kill_after is None
+        self.waits_for_save = job.kill_in_save
+
+    def is_due(self) -> bool:
+        if self.done:
+            return False
+        if self.waits_for_save:
+            begun = [line for line in read_record(self.job) if line["event"] == "begin"]
+            self.waits_for_save = all(line["save"] != self.job.at_save for line in begun)
+            self.since = time.monotonic()
+        self.done = not self.waits_for_save and time.monotonic() - self.since >= self.job.kill_after
+        return self.done
+
+
+def read_record(job: Job) -> list[dict[str, Any]]:
+    """What a run has noted so far: each save's begin and end, and each rank's process id."""
+    path = Path(job.record, "record.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        print(json.dumps(asdict(execute(Job(**json.loads(line))))), flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        status = run(Job(**json.loads(Path(sys.argv[1]).read_text())))
+        sys.stdout.flush()
+        os._exit(status)
+    serve()
