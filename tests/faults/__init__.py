@@ -4,12 +4,14 @@ A process loads it with LD_PRELOAD (`preloaded`) and then arms itself (`arm`); c
 then on, and each is a line of a log that survives the process (`read_log`).
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -82,6 +84,16 @@ def arm(
 
 def disarm() -> None:
     _loaded().faults_disarm()
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """What this thread does within is neither counted nor failed."""
+    _loaded().faults_unseen(1)
+    try:
+        yield
+    finally:
+        _loaded().faults_unseen(0)
 
 
 def read_log(log: Path) -> list[Call]:

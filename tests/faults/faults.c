@@ -40,10 +40,12 @@ static char folder[PATH_MAX];
 static int armed, log_fd = -1;
 static unsigned counter, wanted_kinds, wanted_number, wanted_error;
 static enum action wanted_action;
+static __thread int unseen;
 
 void faults_disarm(void) { __atomic_store_n(&armed, 0, __ATOMIC_SEQ_CST); }
 
-unsigned faults_count(void) { return __atomic_load_n(&counter, __ATOMIC_SEQ_CST); }
+/* What this thread does while `on` is neither counted nor failed. */
+void faults_unseen(int on) { unseen = on; }
 
 /* From now on calls below `below` of the kinds in the bit mask are numbered from 1; at `number` comes the action.
    FAIL_ON fails that call and all later ones. 0, or -1 where the log cannot be opened. */
@@ -92,7 +94,7 @@ static void die(const struct call *call) {
 /* Before a call: numbers it. True where it must fail instead of happening; errno is set then. */
 static int begin(struct call *call, enum kind kind, int fd, const char *path, int other_fd, const char *other) {
     call->number = 0;
-    if (!__atomic_load_n(&armed, __ATOMIC_SEQ_CST) || !(wanted_kinds & 1u << kind)) return 0;
+    if (unseen || !__atomic_load_n(&armed, __ATOMIC_SEQ_CST) || !(wanted_kinds & 1u << kind)) return 0;
     int before = errno;
     resolve(fd, path, call->path);
     *call->other = 0;

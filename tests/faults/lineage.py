@@ -5,6 +5,7 @@ trial begins. `trial` runs on from a copy of those with a fault; `go_on` starts 
 came of it.
 """
 
+import copy
 import itertools
 import os
 import shutil
@@ -52,10 +53,12 @@ class Trial:
 
     @property
     def output(self) -> str:
-        return Path(self.job.record, "output.txt").read_text(errors="replace")
+        path = Path(self.job.output or Path(self.job.record, "output.txt"))
+        return path.read_text(errors="replace") if path.is_file() else ""
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder.parent)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.job.record)
 
 
 class Lineage:
@@ -63,6 +66,7 @@ class Lineage:
         """`run` is a Server's or `torchrun`; `scratch` is a folder for everything."""
         self.run, self.scratch, self.world_size = run, scratch, world_size
         self.numbers = itertools.count()
+        scratch.mkdir(exist_ok=True)
         train = {"save_interval_minutes": 1e-9, "per_gpu_batch_size": 8 // world_size}
         self.preset = tiny_values(topics, train=train)
         whole = self._start(self._folder())
@@ -75,30 +79,44 @@ class Lineage:
         self.beginning = begun.folder
         assert newest(self.beginning).snapshot.progress["step"] == SAVED
 
+    def by(self, run: Callable[[Job], Outcome]) -> "Lineage":
+        """The same lineage, its trials run in another way."""
+        other = copy.copy(self)
+        other.run = run
+        return other
+
     def trial(self, *, fresh: bool = False, folder: Path | None = None, **fault: Any) -> Trial:
         """Runs on from the beginning, or from nothing, with the fault of a Job. `folder` is used as it is."""
         if folder is None:
             folder = self._folder()
             if not fresh:
-                copy(self.beginning, folder)
+                duplicate(self.beginning, folder)
         return self._start(folder, **fault)
 
-    def go_on(self, trial: Trial, run: Callable[[Job], Outcome] | None = None) -> list[str]:
+    def go_on(self, trial: Trial) -> list[str]:
         """Starts again with no fault and no other preparation; returns what is wrong with what comes of it."""
-        saves = trial.saves
-        again = self._start(trial.folder, run)
+        before = self._folder()
+        if trial.folder.exists():
+            duplicate(trial.folder, before)
+        again = self._start(trial.folder)
         if any(again.outcome.statuses):
-            return [f"the next start ended with {again.outcome.statuses}: {again.output[-2000:]}"]
-        begun = [line["step"] for line in saves if line["event"] == "begin"]
-        ended = [line["step"] for line in saves if line["event"] == "end"]
+            return [f"the next start ended with {again.outcome.statuses}: {again.output[-1000:]}"]
+        begun = [line["step"] for line in trial.saves if line["event"] == "begin"]
+        ended = [line["step"] for line in trial.saves if line["event"] == "end"]
         resumed = [event["step"] for event in metrics.read(trial.folder) if event["event"] == "resume"]
         at = resumed[-1] if resumed else 0
         problems = []
         if ended and at < max(ended):
             problems.append(f"the save of step {max(ended)} had ended, and the next start began at step {at}")
-        if sum(step > at for step in begun) > 1:
+        if sum(step > at for step in set(begun)) > 1:
             problems.append(f"saves of steps {begun} had begun, and the next start began at step {at}")
-        return problems + self.compare(trial.folder)
+        if at == STEPS:  # the run had come to its end, and the start began the next one
+            problems += [part for part in differences(newest(before), self.truth) if part != "another evaluation"]
+        else:
+            problems += self.compare(trial.folder)
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(again.job.record)
+        return problems
 
     def compare(self, folder: Path) -> list[str]:
         """What is different in a finished run's folder from the undisturbed run's."""
@@ -113,21 +131,21 @@ class Lineage:
         return problems
 
     def _folder(self) -> Path:
-        return self.scratch / f"{self.world_size}-{next(self.numbers)}" / "checkpoints"
+        return self.scratch / f"checkpoints-{next(self.numbers)}"
 
-    def _start(self, folder: Path, run: Callable[[Job], Outcome] | None = None, **fault: Any) -> Trial:
+    def _start(self, folder: Path, **fault: Any) -> Trial:
         job = Job(
             folder=str(folder),
-            record=str(folder.parent / f"record-{next(self.numbers)}"),
+            record=str(self.scratch / f"record-{next(self.numbers)}"),
             preset=self.preset,
             token_budget=STEPS * STEP_TOKENS,
             world_size=self.world_size,
             **fault,
         )
-        return Trial(job, (run or self.run)(job))
+        return Trial(job, self.run(job))
 
 
-def copy(source: Path, target: Path) -> None:
+def duplicate(source: Path, target: Path) -> None:
     """A copy in which hard links to one file are again that."""
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)

@@ -9,9 +9,11 @@ before there is any thread pool, and forks a process for each rank of a job.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -22,18 +24,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # imported by the first DeepSpeed engine otherwise, like the next two
-import rich.console
-import tiktoken  # noqa: F401
 import torch
-import torch.utils.cpp_extension
 
 from engine import train
-from engine.checkpoints import CURRENT, PREV, PREV2, CheckpointFolder
+from engine.checkpoints import CheckpointFolder
 from engine.errors import RunError
 from engine.preset import parse_preset
 from engine.ranks import join, leave
 from tests import faults
+
+# What a first run imports as it goes, and the server therefore before it forks.
+LATE_IMPORTS = ("deepspeed.runtime.zero.muon.muon_optimizer", "rich.console", "tiktoken", "torch.utils.cpp_extension")
 
 
 @dataclass
@@ -52,7 +53,9 @@ class Job:
     error: int = 0
     kinds: tuple[str, ...] = faults.KINDS
     file_size: int | None = None  # RLIMIT_FSIZE in bytes
-    remove: str | None = None  # a file that is in the disk's way until the fault ends
+    filler: str | None = None  # a folder made to fill the disk but for so many bytes, or so many files
+    free_bytes: int | None = None
+    free_files: int | None = None
     hold: float = 0.0  # seconds that save `at_save` rests before it begins
     kill_after: float | None = None  # seconds until `kill_ranks` get a SIGKILL, from the start on
     kill_in_save: bool = False  # or, if so, from the begin of save `at_save` on
@@ -81,7 +84,9 @@ class Faults:
         job, step = self.job, snapshot.progress["step"]
         if self.number == job.at_save + job.for_saves:
             self._end()
-        self.note("begin", step=step, files=digests(folder.folder))
+        with faults.unseen():
+            files = digests(folder.folder)
+        self.note("begin", step=step, files=files)
         if self.number == job.at_save:
             self._begin()
         try:
@@ -97,6 +102,8 @@ class Faults:
         time.sleep(job.hold)
         if job.file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, resource.RLIM_INFINITY))
+        if job.filler is not None:
+            fill(Path(job.filler), job.free_bytes, job.free_files)
         if job.action is not None:
             log = Path(job.record, "calls.log")
             faults.arm(Path(job.folder), log, job.number, faults.Action(job.action), job.error, tuple(job.kinds))
@@ -107,8 +114,8 @@ class Faults:
             faults.disarm()
         if job.file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if job.remove is not None:
-            Path(job.remove).unlink()
+        if job.filler is not None:
+            shutil.rmtree(job.filler)
 
     def note(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "save": self.number, **values}) + "\n"
@@ -117,9 +124,21 @@ class Faults:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each of the three snapshots that are there."""
-    paths = [folder / name for name in (CURRENT, PREV, PREV2)]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+    """SHA-256 of every snapshot and state; what is hidden is still being written."""
+    paths = [path for path in folder.rglob("*.pt*") if not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def fill(folder: Path, free_bytes: int | None, free_files: int | None) -> None:
+    """Leaves only so much of the disk that `folder`, which must not exist yet, is on."""
+    folder.mkdir()
+    disk = os.statvfs(folder)
+    if free_bytes is not None:
+        with (folder / "bytes").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - free_bytes)
+    if free_files is not None:
+        for number in range(disk.f_favail - free_files):
+            (folder / str(number)).touch()
 
 
 def run(job: Job) -> int:
@@ -211,6 +230,8 @@ def read_record(job: Job) -> list[dict[str, Any]]:
 
 
 def serve() -> None:
+    for module in LATE_IMPORTS:
+        importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(asdict(execute(Job(**json.loads(line))))), flush=True)
 

@@ -1,0 +1,125 @@
+"""What can happen to a run: it is killed, a rank is lost, the disk fails. Each function returns what went wrong."""
+
+import contextlib
+import errno
+import random
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints import CURRENT, PREV
+from tests.faults import CHANGES, GROWTH, Action, Call
+from tests.faults.lineage import Lineage, Trial, duplicate, lose_unsynced
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a save at which a process ends; with `power_loss` unsynced bytes are lost too."""
+
+    number: int
+    action: Action = Action.KILL_BEFORE
+    power_loss: bool = False
+
+
+def points(calls: list[Call]) -> list[Point]:
+    """Before each call; after each call that changes something, and in the middle of each write; power losses."""
+    changes = [call.number for call in calls if call.kind in CHANGES]
+    writes = [call.number for call in calls if call.kind == "write"]
+    return [
+        *(Point(call.number) for call in calls),
+        *(Point(number, Action.KILL_AFTER) for number in changes),
+        *(Point(number, Action.KILL_HALFWAY) for number in writes),
+        *(Point(number, power_loss=True) for number in changes),
+    ]
+
+
+def killed(lineage: Lineage, point: Point, **options: Any) -> list[str]:
+    """A run that is killed at a file call of its first save, and goes on. `options` are those of `Lineage.trial`."""
+    trial = lineage.trial(action=point.action, number=point.number, **options)
+    if -9 not in trial.outcome.statuses:
+        problems = [f"call {point.number} never came: {trial.outcome}"]
+    else:
+        if point.power_loss:
+            lose_unsynced(trial.folder, trial.calls)
+        problems = lineage.go_on(trial)
+    trial.remove()
+    return problems
+
+
+def killed_at_random(lineage: Lineage, rng: random.Random) -> list[str]:
+    """A run from nothing that is killed at one to three random instants, and goes on."""
+    trial = lineage.trial(fresh=True, kill_after=rng.uniform(0, lineage.seconds))
+    while rng.random() < 0.3 and trial.outcome.statuses == [-9]:
+        trial = lineage.trial(folder=trial.folder, kill_after=rng.uniform(0, lineage.seconds))
+    # The last one may have been over before its time came.
+    problems = lineage.go_on(trial)
+    trial.remove()
+    return problems
+
+
+def rank_lost(lineage: Lineage, rank: int, kill_after: float, hold: float = 0.0) -> list[str]:
+    """One rank is killed some seconds after a save began, which rests for `hold` seconds; the others must end too."""
+    trial = lineage.trial(kill_ranks=(rank,), kill_in_save=True, kill_after=kill_after, hold=hold)
+    problems = _hung(trial) or lineage.go_on(trial)
+    if not any(trial.outcome.statuses):
+        problems = [f"rank {rank} was not killed in time: {trial.outcome}"]
+    trial.remove()
+    return problems
+
+
+def disk_fails(lineage: Lineage, folder: Path | None = None, **fault: Any) -> list[str]:
+    """Saves fail for a while. The old snapshots stay as they are, the run trains to its end, a later save succeeds."""
+    trial = lineage.trial(folder=folder, **fault)
+    problems = _hung(trial)
+    if any(trial.outcome.statuses):
+        problems.append(f"the run ended with {trial.outcome.statuses}: {trial.output[-1000:]}")
+    begun = {line["save"]: line["files"] for line in trial.saves if line["event"] == "begin"}
+    failed = {line["save"] for line in trial.saves if line["event"] == "failed"}
+    for number, files in begun.items():
+        after = begun.get(number + 1)
+        if after is None:
+            continue
+        changed = [name for name, digest in files.items() if after.get(name) != digest]
+        if number in failed and changed:
+            problems.append(f"save {number} failed and changed or removed {changed}")
+        if number not in failed and after[PREV] != files[CURRENT]:
+            problems.append(f"save {number} succeeded, and what was {CURRENT} is not {PREV}")
+    problems = problems or lineage.compare(trial.folder)
+    trial.remove()
+    return problems
+
+
+def disk_errors(calls: list[Call]) -> Iterator[dict[str, Any]]:
+    """A fault for each call of a save: from it on the disk is full, fails or is read-only; or it alone fails."""
+    for error, kinds in ((errno.ENOSPC, GROWTH), (errno.EROFS, CHANGES), (errno.EIO, ("write", "sync", "read"))):
+        count = sum(call.kind in kinds for call in calls)
+        for number in range(1, count + 1):
+            yield {"action": Action.FAIL_ON, "number": number, "error": error, "kinds": kinds, "for_saves": 2}
+            yield {"action": Action.FAIL_ONCE, "number": number, "error": error, "kinds": kinds}
+    for number in range(1, sum(call.kind == "write" for call in calls) + 1):
+        yield {"action": Action.WRITE_SHORT, "number": number, "kinds": ("write",)}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int, files: int) -> Iterator[Path]:
+    """A tmpfs of that many megabytes and files. Needs root."""
+    folder.mkdir(parents=True)
+    options = f"size={megabytes}m,nr_inodes={files},mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def disk_fills(lineage: Lineage, disk: Path, **free: int) -> list[str]:
+    """`disk_fails` on a small disk that is full but for some bytes or files, until two saves were tried."""
+    duplicate(lineage.beginning, disk / "checkpoints")
+    return disk_fails(lineage, disk / "checkpoints", filler=str(disk / "filler"), for_saves=2, **free)
+
+
+def _hung(trial: Trial) -> list[str]:
+    return [f"it hung: {trial.output[-1000:]}"] if trial.outcome.hung else []
