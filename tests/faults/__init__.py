@@ -48,17 +48,17 @@ class Call:
 
 
 @functools.cache
-def library() -> Path:
-    """faults.c, compiled into a temporary folder of this process's user. Needs COMPILER."""
-    folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    built = folder / "faults.so"
-    subprocess.run([COMPILER, "-O2", "-shared", "-fPIC", "-o", str(built), str(SOURCE), "-ldl"], check=True)
-    return built
+def _built() -> tempfile.TemporaryDirectory:
+    """faults.c compiled, in a folder that goes with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="faults-")
+    command = [COMPILER, "-O2", "-shared", "-fPIC", "-o", f"{folder.name}/faults.so", str(SOURCE), "-ldl"]
+    subprocess.run(command, check=True)
+    return folder
 
 
 def preloaded() -> dict[str, str]:
-    """The environment variable with which a process loads the library."""
-    return {"LD_PRELOAD": str(library())}
+    """The environment variable with which a process loads the library. Needs COMPILER."""
+    return {"LD_PRELOAD": f"{_built().name}/faults.so"}
 
 
 def _loaded() -> ctypes.CDLL:

@@ -44,7 +44,7 @@ def torchrun(job: Job) -> Outcome:
     record = Path(job.record)
     record.mkdir(parents=True, exist_ok=True)
     (record / "job.json").write_text(json.dumps(asdict(job)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--master_port=0", f"--nproc_per_node={job.world_size}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.world_size}"]
     command += ["-m", "tests.faults.worker", str(record / "job.json")]
     begin = time.monotonic()
     with (record / "output.txt").open("a") as output:
