@@ -1,33 +1,36 @@
-"""Rotation, verification and recovery of a lineage of snapshots in one folder.
+"""A lineage of snapshots in one folder: saving a generation, and finding the newest one that is whole.
 
     lm_current.pth  lm_prev.pth  lm_prev2.pth    the three newest generations, each a whole model in one file
     simple_lm_trained.pth                        a mirror of lm_current.pth (a hard link where the disk has them)
     state/GENERATION.pt                          that generation's optimizer moments and data position
-    archive/                                     lineages that were moved out of the way
-A new file is written under a temporary name, synced, read back and verified before any name changes; then hard links
-move the older generations along, so that no name is ever missing. A reader takes the newest generation that verifies.
+    manifest.json                                which file is which generation, by digest (manifest.py)
+    archive/                                     what was moved out of the way: other lineages, damaged files
+    .lock                                        held by the process that trains here
+A generation is whole when its snapshot and the state that belongs to it are. Everything of a new one is written under
+temporary names, synced, read back and compared before any name changes (durable.py). A reader takes the newest whole
+generation, whatever name it stands under, and never the snapshot of one with the state of another.
 """
 
 import contextlib
-import errno
 import json
 import os
 import secrets
 import shutil
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from engine.errors import CheckpointError, SaveError
+from engine import durable, manifest, recovery
+from engine.durable import reason
+from engine.errors import CheckpointError, FolderInUse, SaveError
+from engine.manifest import Record
+from engine.recovery import ARCHIVE, CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, STATE, Found, Seen
+from model import container
 from model import snapshot as snapshots
 from model.snapshot import Snapshot, SnapshotError
 
-CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
-MIRROR = "simple_lm_trained.pth"
-TEMPORARY = ".writing-"
+__all__ = ["CURRENT", "MIRROR", "PREV", "PREV2", "CheckpointFolder", "Restored"]
 
 
 @dataclass(frozen=True)
@@ -42,165 +45,160 @@ class Restored:
 
 
 class CheckpointFolder:
-    """The checkpoints of one lineage. Only rank 0 uses it."""
+    """The checkpoints of one lineage. Only rank 0 uses it; `save` may run beside training."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._records: dict[str, Record] | None = None  # of the generations that are there, by digest
 
     @property
     def current(self) -> Path:
         return self.folder / CURRENT
 
-    def exists(self) -> bool:
-        """Whether there is any snapshot to resume from, whole or not."""
-        return any((self.folder / name).exists() for name in (CURRENT, PREV, PREV2))
-
-    def require_writable(self) -> None:
-        """Makes the folder. Raises SaveError when nothing could be written there later."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f"{TEMPORARY}probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise SaveError(
-                f"{self.folder} cannot be written ({_reason(error)}), so no progress could be kept; "
-                "make it writable or free some space."
-            ) from None
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made. Raises FolderInUse, or SaveError when nothing could be
+        written there later."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                probe = durable.temporary(self.folder / "probe")
+                probe.write_bytes(b"")
+                probe.unlink()
+                holder = stack.enter_context(durable.locked(self.folder))
+            except OSError as error:
+                raise SaveError(
+                    f"{self.folder} cannot be written ({reason(error)}), so no progress could be kept; "
+                    "make it writable or free some space."
+                ) from None
+            if holder:
+                raise FolderInUse(
+                    f"{self.folder} is in use by {holder}, and one run at a time trains there. Wait for it, stop it, "
+                    "or start in another folder."
+                )
+            yield
 
     def newest(self) -> Restored | None:
-        """The newest generation that verifies, or None in an empty folder.
+        """The newest whole generation, or None in an empty folder; changes nothing.
 
-        Raises CheckpointError (exit status 4) when there are files and none can be trusted.
+        Where no generation has its state, the newest snapshot that verifies. Raises CheckpointError (exit status 4)
+        when there are files and none can be trusted.
         """
-        notes: list[str] = []
-        whole: list[tuple[int, int, Path, Snapshot]] = []
-        for age, name in enumerate((CURRENT, PREV, PREV2)):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                snapshot = snapshots.read(path)
-            except SnapshotError as error:
-                notes.append(str(error))
-                continue
-            whole.append((-_tokens(snapshot), age, path, snapshot))
-            if not notes:
-                break  # lm_current is whole: the older ones need not be read
-        if not whole:
-            if notes:
+        seen = self._look()
+        if not seen.found:
+            if seen.names:
                 raise CheckpointError(
-                    " ".join(notes) + f" No snapshot in {self.folder} can be trusted; nothing was changed. "
+                    " ".join(seen.notes) + f" No snapshot in {self.folder} can be trusted; nothing was changed. "
                     "Restore one from a backup, or move the folder away to begin anew."
                 )
             return None
-        *_, path, snapshot = min(whole, key=lambda entry: entry[:2])
-        optimizer, data, problem = self._read_state(snapshot)
-        return Restored(snapshot, path, optimizer, data, notes + ([problem] if problem else []))
+        problems: list[str] = []
+        for found in seen.found:
+            try:
+                state = recovery.read_state(self.folder, found.record)
+            except SnapshotError as error:
+                problems.append(str(error))
+            else:
+                return _restored(found, state["optimizer"], json.loads(state["data"]), seen.notes + problems)
+        problems.append("The weights continue, the optimizer and the data begin anew.")
+        return _restored(seen.found[0], None, None, seen.notes + problems)
+
+    def repair(self, restored: Restored) -> list[str]:
+        """Gives every generation its name again, `restored` being the newest, and moves what is damaged or was passed
+        over to archive/. Returns what was done, in sentences."""
+        seen = self._look()
+        chosen = next(index for index, found in enumerate(seen.found) if found.path == restored.path)
+        try:
+            durable.sweep(self.folder, self.folder / STATE)
+            return self._arrange(seen, seen.found[chosen:], "damaged")
+        except OSError as error:
+            return [f"The names in {self.folder} could not be put in order ({reason(error)})."]
+
+    def step_back(self, generations: int) -> None:
+        """Moves the newest generations to archive/, so that `newest` gives an older one; the last one always stays.
+        Raises SaveError."""
+        seen = self._look()
+        try:
+            self._arrange(seen, seen.found[min(generations, len(seen.found) - 1) :], "diverged")
+        except OSError as error:
+            raise SaveError(f"{self.folder}: no generation could be moved aside ({reason(error)}).") from None
 
     def save(self, snapshot: Snapshot, optimizer: dict[str, Any], data: dict[str, Any]) -> Path:
-        """Writes one generation and rotates the older ones. Raises SaveError, leaving what was there as it was."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        generation = f"{_tokens(snapshot):015d}-{secrets.token_hex(4)}"
-        snapshot.progress["generation"] = generation
+        """Writes one generation and rotates the older ones. Raises SaveError, leaving those as they were."""
+        if self._records is None:
+            self._look()
+        known = self._records
+        number = 1 + max((record.number for record in known.values()), default=0)
+        generation = f"{number:06d}-{secrets.token_hex(4)}"
+        snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
+        state = {"generation": generation, "optimizer": optimizer, "data": json.dumps(data)}
+        fresh = durable.temporary(self.current)
         try:
-            self._sweep()
-            self._require_space(snapshot, optimizer)
-            self._write_state(generation, optimizer, data)
-            fresh = self.folder / f"{TEMPORARY}{CURRENT}"
-            snapshots.write(fresh, snapshot)
-            self._rotate(fresh)
-            self._prune_states()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (STATE, *NAMES):
+                durable.refuse_way_out(self.folder / name, self.folder)
+            durable.sweep(self.folder, self.folder / STATE)
+            self._require_space(snapshot, state)
+            record = manifest.of_progress(snapshot.progress, self._write_state(state))
+            written = {snapshots.write(fresh, snapshot): record}
+            newest = sorted(known, key=lambda sha: known[sha].number)[-len(GENERATIONS) :]
+            manifest.write(self.folder, {sha: known[sha] for sha in newest} | written)
+            durable.rotate(fresh, [self.folder / name for name in GENERATIONS])
         except SnapshotError as error:
             raise SaveError(str(error)) from None
         except OSError as error:
-            raise SaveError(f"{self.folder}: the snapshot could not be written ({_reason(error)}).") from None
+            raise SaveError(f"{self.folder}: the snapshot could not be written ({reason(error)}).") from None
+        finally:
+            durable.discard(fresh)
+        self._records = {sha: known[sha] for sha in newest[1 - len(GENERATIONS) :]} | written
+        with contextlib.suppress(OSError):  # the generation is safe, and both are done again with the next one
+            durable.duplicate(self.current, self.folder / MIRROR)
+            self._prune_states()
         return self.current
 
     def archive(self) -> Path:
-        """Moves the lineage to archive/TIME and returns that folder."""
-        target = self.folder / "archive" / time.strftime("%Y%m%d-%H%M%S")
-        target.mkdir(parents=True)
-        for path in sorted(self.folder.iterdir()):
-            if path.name not in ("archive", ".gitignore"):
-                path.rename(target / path.name)
+        """Moves the lineage to archive/TIME and returns that folder. Raises SaveError."""
+        try:
+            target = recovery.archive_folder(self.folder)
+            for path in sorted(self.folder.iterdir()):
+                if path.name not in (ARCHIVE, durable.LOCK, ".gitignore"):
+                    path.rename(target / path.name)
+        except OSError as error:
+            raise SaveError(f"{self.folder}: the old lineage could not be archived ({reason(error)}).") from None
+        self._records = {}
         return target
 
-    def _rotate(self, fresh: Path) -> None:
-        for source, target in ((PREV, PREV2), (CURRENT, PREV)):
-            if (self.folder / source).exists():
-                self._replace_with_copy(self.folder / source, self.folder / target)
-        os.replace(fresh, self.current)
-        _sync_folder(self.folder)
-        self._replace_with_copy(self.current, self.folder / MIRROR)
+    def _look(self) -> Seen:
+        seen = recovery.look(self.folder)
+        self._records = _by_digest(seen.found)
+        return seen
 
-    def _replace_with_copy(self, source: Path, target: Path) -> None:
-        """Makes `target` the file that `source` is, without a moment in which either name is missing."""
-        temporary = self.folder / f"{TEMPORARY}{target.name}"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            shutil.copyfile(source, temporary)  # a file system without hard links
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-        # Replacing a link by a link to the same file does nothing, and leaves the temporary name behind.
-        temporary.unlink(missing_ok=True)
-        _sync_folder(self.folder)
+    def _arrange(self, seen: Seen, kept: list[Found], why: str) -> list[str]:
+        kept = kept[: len(GENERATIONS)]
+        self._records = _by_digest(kept)
+        return recovery.arrange(self.folder, seen, kept, why)
 
-    def _write_state(self, generation: str, optimizer: dict[str, Any], data: dict[str, Any]) -> None:
-        folder = self.folder / "state"
+    def _write_state(self, state: dict[str, Any]) -> str:
+        """Writes a generation's state and returns its SHA-256."""
+        folder = self.folder / STATE
         folder.mkdir(mode=0o700, exist_ok=True)
-        temporary = folder / f"{TEMPORARY}{generation}.pt"
-        with temporary.open("wb") as file:
-            try:
-                torch.save({"generation": generation, "optimizer": optimizer, "data": json.dumps(data)}, file)
-            except RuntimeError as error:  # torch's writer hides a full disk behind "unexpected pos"
-                raise OSError(errno.ENOSPC, "the disk is full or failing") from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{generation}.pt")
-        _sync_folder(folder)
-
-    def _read_state(self, snapshot: Snapshot) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str | None]:
-        generation = (snapshot.progress or {}).get("generation")
-        if generation is None:
-            return None, None, "It holds weights only: the optimizer and the data begin anew."
-        path = self.folder / "state" / f"{generation}.pt"
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            if state["generation"] != generation:
-                raise ValueError("it belongs to another generation")
-            return state["optimizer"], json.loads(state["data"]), None
-        except FileNotFoundError:
-            reason = "is missing"
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            reason = f"cannot be used ({str(error).splitlines()[0][:120]})"
-        return None, None, f"{path} {reason}: the weights continue, the optimizer and the data begin anew."
+        folder.chmod(0o700)
+        path = folder / f"{state['generation']}.pt"
+        fresh = durable.temporary(path)
+        sha256 = container.write(fresh, state)
+        os.replace(fresh, path)
+        durable.sync(folder)
+        return sha256
 
     def _prune_states(self) -> None:
-        """Removes the state of generations that no snapshot belongs to any more."""
-        kept = set()
-        for name in (CURRENT, PREV, PREV2):
-            with contextlib.suppress(SnapshotError):
-                if (self.folder / name).exists():
-                    kept.add((snapshots.read(self.folder / name, verify=False).progress or {}).get("generation"))
-        for path in (self.folder / "state").glob("*.pt"):
-            if path.stem not in kept:
+        """Removes the state of generations that are not there any more."""
+        kept = {record.state_name for record in self._records.values()}
+        for path in (self.folder / STATE).glob("*.pt"):
+            if path.name not in kept:
                 path.unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
-        """Removes what a killed save left half written."""
-        for folder in (self.folder, self.folder / "state"):
-            for path in folder.glob(f"{TEMPORARY}*"):
-                path.unlink(missing_ok=True)
-
-    def _require_space(self, snapshot: Snapshot, optimizer: dict[str, Any]) -> None:
-        moments = [t for m in optimizer.get("moments", {}).values() for t in m.values()]
-        needed = sum(t.numel() * t.element_size() for t in [*snapshot.model.values(), *moments]) + 2**20
+    def _require_space(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
+        needed = container.size_in_bytes(snapshot.model, snapshot.tokenizer, state)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise SaveError(
@@ -209,19 +207,9 @@ class CheckpointFolder:
             )
 
 
-def _tokens(snapshot: Snapshot) -> int:
-    return int((snapshot.progress or {}).get("tokens_total", 0))
+def _restored(found: Found, optimizer: Any, data: Any, notes: list[str]) -> Restored:
+    return Restored(snapshots.read(found.path), found.path, optimizer, data, notes)
 
 
-def _reason(error: OSError) -> str:
-    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or type(error).__name__
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; file systems that cannot sync a folder keep their own order."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _by_digest(found: list[Found]) -> dict[str, Record]:
+    return {entry.sha256: entry.record for entry in found if entry.record}

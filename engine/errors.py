@@ -31,6 +31,12 @@ class SaveError(RunError):
     status = 5
 
 
+class FolderInUse(RunError):
+    """Another run trains in the checkpoint folder."""
+
+    status = 6
+
+
 class Interrupted(RunError):
     """A signal stopped the run after it saved; the status is the shell's usual 128 + signal number."""
 

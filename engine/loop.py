@@ -7,7 +7,7 @@ count; now and then report, evaluate, save. The batch's data state becomes the r
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from engine import machine, zero
 from engine.checkpoints import CheckpointFolder
 from engine.console import Console, count
 from engine.curriculum import Curriculum
-from engine.errors import Interrupted, RunError, SaveError, SourcesFailed
+from engine.errors import Interrupted, RunError, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows, write_sample
 from engine.feed import Feed
 from engine.memory import is_out_of_memory, require_memory, too_large
@@ -23,6 +23,7 @@ from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks, StopRequest, join, stop_on_signals
 from engine.resume import Beginning, begin
+from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.step import Tally, mean_losses, train_step
 from model.snapshot import Snapshot
@@ -30,7 +31,6 @@ from sources.loader import Batch
 from sources.registry import AllSourcesFailed
 
 TOKENS_PER_RUN = 100_000_000
-RETRY_SECONDS = 60  # until a save that failed is tried again
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    with stop_on_signals() as stop:
+    with ExitStack() as holding, stop_on_signals() as stop:
+        ranks.on_main(lambda: holding.enter_context(folder.held()))
         beginning = begin(preset, token_budget, folder, ranks, console, may_archive)
         metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
         try:
@@ -108,6 +109,9 @@ class Run:
         if self.curriculum and (beginning.data_state or {}).get("curriculum"):
             self.curriculum.load(beginning.data_state["curriculum"])
         self.feed = Feed(preset, beginning, ranks, metrics)
+        saved = asdict(self.progress) if self.progress.step else None
+        interval = preset.train.save_interval_minutes
+        self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, saved)
         self.tally = Tally(len(self.feed.source_names), ranks.device)
         self.watchers = [self.tally, *([self.feed.losses] if self.feed.losses else [])]
 
@@ -115,7 +119,9 @@ class Run:
         """Steps until the budget is met; evaluates and saves on the way and at the end."""
         self._record_run()
         begin_tokens, self.train_seconds = self.progress.tokens_in_run, 0.0
-        self.saved_at = self.reported_at = time.monotonic()
+        self.reported_at = time.monotonic()
+        if self.progress.step == 0:
+            self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
         while self.progress.tokens_in_run < self.token_budget:
@@ -141,16 +147,17 @@ class Run:
 
             if agreed.report:
                 self._report(grad_norm)
+            self.saving.look()
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
                 next_evaluation += interval
             if agreed.save:
-                self._save()
+                self.saving.save()
         if self.tally.steps:
             self._report(grad_norm)
         self.feed.tell_counts()
         self._evaluate()
-        self._save(final=True)  # whatever signal comes now, the run is done
+        self._save_at_last()  # whatever signal comes now, the run is done
         trained = self.progress.tokens_in_run - begin_tokens
         figures = self.progress.evaluation or {}
         return TrainResult(
@@ -163,6 +170,7 @@ class Run:
         )
 
     def close(self) -> None:
+        self.saving.close()
         self.feed.close()
         self.engine.destroy()
 
@@ -185,7 +193,7 @@ class Run:
         return replace(
             self._signals(),
             report=int(main and now - self.reported_at >= train.log_interval_seconds),
-            save=int(main and now - self.saved_at >= 60 * train.save_interval_minutes),
+            save=int(self.saving.due),
         )
 
     def _stopping(self) -> bool:
@@ -228,6 +236,7 @@ class Run:
             "step",
             step=self.progress.step,
             tokens=self.progress.tokens_in_run,
+            tokens_total=self.progress.tokens_total,
             share=min(1.0, self.progress.tokens_in_run / self.token_budget),
             loss=loss,
             lr=self.engine.optimizer.param_groups[0]["lr"],
@@ -263,49 +272,28 @@ class Run:
         )
         self.metrics.write("evaluation", step=self.progress.step, **figures, sample=sample)
 
-    def _save(self, final: bool = False) -> None:
-        """A snapshot of this moment. A failure is announced and tried again later; only the last one must succeed."""
-        begin = time.perf_counter()
+    def _copy(self) -> Copy:
+        """This moment, as it is saved; all ranks must call it."""
         weights = zero.weights(self.engine, keep=self.ranks.is_main)
         optimizer = zero.optimizer_state(self.engine, keep=self.ranks.is_main)
         data = {**self.feed.state(), "curriculum": self.curriculum.state() if self.curriculum else None}
+        tokenizer = {"vocab_size": self.tokenizer.vocab_size, "eos_token_id": self.tokenizer.eos_id}
+        snapshot = Snapshot(
+            model=weights,
+            config=self.model_config.model_dump() | tokenizer,
+            tokenizer=self.tokenizer.to_json(),
+            preset=self.preset.model_dump(mode="json", by_alias=True),
+            progress=asdict(self.progress),
+        )
+        return snapshot, optimizer, data
 
-        def write() -> str | None:
-            snapshot = Snapshot(
-                model=weights,
-                config={
-                    **self.model_config.model_dump(),
-                    "vocab_size": self.tokenizer.vocab_size,
-                    "eos_token_id": self.tokenizer.eos_id,
-                },
-                tokenizer=self.tokenizer.to_json(),
-                preset=self.preset.model_dump(mode="json", by_alias=True),
-                progress=asdict(self.progress),
-            )
-            try:
-                path = self.folder.save(snapshot, optimizer, data)
-            except SaveError as error:
-                if final:
-                    raise
-                self.console.warn(f"{error} Training goes on; the next try is in a minute.")
-                return None
-            self.metrics.write(
-                "save",
-                path=str(path),
-                step=self.progress.step,
-                tokens_total=self.progress.tokens_total,
-                seconds=time.perf_counter() - begin,
-            )
-            return str(path)
-
-        self.saved_at = time.monotonic()
-        if self.ranks.on_main(write) is None:
-            self.saved_at -= max(0.0, 60 * self.preset.train.save_interval_minutes - RETRY_SECONDS)
+    def _save_at_last(self) -> None:
+        self.saving.save_at_last(asdict(self.progress), impatient=lambda: self.stop.signal_number is not None)
 
     def _leave(self, agreed: Agreement) -> None:
         """Saves and leaves because of a signal."""
         number = signal.SIGINT if agreed.interrupt else signal.SIGTERM
-        self._save(final=True)
+        self._save_at_last()
         self.feed.tell_counts()
         raise Interrupted(
             number,
@@ -315,7 +303,7 @@ class Run:
 
     def _halt(self, why: str) -> None:
         """Saves and stops because no real text is left."""
-        self._save(final=True)
+        self._save_at_last()
         raise SourcesFailed(
             f"{why} Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run; "
             "the next start goes on from there."

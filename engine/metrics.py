@@ -61,6 +61,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [event for event in events if isinstance(event, dict) and "event" in event]
 
 
+def tokens_reached(folder: Path) -> int:
+    """Tokens over all runs at the last report that was written down; 0 where there is none."""
+    return next((event["tokens_total"] for event in reversed(read(folder)) if event.get("tokens_total")), 0)
+
+
 def _finite(value: Any) -> Any:
     """JSON has no NaN or infinity; they are written as null."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from engine import metrics
 from engine.checkpoints import CheckpointFolder, Restored
 from engine.console import Console, count
 from engine.errors import PresetError, SourcesFailed
@@ -76,7 +77,6 @@ def begin(
 
     def find() -> dict[str, Any]:
         nonlocal restored
-        folder.require_writable()
         restored = folder.newest()
         if restored is not None and (differences := _differences(restored, preset)):
             sentence = f"{restored.path} does not fit this preset: {'; '.join(differences)}."
@@ -88,6 +88,7 @@ def begin(
             restored = None
         if restored is None:
             return {"progress": asdict(Progress()), "data": None, "seq_length": preset.model.seq_length}
+        restored.notes.extend(folder.repair(restored))
         return {
             "progress": _progress(restored, token_budget),
             "data": _still_valid(restored, preset),
@@ -103,6 +104,9 @@ def begin(
     model = TransformerLM(config, tokenizer.vocab_size)
     message = None
     if restored is not None:
+        lost = metrics.tokens_reached(folder.folder) - found["progress"]["tokens_total"]
+        if lost > 0:
+            restored.notes.append(f"{count(lost)} tokens that were trained after it are lost.")
         message = _restored_sentence(restored, restore(model, restored.snapshot.model), Progress(**found["progress"]))
     for tensor in model.state_dict().values():
         ranks.broadcast_tensor(tensor)
@@ -175,7 +179,7 @@ def _same_tokenizer(saved_json: str | None, preset: Preset) -> bool:
 
 
 def _restored_sentence(restored: Restored, report: LoadReport, progress: Progress) -> str:
-    optimizer = "with its optimizer" if restored.optimizer else "without optimizer state"
+    optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
     data = "and data position" if restored.data else "and without data position"
     parts = [
         f"{restored.path} at {count(progress.tokens_total)} tokens, step {progress.step:,} (run {progress.run}), "

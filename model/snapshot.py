@@ -1,20 +1,9 @@
-"""What one .pth holds; writing it durably, reading it safely, and loading it into a model that need not be identical.
+"""What one .pth holds; checking it, and loading it into a model that need not be identical.
 
-A snapshot is one zip file of tensors and primitives that needs no unpickling of code (`weights_only=True`).
-
-Notable here
-- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` runs zipfile's test first.
-- `write` writes to exactly the path it is given and reads the file back; putting it in the place of an older one is the
-  caller's business.
-- A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
-  translated.
+A snapshot is one file of tensors and primitives (container.py) that needs no unpickling of code (`weights_only=True`).
 """
 
-import contextlib
 import os
-import pickle
-import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import container
 from model.config import ModelConfig
+from model.container import SnapshotError
 from model.positions import extended_rows
 from model.transformer import TransformerLM
 
@@ -31,10 +22,6 @@ FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
-
-
-class SnapshotError(ValueError):
-    """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -78,54 +65,25 @@ def _few(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
-def write(path: str | os.PathLike, snapshot: Snapshot) -> None:
+def write(path: str | os.PathLike, snapshot: Snapshot) -> str:
     """Write `snapshot` to exactly `path` (floating-point tensors as fp32), fsync it and read it back.
 
-    Raises SnapshotError when the disk is full, the file cannot be written, or it does not read back whole; what was
-    written so far is then removed.
+    Returns the file's SHA-256. Raises SnapshotError when a weight is NaN or infinite, the disk is full, the file cannot
+    be written, or it does not read back equal; what was written so far is then removed.
     """
     path = Path(path)
-    needed = sum(4 * tensor.numel() for tensor in snapshot.model.values()) + 4 * len(snapshot.tokenizer or "") + 2**20
-    created = False
-    try:
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise SnapshotError(
-                f"{path}: {needed / 1e6:.0f} MB are needed and only {free / 1e6:.0f} MB are free; "
-                "make room on that disk or choose another folder."
-            )
-        contents = {
-            "format": FORMAT,
-            "model": {name: _owned(tensor) for name, tensor in snapshot.model.items()},
-            "config": snapshot.config,
-            "tokenizer": snapshot.tokenizer,
-            "preset": snapshot.preset,
-            "progress": snapshot.progress,
-        }
-        with open(path, "wb") as file:
-            created = True
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        verify(path)
-    except (OSError, RuntimeError, SnapshotError) as error:
-        if created:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        if isinstance(error, SnapshotError):
-            raise
-        # torch reports a failed write as its own RuntimeError and keeps the system's reason in the context
-        reason = error if isinstance(error, OSError) else error.__context__
-        reason = (reason.strerror if isinstance(reason, OSError) else None) or "the write was cut short"
-        raise SnapshotError(
-            f"{path}: the checkpoint could not be written ({reason}); check the disk's free space and permissions."
-        ) from error
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """A contiguous fp32 (or integer) CPU tensor; torch.save would write the whole storage behind a view."""
-    tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    contents = {
+        "format": FORMAT,
+        "model": snapshot.model,
+        "config": snapshot.config,
+        "tokenizer": snapshot.tokenizer,
+        "preset": snapshot.preset,
+        "progress": snapshot.progress,
+    }
+    container.require_space(path, contents)
+    _require_finite(path, snapshot.model)
+    weights = {name: container.owned(tensor) for name, tensor in snapshot.model.items()}
+    return container.write(path, {**contents, "model": weights})
 
 
 def verify(path: str | os.PathLike) -> Snapshot:
@@ -140,45 +98,17 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     that would have to run code to be read.
     """
     path = Path(path)
-    _check_container(path, checksums=verify)
-    try:
-        # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not verify)
-    except pickle.UnpicklingError as error:
-        raise SnapshotError(
-            f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
-        ) from error
-    except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
-        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-
-    snapshot = _from_contents(path, contents)
+    # Unverified means in passing (a progress, a configuration): mapped, the weights are not even read.
+    snapshot = _from_contents(path, container.read(path, checksums=verify, mapped=not verify))
     if verify:
-        for name, tensor in snapshot.model.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise SnapshotError(f"{path}: {name} holds NaN or infinity; use an older checkpoint.")
+        _require_finite(path, snapshot.model)
     return snapshot
 
 
-def _check_container(path: Path, checksums: bool) -> None:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be opened ({error.strerror}); check the path.") from error
-    try:
-        is_archive = zipfile.is_zipfile(path)
-        damaged = None
-        if is_archive and checksums:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-    except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
-        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-    if damaged is not None:
-        raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
-    if not is_archive:
-        if b"PK\x03\x04".startswith(start):
-            raise SnapshotError(f"{path}: the checkpoint is cut short or empty; use an older one or a copy.")
-        raise SnapshotError(f"{path}: not a checkpoint; give a .pth file written by torch.save.")
+def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SnapshotError(f"{path}: {name} holds NaN or infinity; use an older checkpoint.")
 
 
 def _from_contents(path: Path, contents: Any) -> Snapshot:

@@ -1,3 +1,5 @@
+import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoints import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder
+from engine.checkpoints import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder, Restored
 from engine.errors import CheckpointError, SaveError
 from model import ModelConfig, TransformerLM
 from model.snapshot import Snapshot
@@ -38,9 +40,20 @@ def save(folder: CheckpointFolder, tokens: int) -> None:
     folder.save(snapshot(tokens), optimizer(tokens), {"loader": {"row": tokens}})
 
 
+def flip(path: Path) -> None:
+    """Turns one bit of a file, in place: its hard links hold the same."""
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path / "checkpoints")
+
+
+def tokens(restored: Restored) -> int:
+    return restored.snapshot.progress["tokens_total"]
 
 
 def tokens_of(folder: CheckpointFolder) -> list[int]:
@@ -49,7 +62,6 @@ def tokens_of(folder: CheckpointFolder) -> list[int]:
 
 
 def test_an_empty_folder_has_nothing_to_resume(folder: CheckpointFolder):
-    assert not folder.exists()
     assert folder.newest() is None
 
 
@@ -77,15 +89,196 @@ def test_what_was_saved_comes_back_with_its_own_state(folder: CheckpointFolder):
 def test_a_damaged_current_falls_back_to_the_generation_before_with_its_state(folder: CheckpointFolder):
     save(folder, 10)
     save(folder, 20)
-    path = folder.current
-    contents = bytearray(path.read_bytes())
-    contents[len(contents) // 2] ^= 1
-    path.unlink()
-    path.write_bytes(contents)
+    flip(folder.current)
     restored = folder.newest()
     assert restored.snapshot.progress["tokens_total"] == 10
     assert restored.optimizer["step"] == 10
     assert CURRENT in restored.notes[0]
+
+
+def test_the_mirror_serves_where_the_current_name_was_lost(folder: CheckpointFolder):
+    save(folder, 10)
+    save(folder, 20)
+    folder.current.unlink()
+    restored = folder.newest()
+    assert (restored.path.name, tokens(restored)) == (MIRROR, 20)
+    assert folder.repair(restored) == [f"Put in order: {CURRENT}."]
+    assert tokens_of(folder) == [20, 10, 20]
+
+
+def test_names_that_were_exchanged_are_put_in_order(folder: CheckpointFolder):
+    for number in (10, 20, 30):
+        save(folder, number)
+    current, prev2 = folder.current, folder.folder / PREV2
+    current.rename(folder.folder / "x")
+    prev2.rename(current)
+    (folder.folder / "x").rename(prev2)
+    restored = folder.newest()
+    assert tokens(restored) == 30 and restored.optimizer["step"] == 30
+    assert folder.repair(restored) == [f"Put in order: {CURRENT}, {PREV2}."]
+    assert tokens_of(folder) == [30, 20, 10, 30]
+    assert folder.repair(folder.newest()) == []
+    assert not (folder.folder / "archive").exists(), "nothing was damaged, so nothing needs to be kept aside"
+
+
+def test_what_is_damaged_is_kept_aside_and_named(folder: CheckpointFolder):
+    for number in (10, 20, 30):
+        save(folder, number)
+    flip(folder.current)
+    damaged = folder.current.read_bytes()
+    restored = folder.newest()
+    (told,) = folder.repair(restored)
+    assert told.startswith(f"Put in order: {CURRENT}, {PREV}, {PREV2}, {MIRROR}. What stood there before is in")
+    assert tokens_of(folder) == [20, 10, 20]
+    (aside,) = (folder.folder / "archive").iterdir()
+    assert (aside / CURRENT).read_bytes() == damaged
+    save(folder, 40)
+    assert tokens_of(folder) == [40, 20, 10, 40]
+    assert tokens(folder.newest()) == 40
+
+
+def test_a_generation_without_its_state_gives_way_to_the_one_before(folder: CheckpointFolder):
+    for number in (10, 20):
+        save(folder, number)
+    flip(max((folder.folder / "state").glob("*.pt")))
+    restored = folder.newest()
+    assert (tokens(restored), restored.optimizer["step"]) == (10, 10)
+    assert "is damaged, or belongs to another generation" in restored.notes[0]
+    folder.repair(restored)
+    assert tokens_of(folder) == [10, 10]
+    save(folder, 30)
+    assert tokens(folder.newest()) == 30
+
+
+def test_states_that_were_exchanged_are_never_mixed(folder: CheckpointFolder):
+    for number in (10, 20, 30):
+        save(folder, number)
+    oldest, middle, newest = sorted((folder.folder / "state").glob("*.pt"))
+    newest.rename(oldest.with_suffix(".x"))
+    middle.rename(newest)
+    oldest.with_suffix(".x").rename(middle)
+    restored = folder.newest()
+    assert (tokens(restored), restored.optimizer["step"], restored.data) == (10, 10, {"loader": {"row": 10}})
+    assert len(restored.notes) == 2
+
+
+@pytest.mark.parametrize("contents", [None, b"", b"{}", b"[]", b"\x00" * 500])
+def test_without_a_manifest_files_speak_for_themselves(folder: CheckpointFolder, contents: bytes | None):
+    for number in (10, 20):
+        save(folder, number)
+    path = folder.folder / "manifest.json"
+    path.unlink() if contents is None else path.write_bytes(contents)
+    restored = CheckpointFolder(folder.folder).newest()
+    assert (tokens(restored), restored.optimizer["step"]) == (20, 20)
+    assert (restored.notes == []) is (contents is None)
+    again = CheckpointFolder(folder.folder)
+    save(again, 30)
+    assert tokens_of(again) == [30, 20, 10, 30]
+    assert again.newest().notes == [] and again.newest().optimizer["step"] == 30
+
+
+def test_a_manifest_with_a_flipped_bit_is_noticed(folder: CheckpointFolder):
+    save(folder, 10)
+    path = folder.folder / "manifest.json"
+    whole = path.read_bytes()
+    for position in range(0, len(whole) - 1, 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        restored = folder.newest()
+        assert tokens(restored) == 10 and ("damaged" in restored.notes[0] or json.loads(whole) == json.loads(damaged))
+
+
+def test_stepping_back_leaves_the_newer_ones_aside_and_never_the_last(folder: CheckpointFolder):
+    for number in (10, 20, 30):
+        save(folder, number)
+    folder.step_back(0)
+    assert tokens_of(folder) == [30, 20, 10, 30]
+    folder.step_back(1)
+    assert tokens_of(folder) == [20, 10, 20]
+    save(folder, 25)
+    assert tokens(folder.newest()) == 25, "the newest is what was saved last, however many tokens it has"
+    folder.step_back(7)
+    assert tokens_of(folder) == [10, 10]
+
+
+def test_one_run_at_a_time(folder: CheckpointFolder, tmp_path: Path):
+    code = """
+import sys
+from engine.checkpoints import CheckpointFolder
+from engine.errors import FolderInUse
+try:
+    with CheckpointFolder(sys.argv[1]).held():
+        print("held", flush=True)
+        sys.stdin.readline()
+except FolderInUse as error:
+    print(error)
+    sys.exit(error.status)
+"""
+    command = [sys.executable, "-c", code, str(folder.folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, **pipes)
+    assert first.stdout.readline() == "held\n"
+    second = subprocess.run(command, env=environment(), cwd=REPOSITORY, input="", capture_output=True, text=True)
+    assert second.returncode == 6
+    assert f"{folder.folder} is in use by process {first.pid} on " in second.stdout
+    first.kill()
+    first.wait()
+    with folder.held():  # a killed process leaves no lock
+        pass
+
+
+@pytest.mark.parametrize("name", [CURRENT, "state", "manifest.json", "archive"])
+def test_links_that_leave_the_folder_are_not_followed(folder: CheckpointFolder, tmp_path: Path, name: str):
+    elsewhere = CheckpointFolder(tmp_path / "elsewhere")
+    for number in (10, 20):
+        save(elsewhere, number)
+        save(folder, number)
+    (elsewhere.folder / "archive").mkdir()
+    path = folder.folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (folder.folder / MIRROR).unlink()
+    path.symlink_to(elsewhere.folder / name)
+    before = {p: p.stat().st_mtime_ns for p in elsewhere.folder.rglob("*")}
+
+    restored = folder.newest()
+    assert tokens(restored) == (10 if name == CURRENT else 20)
+    assert (restored.optimizer is None) is (name == "state")
+    if name != "archive":
+        assert any("symbolic link" in note or "manifest.json is damaged" in note for note in restored.notes)
+    if name in (CURRENT, "state"):
+        with pytest.raises(SaveError, match="symbolic link leads out of the folder"):
+            save(folder, 30)
+    if name == "archive":
+        with pytest.raises(SaveError, match="symbolic link leads out of the folder"):
+            folder.archive()
+    assert {p: p.stat().st_mtime_ns for p in elsewhere.folder.rglob("*")} == before
+
+
+def test_links_inside_the_folder_and_to_the_folder_are_fine(folder: CheckpointFolder, tmp_path: Path):
+    for number in (10, 20):
+        save(folder, number)
+    (folder.folder / MIRROR).unlink()
+    (folder.folder / MIRROR).symlink_to(CURRENT)
+    (tmp_path / "link").symlink_to(folder.folder)
+    linked = CheckpointFolder(tmp_path / "link")
+    assert tokens(linked.newest()) == 20 and linked.newest().notes == []
+    save(linked, 30)
+    assert tokens_of(folder) == [30, 20, 10, 30]
+
+
+@pytest.mark.parametrize("generation", ["../../outside", "/etc/passwd", "000001-../../..", "", 7, None, "1-a"])
+def test_a_snapshot_cannot_name_a_file_elsewhere(folder: CheckpointFolder, tmp_path: Path, generation):
+    save(folder, 10)
+    contents = torch.load(folder.current, weights_only=True)
+    contents["progress"]["generation"] = generation
+    for path in folder.folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    torch.save({"generation": generation, "optimizer": {"step": 666}, "data": "null"}, tmp_path / "outside.pt")
+    torch.save(contents, folder.current)
+    restored = folder.newest()
+    assert restored.optimizer is None and "weights only" in restored.notes[0]
 
 
 def test_files_of_which_none_verifies_stop_the_run_and_stay(folder: CheckpointFolder):
@@ -122,7 +315,7 @@ def test_the_archive_takes_the_whole_lineage(folder: CheckpointFolder):
     target = folder.archive()
     assert folder.newest() is None
     assert {path.name for path in folder.folder.iterdir()} == {"archive"}
-    assert {CURRENT, MIRROR, "metrics.jsonl", "state"} <= {path.name for path in target.iterdir()}
+    assert {CURRENT, MIRROR, "manifest.json", "metrics.jsonl", "state"} <= {path.name for path in target.iterdir()}
     assert CheckpointFolder(target).newest().snapshot.progress["tokens_total"] == 10
 
 

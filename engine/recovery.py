@@ -1,0 +1,154 @@
+"""What stands in a checkpoint folder: which snapshots verify, which generation each one is, whether its state is whole.
+
+Reading changes nothing; only `arrange` does.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import durable, manifest
+from engine.durable import reason
+from engine.manifest import Record
+from model import container
+from model import snapshot as snapshots
+from model.snapshot import SnapshotError
+
+CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
+MIRROR = "simple_lm_trained.pth"
+GENERATIONS = (CURRENT, PREV, PREV2)
+NAMES = (*GENERATIONS, MIRROR)
+STATE, ARCHIVE = "state", "archive"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A snapshot file that verified."""
+
+    path: Path
+    sha256: str
+    record: Record | None  # None: it does not say which generation it is
+
+    @property
+    def number(self) -> int:
+        return self.record.number if self.record else -1
+
+
+@dataclass
+class Seen:
+    """What stands in a folder."""
+
+    found: list[Found] = field(default_factory=list)  # what verified, the newest generation first, none twice
+    names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that are there: SHA-256, None if damaged
+    notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
+
+
+def look(folder: Path) -> Seen:
+    """Reads and checks every snapshot file.
+
+    One that the manifest knows is what was verified when it was written, to the bit. One that claims to be a known
+    generation and is another file has been changed. Any other is read and checked by itself.
+    """
+    seen = Seen()
+    try:
+        records = manifest.read(folder)
+    except ValueError as error:
+        records = {}
+        seen.notes.append(f"{error}.")
+    for name in NAMES:
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        try:
+            found = _verified(path, records)
+        except SnapshotError as error:
+            seen.names[name] = None
+            seen.notes.append(str(error))
+            continue
+        if found.sha256 not in seen.names.values():
+            seen.found.append(found)
+        seen.names[name] = found.sha256
+    seen.found.sort(key=lambda found: -found.number)
+    newest = max(records.values(), key=lambda record: record.number, default=None)
+    if seen.found and newest and newest.number > seen.found[0].number:
+        seen.notes.append(
+            f"The snapshot at {newest.tokens_total:,} tokens is not there whole: its save was cut short, or it is "
+            "damaged."
+        )
+    return seen
+
+
+def read_state(folder: Path, record: Record | None) -> dict[str, Any]:
+    """A generation's state. Raises SnapshotError when it is missing, damaged, or another generation's."""
+    if record is None:
+        raise SnapshotError("It holds weights only.")
+    path = folder / STATE / record.state_name
+    if record.state_sha256 not in (None, _sha256(path, folder)):
+        raise SnapshotError(f"{path}: is damaged, or belongs to another generation.")
+    state = container.read(path)
+    if not isinstance(state, dict) or state.get("generation") != record.generation:
+        raise SnapshotError(f"{path}: belongs to another generation.")
+    return state
+
+
+def arrange(folder: Path, seen: Seen, kept: list[Found], why: str) -> list[str]:
+    """Gives the names to the `kept` generations, newest first; other files that stand under them are moved to archive/.
+
+    Returns what was done, in a sentence, or nothing where all is in order. Raises OSError.
+    """
+    wanted = dict(zip(GENERATIONS, kept, strict=False)) | {MIRROR: kept[0]}
+    changed = [n for n in NAMES if seen.names.get(n, "") != (wanted[n].sha256 if n in wanted else "")]
+    if not changed:
+        return []
+    fresh = {}  # first of all, every file gets a name that no other one takes
+    for name in changed:
+        if name in wanted:
+            fresh[name] = durable.temporary(folder / name)
+            durable.duplicate(wanted[name].path, fresh[name])
+    lost = [n for n in changed if n in seen.names and seen.names[n] not in {found.sha256 for found in wanted.values()}]
+    aside = archive_folder(folder, f"-{why}") if lost else None
+    for name in changed:
+        if name in lost:
+            os.rename(folder / name, aside / name)
+        if name in fresh:
+            os.replace(fresh[name], folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+        durable.sync(folder)
+    durable.sweep(folder)
+    sentence = f"Put in order: {', '.join(changed)}."
+    return [f"{sentence} What stood there before is in {aside}." if aside else sentence]
+
+
+def archive_folder(folder: Path, ending: str = "") -> Path:
+    """Makes archive/TIME and returns it. Raises OSError."""
+    target = folder / ARCHIVE / (time.strftime("%Y%m%d-%H%M%S") + ending)
+    durable.refuse_way_out(folder / ARCHIVE, folder)
+    while target.exists():
+        target = target.with_name(f"{target.name}-more")
+    target.mkdir(parents=True)
+    return target
+
+
+def _verified(path: Path, records: dict[str, Record]) -> Found:
+    """Raises SnapshotError."""
+    sha256 = _sha256(path, path.parent)
+    record = records.get(sha256)
+    if record is None:
+        record = manifest.of_progress(snapshots.read(path).progress)
+        if record and record.generation in {known.generation for known in records.values()}:
+            raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
+    return Found(path, sha256, record)
+
+
+def _sha256(path: Path, folder: Path) -> str:
+    """Raises SnapshotError, also where a symbolic link leads out of the folder."""
+    try:
+        durable.refuse_way_out(path, folder)
+        return container.sha256(path)
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: is missing.") from None
+    except OSError as error:
+        raise SnapshotError(f"{path}: cannot be read ({reason(error)}).") from None
