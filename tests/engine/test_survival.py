@@ -13,7 +13,7 @@ import pytest
 from tests import faults
 from tests.faults import Action
 from tests.faults.damage import Archive, tree
-from tests.faults.lineage import Lineage
+from tests.faults.lineage import STEPS, Lineage
 from tests.faults.server import Server, torchrun
 from tests.faults.trials import (
     disk_errors,
@@ -66,7 +66,7 @@ def archive(lineage: Lineage, tmp_path_factory: pytest.TempPathFactory) -> Archi
 def test_killed_at_a_file_call_of_a_save_a_run_goes_on_to_the_same_bits(lineage: Lineage, calls: list[faults.Call]):
     every = points(calls)
     assert {"create", "write", "sync", "rename"} <= {call.kind for call in calls}
-    for point in random.Random(1).sample(every, 20):
+    for point in random.Random(1).sample(every, 14):
         assert killed(lineage, point) == [], point
 
 
@@ -76,7 +76,7 @@ def test_killed_in_the_first_save_or_the_last_a_run_goes_on_to_the_same_bits(
     renames = [call.number for call in calls if call.kind == "rename"]
     for point in (p for p in points(calls) if p.number == renames[0] and p.action == Action.KILL_AFTER):
         assert killed(lineage, point, fresh=True) == []
-        assert killed(lineage, point, at_save=3) == []
+        assert killed(lineage, point, at_step=STEPS) == []
 
 
 def test_what_gets_a_name_was_synced_before_and_the_folder_after(calls: list[faults.Call]):
@@ -96,7 +96,7 @@ def test_what_gets_a_name_was_synced_before_and_the_folder_after(calls: list[fau
 
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(lineage: Lineage):
     rng = random.Random(2)
-    for number in range(8):
+    for number in range(6):
         assert killed_at_random(lineage, rng) == [], number
 
 
@@ -106,7 +106,7 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(lineage: Lineage):
 def test_a_disk_that_is_full_fails_or_is_read_only_costs_no_snapshot_and_no_step(
     lineage: Lineage, calls: list[faults.Call]
 ):
-    for fault in random.Random(3).sample(list(disk_errors(calls)), 16):
+    for fault in random.Random(3).sample(list(disk_errors(calls)), 12):
         assert disk_fails(lineage, **fault) == [], fault
 
 

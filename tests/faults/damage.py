@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoints import CheckpointFolder, Restored
+from engine.checkpoints import MIRROR, CheckpointFolder, Restored
 from engine.errors import CheckpointError
 from tests.faults.lineage import NAMES, differences, duplicate
 
@@ -99,12 +99,13 @@ class Archive:
                 yield Damage(f"{path} cut to {name}", lambda f, p=path, s=size: os.truncate(f / p, s), frozenset({age}))
 
     def deletions(self) -> Iterator[Damage]:
-        """Each file and each pair of files."""
-        files = list(self._each_file())
+        """Each file and each pair of files; the mirror is the newest snapshot's second name."""
+        files = [Path(MIRROR), *(path for _, path in self._each_file())]
         for gone in [*itertools.combinations(files, 1), *itertools.combinations(files, 2)]:
-            paths = [path for _, path in gone]
-            name = f"without {' and '.join(map(str, paths))}"
-            yield Damage(name, lambda f, p=paths: [(f / path).unlink() for path in p], frozenset(a for a, _ in gone))
+            lost = set(gone) if Path(MIRROR) in gone else set(gone) - {Path(NAMES[0])}
+            broken = frozenset(age for age, path in self._each_file() if path in lost)
+            name = f"without {' and '.join(map(str, gone))}"
+            yield Damage(name, lambda f, g=gone: [(f / path).unlink() for path in g], broken)
 
     def swaps(self) -> Iterator[Damage]:
         """Each pair of snapshots, which leaves all generations whole; each pair of states; one state in two places."""
@@ -152,8 +153,8 @@ class Archive:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """The SHA-256 of every file but the lock, which names whoever held it last."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from engine import train
+from engine import saving, train
 from engine.checkpoints import CheckpointFolder
 from engine.errors import RunError
 from engine.preset import parse_preset
@@ -39,14 +39,14 @@ LATE_IMPORTS = ("deepspeed.runtime.zero.muon.muon_optimizer", "rich.console", "t
 
 @dataclass
 class Job:
-    """One run. The fault begins with save `at_save` of this run and ends as save `at_save + for_saves` begins."""
+    """One run. Its fault begins with the save of step `at_step`, or the first one, and ends `for_saves` saves later."""
 
     folder: str  # the checkpoints
     record: str  # a folder for record.jsonl, calls.log and output.txt
     preset: dict[str, Any]
     token_budget: int
     world_size: int = 1
-    at_save: int = 1
+    at_step: int = 0
     for_saves: int = 1
     action: int | None = None  # a faults.Action at file call `number`; rank 0 makes them
     number: int = 0
@@ -56,9 +56,9 @@ class Job:
     filler: str | None = None  # a folder made to fill the disk but for so many bytes, or so many files
     free_bytes: int | None = None
     free_files: int | None = None
-    hold: float = 0.0  # seconds that save `at_save` rests before it begins
+    hold: float = 0.0  # seconds that this save rests before it begins
     kill_after: float | None = None  # seconds until `kill_ranks` get a SIGKILL, from the start on
-    kill_in_save: bool = False  # or, if so, from the begin of save `at_save` on
+    kill_in_save: bool = False  # or, if so, from the begin of this save on
     kill_ranks: tuple[int, ...] = (0,)
     output: str | None = None  # where standard output goes instead of record/output.txt
     timeout: float = 120.0
@@ -77,17 +77,19 @@ class Faults:
     """Stands before CheckpointFolder.save: records each save's begin and end, begins and ends the job's fault."""
 
     def __init__(self, job: Job, save: Callable[..., Path]):
-        self.job, self.save, self.number = job, save, 0
+        self.job, self.save = job, save
+        self.number, self.begun_at = 0, None  # saves so far, and which of them the fault began with
 
     def __call__(self, folder: CheckpointFolder, snapshot: Any, *state: Any) -> Path:
         self.number += 1
         job, step = self.job, snapshot.progress["step"]
-        if self.number == job.at_save + job.for_saves:
+        if self.begun_at is not None and self.number == self.begun_at + job.for_saves:
             self._end()
         with faults.unseen():
             files = digests(folder.folder)
         self.note("begin", step=step, files=files)
-        if self.number == job.at_save:
+        if self.begun_at is None and step >= job.at_step:
+            self.begun_at = self.number
             self._begin()
         try:
             path = self.save(folder, snapshot, *state)
@@ -144,6 +146,7 @@ def fill(folder: Path, free_bytes: int | None, free_files: int | None) -> None:
 def run(job: Job) -> int:
     """The job's training, in this process; returns the exit status as main.py would."""
     torch.set_num_threads(1)
+    saving.RETRY_SECONDS, saving.PAUSE_SECONDS = 0.0, 0.1
     save = Faults(job, CheckpointFolder.save)
     CheckpointFolder.save = lambda *arguments: save(*arguments)
     ranks = join()
@@ -217,7 +220,7 @@ class Killer:
             return False
         if self.waits_for_save:
             begun = [line for line in read_record(self.job) if line["event"] == "begin"]
-            self.waits_for_save = all(line["save"] != self.job.at_save for line in begun)
+            self.waits_for_save = all(line["step"] < self.job.at_step for line in begun)
             self.since = time.monotonic()
         self.done = not self.waits_for_save and time.monotonic() - self.since >= self.job.kill_after
         return self.done
