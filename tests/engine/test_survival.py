@@ -23,6 +23,7 @@ from tests.faults.trials import (
     killed_at_random,
     points,
     rank_lost,
+    resumed,
     small_disk,
 )
 
@@ -98,6 +99,11 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(lineage: Lineage):
     rng = random.Random(2)
     for number in range(6):
         assert killed_at_random(lineage, rng) == [], number
+
+
+@pytest.mark.parametrize("steps", [(2, 4), (2, 3, 4, 5)])
+def test_resumed_twice_or_four_times_every_loss_and_row_is_the_same(lineage: Lineage, steps: tuple[int, ...]):
+    assert resumed(lineage, steps) == []
 
 
 # The disk

@@ -49,7 +49,12 @@ class Trial:
     @property
     def saves(self) -> list[dict[str, Any]]:
         """What the run recorded of its saves: lines with `event` begin, end or failed, and `step`."""
-        return [line for line in read_record(self.job) if line["event"] != "joined"]
+        return [line for line in read_record(self.job) if "step" in line]
+
+    @property
+    def rows(self) -> list[str]:
+        """The digest of each batch, by the order of steps, where the job asks for it."""
+        return [line["digest"] for line in read_record(self.job) if line["event"] == "rows"]
 
     @property
     def output(self) -> str:

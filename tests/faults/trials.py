@@ -4,11 +4,12 @@ import contextlib
 import errno
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import metrics
 from engine.checkpoints import CURRENT, PREV
 from tests.faults import CHANGES, GROWTH, Action, Call
 from tests.faults.lineage import Lineage, Trial, duplicate, lose_unsynced
@@ -57,6 +58,41 @@ def killed_at_random(lineage: Lineage, rng: random.Random) -> list[str]:
     problems = lineage.go_on(trial)
     trial.remove()
     return problems
+
+
+def resumed(lineage: Lineage, steps: Sequence[int]) -> list[str]:
+    """A run from nothing that is killed in the saves of these steps, against one that is not: every step's loss and
+    rows, and all that is in the end."""
+    whole = lineage.trial(fresh=True, rows=True)
+    legs = [lineage.trial(fresh=True, rows=True, at_step=steps[0], action=Action.KILL_BEFORE, number=1)]
+    for step in [*steps[1:], None]:
+        fault = {"at_step": step, "action": Action.KILL_BEFORE, "number": 1} if step else {}
+        legs.append(lineage.trial(folder=legs[0].folder, rows=True, **fault))
+    problems = lineage.compare(legs[0].folder)
+    if len(resumes := [e for e in metrics.read(legs[0].folder) if e["event"] == "resume"]) != len(steps):
+        problems.append(f"resumed {len(resumes)} times")
+    seen, truth = _history(legs), _history([whole])
+    for step in truth:
+        if seen.get(step) != truth[step]:
+            problems.append(f"step {step} had loss and rows {seen.get(step)} and not {truth[step]}")
+    for trial in (whole, legs[0]):
+        trial.remove()
+    return problems
+
+
+def _history(legs: list[Trial]) -> dict[int, set[tuple[float, str]]]:
+    """By step: its loss and the digest of its rows, of every time that it was made."""
+    runs: list[list[dict[str, Any]]] = []
+    for event in metrics.read(legs[0].folder):
+        if event["event"] == "run":
+            runs.append([])
+        elif event["event"] == "step":
+            runs[-1].append(event)
+    history: dict[int, set[tuple[float, str]]] = {}
+    for leg, events in zip(legs, runs, strict=True):
+        for event, rows in zip(events, leg.rows, strict=False):  # the last batch may have come to no step
+            history.setdefault(event["step"], set()).add((event["loss"], rows))
+    return history
 
 
 def rank_lost(lineage: Lineage, rank: int, kill_after: float, hold: float = 0.0) -> list[str]:

@@ -29,6 +29,7 @@ import torch
 from engine import saving, train
 from engine.checkpoints import CheckpointFolder
 from engine.errors import RunError
+from engine.feed import Feed
 from engine.preset import parse_preset
 from engine.ranks import join, leave
 from tests import faults
@@ -60,6 +61,7 @@ class Job:
     kill_after: float | None = None  # seconds until `kill_ranks` get a SIGKILL, from the start on
     kill_in_save: bool = False  # or, if so, from the begin of this save on
     kill_ranks: tuple[int, ...] = (0,)
+    rows: bool = False  # note the digest of each batch
     output: str | None = None  # where standard output goes instead of record/output.txt
     timeout: float = 120.0
 
@@ -131,6 +133,19 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def noting_rows(next_batch: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    """Feed.next, with a note of what each batch holds."""
+
+    def next_and_note(*arguments: Any) -> Any:
+        batch, agreed = next_batch(*arguments)
+        if batch is not None:
+            rows = batch.input_ids.numpy().tobytes() + batch.labels.numpy().tobytes()
+            note("rows", digest=hashlib.sha256(rows).hexdigest())
+        return batch, agreed
+
+    return next_and_note
+
+
 def fill(folder: Path, free_bytes: int | None, free_files: int | None) -> None:
     """Leaves only so much of the disk that `folder`, which must not exist yet, is on."""
     folder.mkdir()
@@ -149,6 +164,8 @@ def run(job: Job) -> int:
     saving.RETRY_SECONDS, saving.PAUSE_SECONDS = 0.0, 0.1
     save = Faults(job, CheckpointFolder.save)
     CheckpointFolder.save = lambda *arguments: save(*arguments)
+    if job.rows:
+        Feed.next = noting_rows(Feed.next, save.note)
     ranks = join()
     save.note("joined", rank=ranks.rank, pid=os.getpid())
     try:
