@@ -16,6 +16,7 @@ from tests.faults.damage import Archive, tree
 from tests.faults.lineage import STEPS, Lineage
 from tests.faults.server import Server, torchrun
 from tests.faults.trials import (
+    Point,
     disk_errors,
     disk_fails,
     disk_fills,
@@ -28,7 +29,6 @@ from tests.faults.trials import (
 )
 
 pytestmark = pytest.mark.skipif(faults.COMPILER is None, reason="tests/faults/faults.c needs a C compiler")
-EVERY_DAMAGE = ("pages", "truncations", "deletions", "swaps", "total")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,7 @@ def two_ranks(server: Server, topics_folder: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def calls(lineage: Lineage) -> list[faults.Call]:
-    """The file calls from one save's begin to the next one's, in a run without a fault."""
-    trial = lineage.trial(action=Action.COUNT)
-    assert trial.outcome.statuses == [0] and lineage.compare(trial.folder) == []
-    return trial.calls
+    return lineage.file_calls()
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +68,11 @@ def test_killed_at_a_file_call_of_a_save_a_run_goes_on_to_the_same_bits(lineage:
         assert killed(lineage, point) == [], point
 
 
-def test_killed_in_the_first_save_or_the_last_a_run_goes_on_to_the_same_bits(
-    lineage: Lineage, calls: list[faults.Call]
-):
-    renames = [call.number for call in calls if call.kind == "rename"]
-    for point in (p for p in points(calls) if p.number == renames[0] and p.action == Action.KILL_AFTER):
-        assert killed(lineage, point, fresh=True) == []
-        assert killed(lineage, point, at_step=STEPS) == []
+@pytest.mark.parametrize("which", [{"fresh": True}, {"at_step": STEPS}], ids=["first", "last"])
+def test_killed_in_the_first_save_or_the_last_a_run_goes_on_to_the_same_bits(lineage: Lineage, which: dict):
+    renames = [call.number for call in lineage.file_calls(**which) if call.kind == "rename"]
+    for number in (renames[0], renames[-1]):
+        assert killed(lineage, Point(number, Action.KILL_AFTER), **which) == []
 
 
 def test_what_gets_a_name_was_synced_before_and_the_folder_after(calls: list[faults.Call]):
@@ -164,7 +159,7 @@ def test_a_flipped_bit_is_always_detected(archive: Archive):
         assert archive.problems(damage) == [], damage.name
 
 
-@pytest.mark.parametrize("kind", EVERY_DAMAGE)
+@pytest.mark.parametrize("kind", Archive.KINDS)
 def test_the_newest_whole_generation_is_used_or_none(archive: Archive, kind: str):
     every = list(getattr(archive, kind)())
     for damage in random.Random(6).sample(every, min(40, len(every))):

@@ -38,8 +38,11 @@ class Damage:
 
 
 class Archive:
+    KINDS = ("pages", "truncations", "deletions", "swaps", "total")
+
     def __init__(self, folder: Path, scratch: Path):
         self.folder, self.scratch = folder, scratch
+        self.numbers = itertools.count()
         states = sorted(path.relative_to(folder) for path in (folder / "state").glob("*.pt"))[::-1]
         self.files = list(zip(map(Path, NAMES), states, strict=True))  # by age: snapshot, state
         self.generations = [self._generation(age) for age in range(len(NAMES))]
@@ -51,7 +54,7 @@ class Archive:
 
     def problems(self, damage: Damage) -> list[str]:
         """Damages a copy and reads it; returns what was wrong with that."""
-        copied = self.make(damage, self.scratch / "damaged")
+        copied = self.make(damage, self._fresh())
         before = tree(copied)
         whole = sorted(set(range(damage.newest, len(NAMES))) - damage.broken)
         try:
@@ -141,11 +144,14 @@ class Archive:
         return folder
 
     def _generation(self, age: int) -> Restored:
-        folder = self._without(age, self.scratch / "generation")
+        folder = self._without(age, self._fresh())
         restored = CheckpointFolder(folder).newest()
         shutil.rmtree(folder)
         assert restored.optimizer and restored.data
         return restored
+
+    def _fresh(self) -> Path:
+        return self.scratch / f"copy-{next(self.numbers)}"
 
     def _age(self, restored: Restored) -> int:
         steps = [generation.snapshot.progress["step"] for generation in self.generations]

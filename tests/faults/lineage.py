@@ -52,9 +52,11 @@ class Trial:
         return [line for line in read_record(self.job) if "step" in line]
 
     @property
-    def rows(self) -> list[str]:
-        """The digest of each batch, by the order of steps, where the job asks for it."""
-        return [line["digest"] for line in read_record(self.job) if line["event"] == "rows"]
+    def rows(self) -> list[tuple[str, ...]]:
+        """The digests of every rank's batch, by the order of steps, where the job asks for them."""
+        notes = [line for line in read_record(self.job) if line["event"] == "rows"]
+        ranks = [[note["digest"] for note in notes if note["rank"] == rank] for rank in range(self.job.world_size)]
+        return list(zip(*ranks, strict=False))
 
     @property
     def output(self) -> str:
@@ -97,6 +99,14 @@ class Lineage:
             if not fresh:
                 duplicate(self.beginning, folder)
         return self._start(folder, **fault)
+
+    def file_calls(self, **options: Any) -> list[Call]:
+        """The file calls from the begin of a save to the next one's, in a run without a fault."""
+        trial = self.trial(action=Action.COUNT, **options)
+        assert not any(trial.outcome.statuses), trial.output[-3000:]
+        calls = trial.calls
+        trial.remove()
+        return calls
 
     def go_on(self, trial: Trial) -> list[str]:
         """Starts again with no fault and no other preparation; returns what is wrong with what comes of it."""

@@ -51,7 +51,7 @@ def torchrun(job: Job) -> Outcome:
         launcher = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env=environment(**faults.preloaded()),
+            env=environment(**faults.preloaded(), TMPDIR=str(record)),  # torchrun leaves a folder there
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

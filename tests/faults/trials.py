@@ -80,15 +80,15 @@ def resumed(lineage: Lineage, steps: Sequence[int]) -> list[str]:
     return problems
 
 
-def _history(legs: list[Trial]) -> dict[int, set[tuple[float, str]]]:
-    """By step: its loss and the digest of its rows, of every time that it was made."""
+def _history(legs: list[Trial]) -> dict[int, set[tuple[float, tuple[str, ...]]]]:
+    """By step: its loss and the digests of its rows, of every time that it was made."""
     runs: list[list[dict[str, Any]]] = []
     for event in metrics.read(legs[0].folder):
         if event["event"] == "run":
             runs.append([])
         elif event["event"] == "step":
             runs[-1].append(event)
-    history: dict[int, set[tuple[float, str]]] = {}
+    history: dict[int, set[tuple[float, tuple[str, ...]]]] = {}
     for leg, events in zip(legs, runs, strict=True):
         for event, rows in zip(events, leg.rows, strict=False):  # the last batch may have come to no step
             history.setdefault(event["step"], set()).add((event["loss"], rows))

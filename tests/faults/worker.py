@@ -140,7 +140,7 @@ def noting_rows(next_batch: Callable[..., Any], note: Callable[..., None]) -> Ca
         batch, agreed = next_batch(*arguments)
         if batch is not None:
             rows = batch.input_ids.numpy().tobytes() + batch.labels.numpy().tobytes()
-            note("rows", digest=hashlib.sha256(rows).hexdigest())
+            note("rows", rank=int(os.environ["RANK"]), digest=hashlib.sha256(rows).hexdigest())
         return batch, agreed
 
     return next_and_note
