@@ -85,8 +85,29 @@ def _source(event: dict[str, Any]) -> str:
     return f"[{colour}]source[/] {escape(event['name'])}: {escape(event['message'])}"
 
 
+def _spike(event: dict[str, Any]) -> str:
+    return f"[yellow]spike[/]  step {event['step']:,}: loss {event['loss']:.4f} is above {event['threshold']:.4f}"
+
+
+def _skip(event: dict[str, Any]) -> str:
+    return (
+        f"[yellow]skipped[/]  step {event['step']:,}: {event['reason']} (loss {event['loss']:.4f}); "
+        f"{event['in_a_row']:,} in a row, {event['total']:,} in all"
+    )
+
+
+def _rollback(event: dict[str, Any]) -> str:
+    return (
+        f"[yellow]rollback[/]  {escape(event['reason'])}, after step {event['step']:,}: back to step "
+        f"{event['to_step']:,}, on with text that was not read yet"
+    )
+
+
 _LINES = {
     "step": _step,
+    "spike": _spike,
+    "skip": _skip,
+    "rollback": _rollback,
     "evaluation": _evaluation,
     "save": _save,
     "source": _source,

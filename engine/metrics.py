@@ -1,6 +1,7 @@
 """One append-only JSON line per event, in metrics.jsonl beside the snapshots; the console reads the same events.
 
-Events: run, step, evaluation, save, resume, source. Each line has `event` and `time` (seconds since 1970).
+Events: run, step, spike, skip, rollback, evaluation, save, resume, source. Each line has `event` and `time` (seconds
+since 1970).
 """
 
 import json

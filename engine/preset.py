@@ -45,9 +45,17 @@ class TrainConfig(BaseModel):
     compile: Literal["auto", True, False] = Field(
         "auto", description="torch.compile; auto: where a C++ compiler is found"
     )
+    on_spike: Literal["log", "skip"] = Field(
+        "log", description="a step whose loss is a spike is told of, or skipped as well"
+    )
+    max_skipped_steps: int = Field(10, ge=1, description="skipped steps in a row that are a divergence")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: go back to the newest snapshot and on with other text"
+    )
     save_interval_minutes: float = Field(10.0, gt=0, description="minutes between two snapshots")
     log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
-    seed: int = Field(1234, ge=0, description="of the initial weights")
+    seed: int = Field(1234, ge=0, description="of the initial weights, the order of the text and dropout")
+    deterministic: bool = Field(False, description="only kernels that give the same bits every time; slower on a GPU")
 
 
 class Preset(BaseModel):
