@@ -1,6 +1,8 @@
 """What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console."""
 
+import contextlib
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -8,11 +10,27 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 
 
+class Output:
+    """Standard output whose failures pass: a full disk or a closed pipe under it must not end a run."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
 class Console:
     def __init__(self, enabled: bool = True):
         # Piped output has no width of its own; 80 columns would break the step lines.
-        plain = RichConsole()
-        self.rich = plain if plain.is_terminal else RichConsole(width=160)
+        plain = RichConsole(file=Output())
+        self.rich = plain if plain.is_terminal else RichConsole(file=Output(), width=160)
         self.enabled = enabled
 
     def say(self, text: str) -> None:

@@ -116,6 +116,10 @@ def test_a_file_that_may_not_grow_costs_no_snapshot_and_no_step(lineage: Lineage
     assert disk_fails(lineage, file_size=limit, for_saves=2) == []
 
 
+def test_an_output_on_a_full_disk_costs_nothing(lineage: Lineage):
+    assert disk_fails(lineage, output="/dev/full") == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a tmpfs")
 def test_a_small_disk_without_bytes_or_files_left_costs_no_snapshot_and_no_step(lineage: Lineage, tmp_path: Path):
     for free in ({"free_bytes": 0}, {"free_bytes": 300_000}, {"free_files": 0}, {"free_files": 1}, {"free_files": 3}):
