@@ -111,7 +111,7 @@ class Rows:
 
     def ranks(self) -> Row:
         def trial(lineage: Lineage, rank: int, hold: float) -> Callable[[Server], list[str]]:
-            after = self.rng.uniform(0, 0.3)
+            after = self.rng.uniform(0, 0.15)
             return lambda server: rank_lost(lineage.by(server.run), rank, after, hold)
 
         def launched(lineage: Lineage, rank: int, hold: float) -> Callable[[Server], list[str]]:

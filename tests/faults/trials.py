@@ -50,7 +50,7 @@ def killed(lineage: Lineage, point: Point, **options: Any) -> list[str]:
 
 
 def killed_at_random(lineage: Lineage, rng: random.Random) -> list[str]:
-    """A run from nothing that is killed at one to three random instants, and goes on."""
+    """A run from nothing that is killed at one or more random instants, and goes on."""
     trial = lineage.trial(fresh=True, kill_after=rng.uniform(0, lineage.seconds))
     while rng.random() < 0.3 and trial.outcome.statuses == [-9]:
         trial = lineage.trial(folder=trial.folder, kill_after=rng.uniform(0, lineage.seconds))
