@@ -73,7 +73,7 @@ class Rows:
             renames = [call for call in self.one.file_calls(**which) if call.kind == "rename"]
             trials += [(f"{point}, {which}", self._killed(point, **which)) for point in points(renames)]
         figure = f"SIGKILL at each of a save's {len(self.calls)} file calls: before, after, within; power lost"
-        return Row(figure, "all go on, same bits, at most one save lost", trials, 0.36, 24)
+        return Row(figure, "all go on, same bits, at most one save lost", trials, 0.38, 24)
 
     def random(self) -> Row:
         seeds = [self.rng.random() for _ in range(200)]
@@ -97,7 +97,7 @@ class Rows:
             for size in range(5_000, 400_000, 20_000)
         ]
         figure = "ENOSPC, EIO, EROFS, short writes at each file call of a save, once or until two saves were tried"
-        return Row(figure, "old snapshots identical, run goes on, none hangs", trials, 0.25, 24)
+        return Row(figure, "old snapshots identical, run goes on, none hangs", trials, 0.23, 24)
 
     def small(self) -> Row:
         def trial(server: Server, free: dict[str, int]) -> list[str]:

@@ -128,14 +128,18 @@ def disk_fails(lineage: Lineage, folder: Path | None = None, **fault: Any) -> li
 
 
 def disk_errors(calls: list[Call]) -> Iterator[dict[str, Any]]:
-    """A fault for each call of a save: from it on the disk is full, fails or is read-only; or it alone fails."""
-    for error, kinds in ((errno.ENOSPC, GROWTH), (errno.EROFS, CHANGES), (errno.EIO, ("write", "sync", "read"))):
-        count = sum(call.kind in kinds for call in calls)
-        for number in range(1, count + 1):
-            yield {"action": Action.FAIL_ON, "number": number, "error": error, "kinds": kinds, "for_saves": 2}
-            yield {"action": Action.FAIL_ONCE, "number": number, "error": error, "kinds": kinds}
-    for number in range(1, sum(call.kind == "write" for call in calls) + 1):
-        yield {"action": Action.WRITE_SHORT, "number": number, "kinds": ("write",)}
+    """A fault for each call of a save: from it on the disk is full, read-only or fails until two saves were tried; or
+    it alone fails; or a write is cut short."""
+
+    def each(action: Action, error: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        for number in range(1, sum(call.kind in kinds for call in calls) + 1):
+            yield {"action": action, "number": number, "error": error, "kinds": kinds, "for_saves": 2}
+
+    for error, kinds in ((errno.ENOSPC, GROWTH), (errno.EROFS, CHANGES), (errno.EIO, ("write", "sync"))):
+        yield from each(Action.FAIL_ON, error, kinds)
+        yield from each(Action.FAIL_ONCE, error, kinds)
+    yield from each(Action.FAIL_ONCE, errno.EIO, ("read",))
+    yield from each(Action.WRITE_SHORT, 0, ("write",))
 
 
 @contextlib.contextmanager
