@@ -3,7 +3,9 @@
 Names, messages and samples come from presets, hubs and models: nothing is shown that is secret or a terminal obeys.
 """
 
+import contextlib
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -23,11 +25,27 @@ def printable(text: str) -> str:
     return redact(text).translate(_CONTROLS)
 
 
+class Output:
+    """Standard output whose failures pass: a full disk or a closed pipe under it must not end a run."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
 class Console:
     def __init__(self, enabled: bool = True):
         # Piped output has no width of its own; 80 columns would break the step lines.
-        plain = RichConsole()
-        self.rich = plain if plain.is_terminal else RichConsole(width=160)
+        plain = RichConsole(file=Output())
+        self.rich = plain if plain.is_terminal else RichConsole(file=Output(), width=160)
         self.enabled = enabled
 
     def say(self, text: str) -> None:
