@@ -1,4 +1,4 @@
-"""The training loop: one run of TOKENS_PER_RUN tokens, from the newest snapshot to the next.
+"""The training loop: from where a run begins to its last token.
 
 A step reads as a paragraph: take a batch, agree with the other ranks, set the learning rate, forward and backward,
 count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,22 +21,20 @@ from engine.errors import Diverged, Interrupted, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows, write_sample
 from engine.feed import Feed, places_per_pass
 from engine.guard import Guard, Verdict, all_finite
-from engine.memory import is_out_of_memory, require_memory, too_large
+from engine.memory import require_memory
 from engine.metrics import Metrics
 from engine.preset import Preset
-from engine.ranks import Agreement, Ranks, join
-from engine.repeatable import deterministic, seed_batch
-from engine.resume import Beginning, begin
+from engine.ranks import Agreement, Ranks
+from engine.repeatable import seed_batch
+from engine.resume import Beginning
 from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
-from engine.signals import Abandoned, Watch, watch
+from engine.signals import Abandoned, Watch
 from engine.step import StepResult, Tally, mean_losses, train_step
 from model.snapshot import Snapshot
 from sources.loader import Batch
 from sources.registry import AllSourcesFailed
 
-TOKENS_PER_RUN = 100_000_000
-MAX_ROLLBACKS = 3  # in a row, without a new snapshot; as many generations are kept
 LONG_STEP_SECONDS = 2.0  # from here on several ranks ask each other between the passes of a step, too
 
 
@@ -51,67 +48,6 @@ class TrainResult:
     eval_perplexity: float | None
     bits_per_byte: float | None
     snapshot: Path
-
-
-def train(
-    preset: Preset,
-    *,
-    token_budget: int = TOKENS_PER_RUN,
-    checkpoint_dir: str | Path = "checkpoints",
-    ranks: Ranks | None = None,
-    may_archive: Callable[[str], bool] = lambda sentence: False,
-    stop: Watch | None = None,
-) -> TrainResult:
-    """Trains one run, continuing whatever `checkpoint_dir` holds, and returns its result.
-
-    Raises a RunError (engine/errors.py) with the exit status for whatever ends the run early; a signal saves first, but
-    ends the process at once as long as no step is done. `stop` watches for signals already, else that is done here.
-    """
-    ranks = ranks or join()
-    console = Console(enabled=ranks.is_main)
-    folder = CheckpointFolder(checkpoint_dir)
-    diverged, rollbacks = None, 0
-    with ExitStack() as holding, deterministic(preset.train.deterministic):
-        stop = stop or holding.enter_context(watch(ranks, console))
-        ranks.on_main(lambda: holding.enter_context(folder.held()))
-        while True:
-            try:
-                return _attempt(preset, token_budget, folder, ranks, console, may_archive, stop, diverged)
-            except Diverged as error:
-                rollbacks = 1 if error.saved else rollbacks + 1
-                if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:
-                    raise
-                diverged = error.with_traceback(None)  # whose frames would keep the old engine
-            if rollbacks > 1:  # the newest generation has been tried
-                ranks.on_main(lambda: folder.step_back(1))
-
-
-def _attempt(
-    preset: Preset,
-    token_budget: int,
-    folder: CheckpointFolder,
-    ranks: Ranks,
-    console: Console,
-    may_archive: Callable[[str], bool],
-    stop: Watch,
-    diverged: Diverged | None,
-) -> TrainResult:
-    """From the newest snapshot to the end of the run; `diverged` is how the attempt before ended, if there was one."""
-    beginning = begin(preset, token_budget, folder, ranks, console, may_archive, diverged)
-    metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
-    if diverged:
-        step, to_step = diverged.step, beginning.progress.step
-        metrics.write("rollback", step=step, to_step=to_step, reason=diverged.what)
-    try:
-        with (
-            closing(metrics),
-            closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
-        ):
-            return run.train()
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise too_large(preset, ranks) from None
-        raise
 
 
 class Run:

@@ -21,9 +21,9 @@ from engine import machine, metrics
 from engine.checkpoints import CURRENT
 from engine.console import count, duration, printable
 from engine.errors import PresetError
-from engine.loop import TOKENS_PER_RUN
 from engine.preset import CONFIGS, Preset, load_preset, parse_preset, preset_files
 from engine.ranks import Ranks
+from engine.training import TOKENS_PER_RUN
 from model import load
 from model.transformer import TransformerLM
 from sources.config import TrainBPE

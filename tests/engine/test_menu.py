@@ -6,8 +6,8 @@ import pytest
 from engine import menu, metrics
 from engine.console import Console
 from engine.errors import PresetError
-from engine.loop import TOKENS_PER_RUN
 from engine.preset import CONFIGS, load_preset, preset_files
+from engine.training import TOKENS_PER_RUN
 
 FILES = preset_files(CONFIGS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine import loop
+from engine import loop, train
 from engine.errors import Interrupted
 from engine.preset import parse_preset
 from engine.ranks import join, leave
@@ -47,7 +47,7 @@ def main() -> None:
 
     original, loop.train_step = loop.train_step, recorded
     try:
-        loop.train(preset, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
+        train(preset, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
     except Interrupted:
         assert steps
     leave()
