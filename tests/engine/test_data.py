@@ -61,6 +61,7 @@ def of(events: list[dict], what: str) -> list[dict]:
     return [event for event in events if event["event"] == "source" and event["what"] == what]
 
 
+@pytest.mark.slow
 def test_the_reference_presets_questions_train_as_written_and_a_dead_hub_ends_the_run_resumably(
     hub, home: Path, topics_folder: Path, tmp_path: Path
 ):
@@ -137,6 +138,7 @@ def test_a_signal_is_heard_while_a_source_is_awaited(hub, home: Path, topics_fol
     assert "the next start goes on from there" in output and count > 0
 
 
+@pytest.mark.slow
 def test_cached_rows_train_the_same_model_without_any_network(hub, home: Path, topics_folder: Path, tmp_path: Path):
     data = {"tokenizer": {"train_bpe": 512}, "cache": True, "cache_dir": str(tmp_path / "cache")}
     write_preset(home, topics_folder, [QUESTIONS], data=data)

@@ -329,6 +329,7 @@ def test_ranks_skip_and_roll_back_together_when_one_is_bad(tiny, tmp_path: Path)
     assert adaptive["sums"]["topics"][1] == adaptive["tokens"], "what is loaded on every rank is counted once"
 
 
+@pytest.mark.slow
 def test_ranks_stop_together_when_one_stays_bad(tiny, tmp_path: Path):
     preset = tiny(train={"per_gpu_batch_size": 4, "max_skipped_steps": 2})
     told = on_two(preset, tmp_path / "run", list(range(3, 20)), tmp_path)

@@ -14,7 +14,7 @@ from tests.engine.conftest import environment
 WORKER = Path(__file__).parent / "golden_worker.py"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_stages_equal_a_plain_loop(processes: int, tmp_path: Path):
     output = tmp_path / "losses.json"
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]

@@ -96,6 +96,7 @@ def test_any_number_of_processes_and_stage_in_turn(tiny, tmp_path: Path):
     compare(tiny, tmp_path, [(1, 1), (2, 2), (1, 0), (3, 1), (2, 3), (3, 0)], steps=6)
 
 
+@pytest.mark.slow
 def test_a_lineage_that_begins_on_three_processes_needs_no_padding(tiny, tmp_path: Path):
     told = Told()
     run_leg(tiny, tmp_path / "three", 3, 1, 4 * GLOBAL_ROWS * LENGTH - LENGTH, 0, told)
