@@ -11,7 +11,7 @@ import sys
 
 from engine import menu, train
 from engine.checkpoints import CURRENT
-from engine.console import Console
+from engine.console import Console, printable, redact_process
 from engine.errors import RunError
 from engine.ranks import end, join, leave
 from engine.signals import watch
@@ -21,11 +21,12 @@ def refuse_flags(arguments: list[str]) -> None:
     """The DeepSpeed launcher appends --local_rank; nothing else is tolerated."""
     for argument in arguments:
         if not argument.startswith("--local_rank=") and not argument.startswith("--local-rank="):
-            print(f"main.py takes no arguments, and {argument!r} is one: edit a preset in configs/ instead.")
+            print(printable(f"main.py takes no arguments, and {argument!r} is one: edit a preset in configs/ instead."))
             raise SystemExit(2)
 
 
 def main() -> int:
+    redact_process()
     refuse_flags(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process
     ranks = join()

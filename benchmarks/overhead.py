@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from engine import machine, zero
+from engine.guard import Guard
 from engine.optimizers import adamw
 from engine.preset import TrainConfig
 from engine.ranks import join, leave
-from engine.step import Tally, train_step
+from engine.step import train_step
 from model import ModelConfig, TransformerLM
 from sources.loader import Batch
 
@@ -64,7 +65,7 @@ def main() -> None:
     optimizer = adamw(plain, train.learning_rate, train.weight_decay)
     torch.manual_seed(0)
     engine = zero.initialize(TransformerLM(config, arguments.vocabulary), train, ranks, bf16=False)
-    tally = Tally(1, ranks.device)
+    guard = Guard(train.on_spike, train.max_skipped_steps)
     if arguments.compile:
         plain.compile()
         engine.compile()
@@ -77,7 +78,7 @@ def main() -> None:
         optimizer.zero_grad()
 
     def engine_step() -> None:
-        train_step(engine, batch, labels.numel(), [tally], train.gradient_clipping, ranks)
+        train_step(engine, batch, labels.numel(), 1, train.gradient_clipping, guard, ranks)
 
     def timed(step) -> float:
         begin = time.perf_counter()

@@ -86,7 +86,7 @@ class CheckpointFolder:
         """
         seen = self._look()
         if not seen.found:
-            if seen.notes:
+            if seen.names:
                 raise CheckpointError(
                     " ".join(seen.notes) + f" No snapshot in {self.folder} can be trusted; nothing was changed. "
                     "Restore one from a backup, or move the folder away to begin anew."

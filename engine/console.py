@@ -1,37 +1,70 @@
-"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console."""
+"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console.
 
+Names, messages and samples come from presets, hubs and models: nothing is shown that is secret or a terminal obeys.
+"""
+
+import contextlib
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
 
+from sources.redact import redact, redact_process
+
+__all__ = ["Console", "count", "duration", "printable", "redact_process"]
+
+# Of C0 and C1, all but newline and tab: an escape sequence in a model's sample could write into a terminal's title.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
+
+
+def printable(text: str) -> str:
+    """`text` without secrets and control characters."""
+    return redact(text).translate(_CONTROLS)
+
+
+class Output:
+    """Standard output whose failures pass: a full disk or a closed pipe under it must not end a run."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
 
 class Console:
     def __init__(self, enabled: bool = True):
         # Piped output has no width of its own; 80 columns would break the step lines.
-        plain = RichConsole()
-        self.rich = plain if plain.is_terminal else RichConsole(width=160)
+        plain = RichConsole(file=Output())
+        self.rich = plain if plain.is_terminal else RichConsole(file=Output(), width=160)
         self.enabled = enabled
 
     def say(self, text: str) -> None:
         """A line as it is."""
         if self.enabled:
-            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.rich.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         if self.enabled:
-            self.rich.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+            self.rich.print(f"[yellow]warning:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.enabled:
-            self.rich.print(f"[red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
+            self.rich.print(f"[red]stopped:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
     def show(self, event: dict[str, Any]) -> None:
         """Prints a metrics event; kinds without a line of their own are only written to the file."""
         if self.enabled and (line := _LINES.get(event["event"])):
-            self.rich.print(line(event), highlight=False, soft_wrap=True)
+            self.rich.print(printable(line(event)), highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -85,8 +118,29 @@ def _source(event: dict[str, Any]) -> str:
     return f"[{colour}]source[/] {escape(event['name'])}: {escape(event['message'])}"
 
 
+def _spike(event: dict[str, Any]) -> str:
+    return f"[yellow]spike[/]  step {event['step']:,}: loss {event['loss']:.4f} is above {event['threshold']:.4f}"
+
+
+def _skip(event: dict[str, Any]) -> str:
+    return (
+        f"[yellow]skipped[/]  step {event['step']:,}: {event['reason']} (loss {event['loss']:.4f}); "
+        f"{event['in_a_row']:,} in a row, {event['total']:,} in all"
+    )
+
+
+def _rollback(event: dict[str, Any]) -> str:
+    return (
+        f"[yellow]rollback[/]  {escape(event['reason'])}, after step {event['step']:,}: back to step "
+        f"{event['to_step']:,}, on with text that was not read yet"
+    )
+
+
 _LINES = {
     "step": _step,
+    "spike": _spike,
+    "skip": _skip,
+    "rollback": _rollback,
     "evaluation": _evaluation,
     "save": _save,
     "source": _source,

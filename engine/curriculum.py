@@ -31,6 +31,7 @@ class Curriculum:
         self._interval_tokens = config.curriculum_interval_tokens
         self._ranks = ranks
         self._counts = torch.zeros(BINS, dtype=torch.int64, device=ranks.device)
+        self._counts_of_step = torch.zeros_like(self._counts)
         self._step = self._tokens = self._tokens_counted = 0
         self._coming: list[tuple[int, list[float]]] = []  # (the step after which they apply, quantiles), oldest first
         self._use(None)
@@ -43,10 +44,16 @@ class Curriculum:
     def add(self, token_nll: Tensor, labels: Tensor) -> None:
         """Counts the rows of one pass, token_nll and labels (B, T) on the device; rows without labels do not count."""
         bins = (row_losses(token_nll, labels) / BIN_NATS).long().clamp(0, BINS - 1)
-        self._counts.index_add_(0, bins, (labels != IGNORE_INDEX).any(dim=1).long())
+        self._counts_of_step.index_add_(0, bins, (labels != IGNORE_INDEX).any(dim=1).long())
+
+    def forget_step(self) -> None:
+        """The step was skipped: its rows do not count."""
+        self._counts_of_step.zero_()
 
     def after_step(self, tokens_in_step: int) -> None:
         """Once a step, with its tokens over all ranks. All ranks must call it: at an interval's end they sum counts."""
+        self._counts += self._counts_of_step
+        self._counts_of_step.zero_()
         self._step += 1
         self._tokens += tokens_in_step
         self._tokens_counted += tokens_in_step

@@ -1,5 +1,7 @@
 """What ends a run early: one exception a reason, each with the process's exit status and a sentence for the user."""
 
+from typing import Any
+
 
 class RunError(Exception):
     """Ends the run with `status`; str() is one or two sentences: what is wrong, where, and what to do."""
@@ -35,6 +37,18 @@ class FolderInUse(RunError):
     """Another run trains in the checkpoint folder."""
 
     status = 6
+
+
+class Diverged(RunError):
+    """Too many steps in a row were skipped, or the weights are not finite; the snapshots are untouched.
+
+    Carries what a rollback goes on with: the data position of this moment, the steps skipped in all, and whether a
+    snapshot was saved since the last one.
+    """
+
+    def __init__(self, what: str, advice: str, *, step: int, skipped: int, data_state: dict[str, Any], saved: bool):
+        super().__init__(f"{what}, after step {step:,}. {advice}")
+        self.what, self.step, self.skipped, self.data_state, self.saved = what, step, skipped, data_state, saved
 
 
 class RankLost(RunError):

@@ -7,6 +7,7 @@ with different vocabularies can be compared, and compressors with them.
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any
 import deepspeed
 import torch
 
-from engine import zero
+from engine import durable, zero
 from engine.preset import Preset
 from engine.ranks import Ranks
+from model import container
 from model.config import ModelConfig
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
+from model.vetting import SnapshotError
 from sources.caching import ShardCache
 from sources.held_out import HeldOut, collect_held_out
 from sources.registry import OpenedSources
@@ -158,7 +161,7 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
 
 def _read_cache(path: Path, key: str) -> HeldOut | None:
     try:
-        cached = torch.load(path, weights_only=True)
+        cached = container.read(path)
         if cached["key"] != key:
             return None
         return HeldOut(**{name: cached[name] for name in KEPT}, texts={})
@@ -167,13 +170,10 @@ def _read_cache(path: Path, key: str) -> HeldOut | None:
 
 
 def _write_cache(path: Path, key: str, held_out: HeldOut) -> None:
-    temporary = path.with_name(f".writing-{path.name}")
+    fresh = durable.temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {"key": key, **{name: getattr(held_out, name) for name in KEPT}},
-            temporary,
-        )
-        temporary.replace(path)
-    except (OSError, RuntimeError):  # only a cache: a full disk shows itself, with a sentence, at the next save
-        temporary.unlink(missing_ok=True)
+        container.write(fresh, {"key": key, **{name: getattr(held_out, name) for name in KEPT}})
+        os.replace(fresh, path)
+    except (OSError, SnapshotError):  # only a cache: a full disk shows itself, with a sentence, at the next save
+        durable.discard(fresh)

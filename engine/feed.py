@@ -19,14 +19,23 @@ from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks
 from engine.resume import Beginning
-from engine.step import SourceLosses, mean_losses
+from engine.step import mean_losses
 from sources.adaptive import AdaptiveWeights
-from sources.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states
+from sources.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states, rows_per_pass
 from sources.registry import AllSourcesFailed
 from sources.source import SourceError
 
 ADAPTIVE_DELAY = 8  # batches until new source weights count; the loader reads fewer ahead
 PATIENCE_SECONDS = 5.0  # for a batch, before a rank lets the others know that it waits
+
+
+def places_per_pass(preset: Preset, beginning: Beginning, ranks: Ranks) -> int:
+    """Rows of one pass: `per_gpu_batch_size`, or more where the lineage was begun with other lanes than these ranks
+    can share evenly (those of a new one they can)."""
+    train, position = preset.train, (beginning.data_state or {}).get("loader")
+    if position is None:
+        return train.per_gpu_batch_size
+    return rows_per_pass(train.per_gpu_batch_size, train.accumulation_steps, ranks.world_size, position["num_lanes"])
 
 
 class Feed:
@@ -44,10 +53,9 @@ class Feed:
         self.adaptive = self._adaptive(saved.get("adaptive"))
         self.loader = self._loader()
         self.source_names, self.num_lanes = self.loader.source_names, self.loader.num_lanes
-        self.losses = SourceLosses(len(self.source_names), ranks.device) if self.adaptive else None
-        if self.losses and ranks.is_main and saved.get("adaptive"):  # one rank: they are a sum over all
-            sums = saved["adaptive"]["sums"]
-            self.losses.load(torch.tensor([sums.get(name, [0, 0]) for name in self.source_names]).T)
+        sums = (saved.get("adaptive") or {}).get("sums", {})
+        # (2, sources), as in StepResult: of the steps since the last adaptive weights.
+        self.loss_sums = torch.tensor([sums.get(name, [0, 0]) for name in self.source_names]).T.contiguous()
         self._events: list[dict[str, Any]] = []  # of this rank's sources, not yet told
         self._told: set[tuple] = set()
 
@@ -82,10 +90,13 @@ class Feed:
                     raise AllSourcesFailed(dict.fromkeys(self.source_names, "holds no text that passes the filters"))
                 return item, agreed
 
-    def advance(self, batch: Batch, labels_in_step: int) -> None:
-        """A step was made with `batch`."""
+    def advance(self, batch: Batch, loss_sums: torch.Tensor) -> None:
+        """`batch` is behind the run; `loss_sums` are its StepResult's, which are zeros where the step was skipped."""
         self.position = batch.state
-        if self.adaptive and self.adaptive.after_step(batch.number, labels_in_step):
+        if not self.adaptive:
+            return
+        self.loss_sums += loss_sums
+        if self.adaptive.after_step(batch.number, int(loss_sums[1].sum())):
             self._weigh_sources(batch.number)
 
     def state(self) -> dict[str, Any]:
@@ -93,8 +104,8 @@ class Feed:
         states = [state for state in self.ranks.gather_json(self.position) if state]
         adaptive = None
         if self.adaptive:
-            sums = self.ranks.sum_tensor(self.losses.sums())
-            adaptive = {**self.adaptive.state(), "sums": dict(zip(self.source_names, sums.T.tolist(), strict=True))}
+            sums = dict(zip(self.source_names, self.loss_sums.T.tolist(), strict=True))
+            adaptive = {**self.adaptive.state(), "sums": sums}
         return {"pins": self.pins, "loader": merge_states(states) if states else None, "adaptive": adaptive}
 
     def tell_counts(self) -> None:
@@ -146,9 +157,9 @@ class Feed:
         self.loader = self._loader()
 
     def _weigh_sources(self, number: int) -> None:
-        """New weights from the sources' losses since the last ones, over all ranks."""
-        _, by_source = mean_losses(self.ranks.sum_tensor(self.losses.sums()))
-        self.losses.reset()
+        """New weights from the sources' losses since the last ones."""
+        _, by_source = mean_losses(self.loss_sums)
+        self.loss_sums.zero_()
         losses = {name: loss for name, loss in zip(self.source_names, by_source, strict=True) if loss is not None}
         first, weights = self.adaptive.update(number, losses, dropped=self.opened.failures)
         told = ", ".join(f"{name} {weight / sum(weights.values()):.1%}" for name, weight in weights.items())

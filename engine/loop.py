@@ -5,35 +5,39 @@ count; now and then report, evaluate, save. The batch's data state becomes the r
 """
 
 import itertools
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine import machine, zero
 from engine.checkpoints import CheckpointFolder
 from engine.console import Console, count
 from engine.curriculum import Curriculum
-from engine.errors import Interrupted, RunError, SourcesFailed
+from engine.errors import Diverged, Interrupted, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows, write_sample
-from engine.feed import Feed
+from engine.feed import Feed, places_per_pass
+from engine.guard import Guard, Verdict, all_finite
 from engine.memory import is_out_of_memory, require_memory, too_large
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks, join
+from engine.repeatable import deterministic, seed_batch
 from engine.resume import Beginning, begin
 from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.signals import Abandoned, Watch, watch
-from engine.step import Tally, mean_losses, train_step
+from engine.step import StepResult, Tally, mean_losses, train_step
 from model.snapshot import Snapshot
 from sources.loader import Batch
 from sources.registry import AllSourcesFailed
 
 TOKENS_PER_RUN = 100_000_000
+MAX_ROLLBACKS = 3  # in a row, without a new snapshot; as many generations are kept
 LONG_STEP_SECONDS = 2.0  # from here on several ranks ask each other between the passes of a step, too
 
 
@@ -66,21 +70,48 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    with ExitStack() as holding:
+    diverged, rollbacks = None, 0
+    with ExitStack() as holding, deterministic(preset.train.deterministic):
         stop = stop or holding.enter_context(watch(ranks, console))
         ranks.on_main(lambda: holding.enter_context(folder.held()))
-        beginning = begin(preset, token_budget, folder, ranks, console, may_archive)
-        metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
-        try:
-            with (
-                closing(metrics),
-                closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
-            ):
-                return run.train()
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise too_large(preset, ranks) from None
-            raise
+        while True:
+            try:
+                return _attempt(preset, token_budget, folder, ranks, console, may_archive, stop, diverged)
+            except Diverged as error:
+                rollbacks = 1 if error.saved else rollbacks + 1
+                if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:
+                    raise
+                diverged = error.with_traceback(None)  # whose frames would keep the old engine
+            if rollbacks > 1:  # the newest generation has been tried
+                ranks.on_main(lambda: folder.step_back(1))
+
+
+def _attempt(
+    preset: Preset,
+    token_budget: int,
+    folder: CheckpointFolder,
+    ranks: Ranks,
+    console: Console,
+    may_archive: Callable[[str], bool],
+    stop: Watch,
+    diverged: Diverged | None,
+) -> TrainResult:
+    """From the newest snapshot to the end of the run; `diverged` is how the attempt before ended, if there was one."""
+    beginning = begin(preset, token_budget, folder, ranks, console, may_archive, diverged)
+    metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
+    if diverged:
+        step, to_step = diverged.step, beginning.progress.step
+        metrics.write("rollback", step=step, to_step=to_step, reason=diverged.what)
+    try:
+        with (
+            closing(metrics),
+            closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
+        ):
+            return run.train()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise too_large(preset, ranks) from None
+        raise
 
 
 class Run:
@@ -100,8 +131,9 @@ class Run:
         self.preset, self.token_budget = preset, token_budget
         self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
-        self.model_config = beginning.model_config
-        require_memory(preset, self.model, ranks)
+        self.model_config, self.is_new = beginning.model_config, beginning.is_new
+        self.places = places_per_pass(preset, beginning, ranks)  # rows of every pass, some of them perhaps padding
+        require_memory(preset, self.places, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
         self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
         self._announce(beginning)
@@ -116,18 +148,19 @@ class Run:
         if self.curriculum and (beginning.data_state or {}).get("curriculum"):
             self.curriculum.load(beginning.data_state["curriculum"])
         self.feed = Feed(preset, beginning, ranks, metrics)
-        saved = asdict(self.progress) if self.progress.step else None
         interval = preset.train.save_interval_minutes
-        self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, saved)
-        self.tally = Tally(len(self.feed.source_names), ranks.device)
-        self.watchers = [self.tally, *([self.feed.losses] if self.feed.losses else [])]
+        self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, beginning.saved)
+        self.guard = Guard(preset.train.on_spike, preset.train.max_skipped_steps)
+        if (beginning.data_state or {}).get("guard"):
+            self.guard.load(beginning.data_state["guard"])
+        self.tally = Tally(len(self.feed.source_names))
 
     def train(self) -> TrainResult:
         """Steps until the budget is met; evaluates and saves on the way and at the end."""
         self._record_run()
         begin_tokens, self.train_seconds, self.step_seconds = self.progress.tokens_in_run, 0.0, 0.0
         self.reported_at = time.monotonic()
-        if self.progress.step == 0:
+        if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
         if self.compiled:
             self._compile_evaluation()
@@ -139,14 +172,16 @@ class Run:
             waited = time.monotonic() - before
 
             zero.set_learning_rate(self.engine, self._learning_rate())
-            clip = self.preset.train.gradient_clipping
+            if self.preset.model.dropout:
+                seed_batch(self.preset.train.seed, batch.number, self.ranks.rank)
             try:
-                grad_norm = train_step(
+                step = train_step(
                     self.engine,
                     batch,
                     agreed.labels,
-                    self.watchers,
-                    clip,
+                    len(self.feed.source_names),
+                    self.preset.train.gradient_clipping,
+                    self.guard,
                     self.ranks,
                     self._each_pass if agreed.long_step or self.ranks.world_size == 1 else iter,
                     document_mask=self.preset.data.document_mask,
@@ -154,22 +189,23 @@ class Run:
                 )
             except Abandoned:
                 continue  # the next agreement leaves, with the step before
-            self._advance(batch, agreed.labels)
+            self._tell_verdict(step)
+            self._advance(batch, step)
             self.stop.training(lambda: f"at step {self.progress.step:,}")
             self.step_seconds = time.monotonic() - before
             self.train_seconds += self.step_seconds
             self.tally.waited(waited, self.step_seconds)
 
-            if agreed.report:
-                self._report(grad_norm)
+            if agreed.report and self.tally.steps:
+                self._report()
             self.saving.look()
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
                 next_evaluation += interval
-            if agreed.save:
+            if agreed.save and not self.guard.skipped_in_a_row:  # not a generation that may be of no use
                 self.saving.save()
         if self.tally.steps:
-            self._report(grad_norm)
+            self._report()
         self.feed.tell_counts()
         self._evaluate()
         self._save_at_last()  # whatever signal comes now, the run is done
@@ -235,21 +271,41 @@ class Run:
             continued=self.progress.run > 1,
         )
 
-    def _advance(self, batch: Batch, labels_in_step: int) -> None:
+    def _tell_verdict(self, step: StepResult) -> None:
+        """Writes down a spike or a skipped step, by the number of the step that it is or would have been."""
+        said = {"step": self.progress.step + 1, "loss": step.loss, "grad_norm": step.grad_norm}
+        if step.skipped:
+            in_a_row, total = self.guard.skipped_in_a_row + 1, self.progress.skipped + 1
+            self.metrics.write("skip", **said, reason=step.verdict, in_a_row=in_a_row, total=total)
+        elif step.verdict is Verdict.SPIKE:
+            self.metrics.write("spike", **said, threshold=self.guard.threshold())
+
+    def _advance(self, batch: Batch, step: StepResult) -> None:
+        """The batch is behind the run. Of a skipped step nothing else counts, and too many in a row end the attempt."""
+        self.feed.advance(batch, step.loss_sums)
+        self.guard.after_step(step.loss, step.skipped)
+        if step.skipped:
+            self.progress.skipped += 1
+            if self.curriculum:
+                self.curriculum.forget_step()
+            if self.guard.exhausted:
+                self._diverge(
+                    f"{self.guard.skipped_in_a_row} steps in a row were skipped, the last for a {step.verdict}"
+                )
+            return
+        labels = int(step.loss_sums[1].sum())
         self.progress.step += 1
-        self.progress.tokens_in_run += labels_in_step
-        self.progress.tokens_total += labels_in_step
-        self.tally.steps += 1
-        self.tally.tokens += labels_in_step
-        self.feed.advance(batch, labels_in_step)
+        self.progress.tokens_in_run += labels
+        self.progress.tokens_total += labels
+        self.tally.add(step)
         if self.curriculum:
-            self.curriculum.after_step(labels_in_step)
+            self.curriculum.after_step(labels)
 
     # Now and then
 
-    def _report(self, grad_norm: float) -> None:
+    def _report(self) -> None:
         """The figures since the last report: one event, one line."""
-        loss, by_source = mean_losses(self.ranks.sum_tensor(self.tally.sums()))
+        loss, by_source = mean_losses(self.tally.loss_sums)
         names = self.feed.source_names
         rate = self.tally.tokens / max(self.tally.seconds, 1e-9)
         self.metrics.write(
@@ -260,7 +316,7 @@ class Run:
             share=min(1.0, self.progress.tokens_in_run / self.token_budget),
             loss=loss,
             lr=self.engine.optimizer.param_groups[0]["lr"],
-            grad_norm=float(grad_norm),
+            grad_norm=self.tally.grad_norm,
             tokens_per_second=rate,
             data_wait=self.tally.wait_seconds / max(self.tally.seconds, 1e-9),
             eta_seconds=max(0, self.token_budget - self.progress.tokens_in_run) / max(rate, 1e-9),
@@ -270,11 +326,6 @@ class Run:
         )
         self.tally.reset()
         self.reported_at = time.monotonic()
-        if loss != loss or abs(loss) == float("inf"):
-            raise RunError(
-                f"The loss is not finite at step {self.progress.step:,}. Such weights are never saved: the next start "
-                f"goes on from the last snapshot. Lower train.learning_rate in preset {self.preset.name}."
-            )
 
     def _evaluate(self) -> None:
         if not len(self.held_out.input_ids):
@@ -283,6 +334,8 @@ class Run:
             figures = self._losses_held_out(self._each_pass)
         except Abandoned:
             return  # the next step's agreement leaves
+        if not math.isfinite(figures["ce"]):
+            self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
         sample = write_sample(
             self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks
@@ -295,15 +348,16 @@ class Run:
             self._losses_held_out(lambda passes: itertools.islice(passes, 1))
 
     def _losses_held_out(self, each_pass: Callable[[Iterable], Iterable]) -> dict[str, Any]:
-        size, names = self.preset.train.per_gpu_batch_size, self.feed.source_names
-        document_mask = self.preset.data.document_mask
-        return evaluate(self.engine, self.held_out, names, self.ranks, size, each_pass, document_mask)
+        # In passes of the shape that training has: another would be compiled by itself.
+        names, document_mask = self.feed.source_names, self.preset.data.document_mask
+        return evaluate(self.engine, self.held_out, names, self.ranks, self.places, each_pass, document_mask)
 
     def _copy(self) -> Copy:
         """This moment, as it is saved; all ranks must call it."""
         weights = zero.weights(self.engine, keep=self.ranks.is_main)
+        if not self.ranks.on_main(lambda: all_finite(weights.values())):
+            self._diverge("The weights are not finite")
         optimizer = zero.optimizer_state(self.engine, keep=self.ranks.is_main)
-        data = {**self.feed.state(), "curriculum": self.curriculum.state() if self.curriculum else None}
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "eos_token_id": self.tokenizer.eos_id}
         snapshot = Snapshot(
             model=weights,
@@ -312,10 +366,29 @@ class Run:
             preset=self.preset.model_dump(mode="json", by_alias=True),
             progress=asdict(self.progress),
         )
-        return snapshot, optimizer, data
+        return snapshot, optimizer, self._data_state()
 
     def _save_at_last(self) -> None:
         self.saving.save_at_last(asdict(self.progress), impatient=lambda: self.stop.signal_number is not None)
+
+    def _data_state(self) -> dict[str, Any]:
+        """All that resumes right after the last step, but for the weights and their moments."""
+        curriculum = self.curriculum.state() if self.curriculum else None
+        return {**self.feed.state(), "curriculum": curriculum, "guard": self.guard.state()}
+
+    def _diverge(self, what: str) -> NoReturn:
+        """Ends this attempt without saving; train() stops or rolls back."""
+        advice = f"lower train.learning_rate in preset {self.preset.name}"
+        if self.preset.train.on_divergence == "stop":
+            advice += ', or set train.on_divergence to "rollback"'
+        raise Diverged(
+            what,
+            f"The snapshots are as they were; {advice}.",
+            step=self.progress.step,
+            skipped=self.progress.skipped,
+            data_state={**self._data_state(), "guard": None},  # other weights will have other losses
+            saved=self.ranks.on_main(self.saving.settled),
+        )
 
     def _leave(self, agreed: Agreement) -> None:
         """Saves and leaves because of a signal."""
@@ -359,6 +432,7 @@ class Run:
             "precision": "bf16" if self.bf16 else "fp32",
             "compiled": self.compiled,
             "lanes": self.feed.num_lanes,
+            "rows_per_pass": self.places,
             "data_workers": self.feed.num_workers,
             "world_size": self.ranks.world_size,
             "token_budget": self.token_budget,
@@ -372,6 +446,12 @@ class Run:
             f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
             f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
         )
+        if (padding := self.places / train.per_gpu_batch_size - 1) > 0:
+            self.console.say(
+                f"{self.ranks.world_size} processes cannot share this lineage's {self.feed.num_lanes} lanes of data "
+                f"evenly: a pass has {self.places} rows instead of {train.per_gpu_batch_size}, the additional ones for "
+                f"padding ({padding:.0%} more to compute)."
+            )
         if self.ranks.world_size == 1 and (idle := machine.idle_gpus()):
             self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
         if not derived["held_out_tokens"]:

@@ -8,10 +8,10 @@ from engine.preset import Preset
 from engine.ranks import Ranks
 
 
-def require_memory(preset: Preset, model: torch.nn.Module, ranks: Ranks) -> None:
-    """Refuses a batch that cannot fit: on a CPU the kernel would kill the process without a word."""
+def require_memory(preset: Preset, rows: int, model: torch.nn.Module, ranks: Ranks) -> None:
+    """Refuses passes of `rows` rows that cannot fit: on a CPU the kernel would kill the process without a word."""
     shape = preset.model
-    tokens = preset.train.per_gpu_batch_size * shape.seq_length
+    tokens = rows * shape.seq_length
     # Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size
     # in two bytes. Weights, gradients and AdamW's two moments are fp32.
     least = tokens * shape.num_layers * shape.hidden_size * 12 * 2 + 16 * model.num_parameters()

@@ -14,11 +14,12 @@ from statistics import median
 
 import torch
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.table import Table
 
 from engine import machine, metrics
 from engine.checkpoints import CURRENT
-from engine.console import count, duration
+from engine.console import count, duration, printable
 from engine.errors import PresetError
 from engine.loop import TOKENS_PER_RUN
 from engine.preset import CONFIGS, Preset, load_preset, parse_preset, preset_files
@@ -64,7 +65,7 @@ def may_archive(sentence: str) -> bool:
     """Asks a person whether a lineage that does not fit may be moved away; nobody at a terminal means no."""
     if not sys.stdin.isatty():
         return False
-    print(sentence)
+    print(printable(sentence))
     return _line("Move the old lineage to checkpoints/archive/ and begin a new one? [y/N] ").strip().lower() in (
         "y",
         "yes",
@@ -82,7 +83,7 @@ def converse(snapshot: Path) -> None:
     print(f"{snapshot}: {count(lm.model.num_parameters())} parameters. Type a prompt; an empty line ends.")
     while prompt := _line("> "):
         for piece in lm.stream(prompt, max_new_tokens=200, temperature=0.8, top_p=0.9, no_repeat_ngram=4):
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
         print()
 
 
@@ -97,19 +98,21 @@ def _ask(checkpoint_dir: Path) -> Preset | None:
     _show(entries, checkpoint_dir)
     if default.unreachable and (offline := next((e for e in entries if e.preset and not e.unreachable), None)):
         print(
-            f"{default.path.stem} cannot be trained now: {default.unreachable}. "
-            f"Enter takes {offline.path.stem} instead."
+            printable(
+                f"{default.path.stem} cannot be trained now: {default.unreachable}. "
+                f"Enter takes {offline.path.stem} instead."
+            )
         )
         default = offline
     while True:
         offer = ", g to generate" if (checkpoint_dir / CURRENT).exists() else ""
-        answer = _line(f"Preset by number or name{offer} [{default.path.stem}]: ").strip()
+        answer = _line(printable(f"Preset by number or name{offer} [{default.path.stem}]: ")).strip()
         if answer == GENERATE:
             return None
         try:
             return load_preset(_match(answer, files) if answer else default.path)
         except PresetError as error:
-            print(error)
+            print(printable(str(error)))
 
 
 def _unattended(files: list[Path]) -> Preset | None:
@@ -123,7 +126,7 @@ def _unattended(files: list[Path]) -> Preset | None:
     if answer == GENERATE:
         return None
     path = _match(answer, files) if answer else files[0]
-    print(f"Preset {path.stem}" + ("" if answer else " (the default)"), flush=True)
+    print(printable(f"Preset {path.stem}" + ("" if answer else " (the default)")), flush=True)
     return load_preset(path)
 
 
@@ -176,14 +179,20 @@ def _show(entries: list[Entry], checkpoint_dir: Path) -> None:
         table.add_column(heading, overflow="fold")
     for entry in entries:
         if entry.preset is None:
-            table.add_row(entry.path.stem, "", f"[red]cannot be used[/]: {entry.problem}", "", "")
+            table.add_row(_cell(entry.path.stem), "", f"[red]cannot be used[/]: {_cell(entry.problem)}", "", "")
             continue
         model = _on_paper(entry.preset)
         seconds = _seconds_per_run(entry.preset, model, rate, checkpoint_dir)
         names = ", ".join(spec.source_name for spec in entry.preset.data.sources)
         state = "[green]reachable[/]" if entry.unreachable is None else "[yellow]not reachable[/]"
-        table.add_row(entry.path.stem, count(model.num_parameters()), names, state, f"about {duration(seconds)}")
+        cells = (_cell(entry.path.stem), count(model.num_parameters()), _cell(names))
+        table.add_row(*cells, state, f"about {duration(seconds)}")
     RichConsole().print(table)
+
+
+def _cell(text: str) -> str:
+    """A name or message as it is, not as markup."""
+    return escape(printable(text))
 
 
 def _on_paper(preset: Preset) -> TransformerLM:

@@ -1,30 +1,33 @@
 """One append-only JSON line per event, in metrics.jsonl beside the snapshots; the console reads the same events.
 
-Events: run, step, evaluation, save, resume, source. Each line has `event` and `time` (seconds since 1970).
+Events: run, step, spike, skip, rollback, evaluation, save, resume, source. Each line has `event` and `time` (seconds
+since 1970).
 """
 
+import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from engine.console import Console
+from sources.redact import redact
 
 FILE_NAME = "metrics.jsonl"
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
 class Metrics:
     """Rank 0 writes and shows events; on the other ranks every call does nothing."""
 
     def __init__(self, folder: Path, console: Console, enabled: bool):
+        self.path = folder / FILE_NAME
         self.console = console
         self.enabled = enabled
         self._file: TextIO | None = None
-        if enabled:
-            self._file = (folder / FILE_NAME).open("a", encoding="utf-8")
-            if self._file.tell() and not _ends_with_newline(folder / FILE_NAME):
-                self._file.write("\n")  # a killed run may have left half a line
+        self._failing = False
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one event and shows it on the console."""
@@ -32,18 +35,36 @@ class Metrics:
             return
         line = {"event": event, "time": round(time.time(), 3), **values}
         try:
-            self._file.write(json.dumps(_finite(line), default=str) + "\n")
+            if self._file is None:
+                self._file = _open_to_append(self.path)
+            self._file.write(redact(json.dumps(_finite(line), default=str)) + "\n")
             self._file.flush()
+            self._failing = False
         except OSError as error:  # a full disk must not end a run that can still train
-            self.console.warn(f"{FILE_NAME} cannot be written ({error.strerror}).")
+            self.close()
+            if not self._failing:  # said once, until it works again
+                link = " (it is a symbolic link, and none is followed)" if self.path.is_symlink() else ""
+                self.console.warn(
+                    f"{self.path} cannot be written: {error.strerror}{link}. Training goes on without it."
+                )
+            self._failing = True
         self.console.show(line)
 
     def close(self) -> None:
+        """Closes the file; a later event opens it again."""
         if self._file is not None:
-            try:
+            with contextlib.suppress(OSError):  # of what could not be written, and was told then
                 self._file.close()
-            except OSError:
-                self.console.warn(f"The end of {FILE_NAME} could not be written.")
+            self._file = None
+
+
+def _open_to_append(path: Path) -> TextIO:
+    """`path`, not what a link of this name points to; after half a line, which a killed run or a full disk leaves,
+    on a new one."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "a", encoding="utf-8")
+    if file.tell() and not _ends_with_newline(path):
+        file.write("\n")
+    return file
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

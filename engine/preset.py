@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engine.errors import PresetError
 from model.config import AuxiliaryConfig, ModelConfig
 from sources.config import DataConfig
+from sources.redact import redact
 
 CONFIGS = Path("configs")
 SCHEMA_FILE = "preset.schema.json"
@@ -45,9 +46,17 @@ class TrainConfig(BaseModel):
     compile: Literal["auto", True, False] = Field(
         "auto", description="torch.compile; auto: where a C++ compiler is found"
     )
+    on_spike: Literal["log", "skip"] = Field(
+        "log", description="a step whose loss is a spike is told of, or skipped as well"
+    )
+    max_skipped_steps: int = Field(10, ge=1, description="skipped steps in a row that are a divergence")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: go back to the newest snapshot and on with other text"
+    )
     save_interval_minutes: float = Field(10.0, gt=0, description="minutes between two snapshots")
     log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
-    seed: int = Field(1234, ge=0, description="of the initial weights")
+    seed: int = Field(1234, ge=0, description="of the initial weights, the order of the text and dropout")
+    deterministic: bool = Field(False, description="only kernels that give the same bits every time; slower on a GPU")
 
 
 class Preset(BaseModel):
@@ -103,10 +112,27 @@ def load_preset(path: str | Path) -> Preset:
 
 def parse_preset(values: dict[str, Any], where: str = "preset") -> Preset:
     """Checks a preset's values; `where` is named in the sentence of the PresetError."""
+    if secret := _secret(values):  # a preset is written into every snapshot and into metrics.jsonl
+        raise PresetError(
+            f"{where}: {redact(secret)}: holds a hub token or a password; take it out and set HF_TOKEN, or log in with "
+            "hf auth login."
+        )
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
         raise PresetError(f"{where}: " + " ".join(_sentence(e, values) for e in _specific(error.errors()))) from None
+
+
+def _secret(value: Any, key: str = "") -> str | None:
+    """The key under which the first string with a secret stands (the key itself may be one), or None."""
+    if isinstance(value, str):
+        return key if redact(value) != value else None
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        inner = f"{key}.{name}" if key else str(name)
+        if found := _secret(str(name), inner) or _secret(part, inner):
+            return found
+    return None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

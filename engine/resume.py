@@ -15,7 +15,7 @@ import torch
 from engine import metrics
 from engine.checkpoints import CheckpointFolder, Restored
 from engine.console import Console, count
-from engine.errors import PresetError, SourcesFailed
+from engine.errors import Diverged, PresetError, SourcesFailed
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
@@ -43,11 +43,12 @@ class Progress:
     tokens_in_run: int = 0
     tokens_total: int = 0
     evaluation: dict[str, Any] | None = None
+    skipped: int = 0  # steps whose loss or gradient was not to be trained on
 
 
 @dataclass
 class Beginning:
-    """Everything that a run begins with, the same on every rank but for `optimizer`, which only rank 0 has."""
+    """Everything that a run begins with, the same on every rank but for `optimizer` and `message`, which rank 0 has."""
 
     progress: Progress
     opened: OpenedSources
@@ -57,7 +58,9 @@ class Beginning:
     cache: ShardCache | None
     data_state: dict[str, Any] | None
     optimizer: dict[str, Any] | None
-    message: str | None
+    message: str | None  # what was resumed
+    is_new: bool  # a lineage begins here
+    saved: dict[str, Any] | None  # the progress of the snapshot on the disk, where that holds all of this
 
 
 def begin(
@@ -67,9 +70,11 @@ def begin(
     ranks: Ranks,
     console: Console,
     may_archive: Callable[[str], bool],
+    diverged: Diverged | None = None,
 ) -> Beginning:
     """Finds what to continue. Raises PresetError, SourcesFailed or CheckpointError, on all ranks alike.
 
+    After `diverged`, a rollback: the snapshot's weights and progress, but text that was not read yet.
     `may_archive` is asked, with the differences in a sentence, whether a lineage of another architecture or tokenizer
     may be moved to archive/.
     """
@@ -87,15 +92,19 @@ def begin(
             console.say(f"The old lineage was moved to {folder.archive()}.")
             restored = None
         if restored is None:
-            return {"progress": asdict(Progress()), "data": None, "seq_length": preset.model.seq_length}
+            new = asdict(Progress())
+            return {"is_new": True, "progress": new, "data": None, "seq_length": preset.model.seq_length}
         restored.notes.extend(folder.repair(restored))
         return {
+            "is_new": False,
             "progress": _progress(restored, token_budget),
             "data": _still_valid(restored, preset),
             "seq_length": max(preset.model.seq_length, _trained_length(restored, preset)),
         }
 
     found = ranks.on_main(find)
+    if diverged is not None:
+        found["data"], found["progress"]["skipped"] = diverged.data_state, diverged.skipped
     cache = open_cache(preset.data)
     opened = _open_sources(preset, found["data"], cache, ranks, console)
     tokenizer = _tokenizer(preset, restored, opened, cache, ranks, console)
@@ -120,6 +129,8 @@ def begin(
         data_state=found["data"],
         optimizer=restored.optimizer if restored is not None else None,
         message=message,
+        is_new=found["is_new"],
+        saved=None if found["is_new"] or diverged else found["progress"],
     )
 
 

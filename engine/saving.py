@@ -38,7 +38,7 @@ class Written:
 
 class Saving:
     """`take` gives a copy of the run that nothing changes any more; all ranks must call it, and only rank 0's is used.
-    `saved` is the progress of the newest snapshot on the disk, if there is any."""
+    `saved` is the progress of the snapshot on the disk that the run begins with, if all of its beginning is there."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Saving:
     ):
         self._take, self._interval = take, 60 * interval_minutes
         self._folder, self._ranks, self._console, self._metrics = folder, ranks, console, metrics
-        self._saved = saved
+        self._saved, self._has_written = saved, False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._writing: Future[Written] | None = None
         self._due_at = time.monotonic() + self._interval
@@ -86,6 +86,11 @@ class Saving:
             self.save()
             self._ranks.on_main(lambda: self._settle(impatient, deadline))
 
+    def settled(self) -> bool:
+        """Waits for the save under way; whether any has succeeded here, as rank 0 knows."""
+        self._finish(wait=True)
+        return self._has_written
+
     def close(self) -> None:
         """Waits for the save under way."""
         self._thread.shutdown()
@@ -104,7 +109,7 @@ class Saving:
         written, self._writing = self._writing.result(), None
         if written.problem:
             return written.problem
-        self._saved = written.progress
+        self._saved, self._has_written = written.progress, True
         self._metrics.write(
             "save",
             path=str(written.path),

@@ -1,39 +1,55 @@
-"""What one optimizer step does, and what is counted on the way."""
+"""What one optimizer step does, whether it is made at all, and what is counted on the way."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import deepspeed
 import torch
 
 from engine import zero
 from engine.curriculum import Curriculum
+from engine.guard import Guard, Verdict
 from engine.ranks import Ranks
 from sources.loader import Batch
+
+UNIT = 2.0**-20  # nats
+LIMIT = 2.0**28  # nats of a row; beyond it a loss is as good as infinite, and whole numbers would not hold the sum
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step, the same on all ranks."""
+
+    loss: float  # nats per label
+    loss_sums: torch.Tensor  # (2, sources) int64: NLL in units of UNIT nats, and labels; zeros where it was skipped
+    grad_norm: float | None  # before clipping; None where the loss alone decided
+    verdict: Verdict
+    skipped: bool  # neither weights nor moments have changed
 
 
 def train_step(
     engine: deepspeed.DeepSpeedEngine,
     batch: Batch,
     labels_in_step: int,
-    watchers: Sequence["Watcher"],
+    num_sources: int,
     clip: float,
+    guard: Guard,
     ranks: Ranks,
     each_pass: Callable[[Iterable], Iterable] = iter,
     *,
     document_mask: bool = False,
     curriculum: Curriculum | None = None,
-) -> Any:
-    """Forward, backward and the optimizer's step over this rank's share; returns the global gradient norm.
-
-    `watchers` are shown every pass's losses; with a `curriculum` rows count by how hard they are. `each_pass` hands on
-    the passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
+) -> StepResult:
+    """Forward and backward over this rank's share and, unless `guard` refuses the loss or the gradient is not finite on
+    some rank, the optimizer's step. With a `curriculum` rows count by how hard they are. `each_pass` hands on the
+    passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
 
     The gradient is that of the mean over all `labels_in_step` labels, whichever rank and pass they are in: DeepSpeed
     divides by the passes and averages over ranks, so each sum is scaled by both over the number of labels.
     """
     scale = len(batch.input_ids) * ranks.world_size / labels_in_step
-    losses = []
+    losses = SourceLosses(num_sources, ranks.device)
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
     for tensors in each_pass(zip(*passes, strict=True)):
         input_ids, labels, segment_ids, source_ids = (tensor.to(ranks.device, non_blocking=True) for tensor in tensors)
@@ -44,73 +60,71 @@ def train_step(
             difficulty, temperature = curriculum.thresholds, curriculum.temperature
             loss_sum, token_nll = engine(input_ids, labels, segment_ids, difficulty, temperature)
         engine.backward(loss_sum * scale)
-        losses.append((token_nll.detach(), labels, source_ids))
-        if not engine.is_gradient_accumulation_boundary():
-            engine.step()  # counts the pass
-    grad_norm = zero.step(engine, clip)
-    for token_nll, labels, source_ids in losses:
         if curriculum is not None:
             curriculum.add(token_nll, labels)
-        for watcher in watchers:
-            watcher.add(token_nll, labels, source_ids)
-    return grad_norm
+        losses.add(token_nll, labels, source_ids)
+        if not engine.is_gradient_accumulation_boundary():
+            engine.step()  # counts the pass
 
-
-LOST = 2.0**40  # nats, more than any run has; stands for a loss that is not finite
-
-
-class Watcher(Protocol):
-    """Whoever wants to see each pass's losses: token_nll and labels (B, T), source_ids (B,), on the device."""
-
-    def add(self, token_nll: torch.Tensor, labels: torch.Tensor, source_ids: torch.Tensor) -> None: ...
+    loss, loss_sums = losses.over_all(ranks)
+    verdict, grad_norm = guard.judge(loss), None
+    if guard.refuses(verdict):
+        zero.discard(engine)
+    else:
+        grad_norm = zero.step(engine, clip)
+        verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
+    skipped = guard.refuses(verdict)
+    return StepResult(loss, torch.zeros_like(loss_sums) if skipped else loss_sums, grad_norm, verdict, skipped)
 
 
 class SourceLosses:
-    """Sums of NLL and label counts by source, kept on the device until somebody asks.
+    """One step's sums by source, kept on the device until the step is judged.
 
-    Whole numbers (of UNIT nats): their sum is the same in any order, over any ranks, and across a restart.
+    Whole numbers: their sum is the same in any order, over any ranks, and across a restart.
     """
 
-    UNIT = 2.0**-20
-
     def __init__(self, num_sources: int, device: torch.device):
-        self._sums = torch.zeros(2, num_sources, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(3, num_sources, dtype=torch.int64, device=device)  # NLL, labels, rows not finite
 
     def add(self, token_nll: torch.Tensor, labels: torch.Tensor, source_ids: torch.Tensor) -> None:
-        nll = token_nll.sum(1, dtype=torch.float64).nan_to_num(LOST, LOST, LOST) / self.UNIT
-        rows = torch.stack([nll.round().long(), (labels != -100).sum(1)])
-        self._sums.index_add_(1, source_ids, rows)
+        """Counts one pass: token_nll and labels (B, T), source_ids (B,), on the device."""
+        nll = token_nll.sum(1, dtype=torch.float64)
+        finite = nll.abs() < LIMIT  # NaN is not
+        units = torch.where(finite, nll / UNIT, 0.0).round().long()
+        self._sums.index_add_(1, source_ids, torch.stack([units, (labels != -100).sum(1), (~finite).long()]))
 
-    def sums(self) -> torch.Tensor:
-        """(2, sources) int64: this rank's summed NLL in UNIT nats, and its label counts, on the CPU."""
-        return self._sums.cpu()
-
-    def load(self, sums: torch.Tensor) -> None:
-        self._sums.copy_(sums)
-
-    def reset(self) -> None:
-        self._sums.zero_()
+    def over_all(self, ranks: Ranks) -> tuple[float, torch.Tensor]:
+        """The mean loss in nats over all ranks' labels, NaN where any row's is not finite; the sums of StepResult."""
+        sums = ranks.sum_tensor(self._sums.cpu())
+        loss, _ = mean_losses(sums[:2])
+        return math.nan if sums[2].any() else loss, sums[:2]
 
 
-def mean_losses(sums: torch.Tensor) -> tuple[float, list[float | None]]:
-    """The mean NLL in nats over all labels of SourceLosses' sums, and by source (None: no labels)."""
-    nll, labels = sums.double()
-    nll = torch.where(nll * SourceLosses.UNIT >= LOST, torch.nan, nll * SourceLosses.UNIT)
-    by_source = [(nll[i] / labels[i]).item() if labels[i] else None for i in range(len(labels))]
-    return (nll.sum() / labels.sum()).item(), by_source
+def mean_losses(loss_sums: torch.Tensor) -> tuple[float, list[float | None]]:
+    """The mean NLL in nats over all labels of StepResult's `loss_sums`, and by source (None: no labels)."""
+    nll, labels = loss_sums.double()
+    by_source = [(nll[i] * UNIT / labels[i]).item() if labels[i] else None for i in range(len(labels))]
+    return (nll.sum() * UNIT / labels.sum()).item(), by_source
 
 
-class Tally(SourceLosses):
-    """What is counted since the last report."""
+class Tally:
+    """What is counted since the last report, over all ranks; a skipped step only takes time."""
 
-    def __init__(self, num_sources: int, device: torch.device):
-        super().__init__(num_sources, device)
+    def __init__(self, num_sources: int):
+        self.loss_sums = torch.zeros(2, num_sources, dtype=torch.int64)
         self.reset()
 
     def reset(self) -> None:
-        super().reset()
+        self.loss_sums.zero_()
         self.steps = self.tokens = 0
+        self.grad_norm: float | None = None  # of the latest step
         self.seconds = self.wait_seconds = 0.0
+
+    def add(self, step: StepResult) -> None:
+        self.loss_sums += step.loss_sums
+        self.steps += 1
+        self.tokens += int(step.loss_sums[1].sum())
+        self.grad_norm = step.grad_norm
 
     def waited(self, wait: float, whole: float) -> None:
         self.wait_seconds += wait

@@ -6,11 +6,13 @@ share one precision path. State is read and written per parameter name, in full,
 saved any other can continue.
 """
 
+import logging
+import math
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
 from engine.optimizers import adamw
@@ -63,6 +65,7 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
     """The engine over `model`, whose weights are already those to start from."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    logger.addFilter(_is_news)
     # DeepSpeed moves the model itself, but only after it has made flat copies of parameters that stand elsewhere.
     model.to(ranks.device)
     engine, *_ = deepspeed.initialize(
@@ -74,20 +77,47 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
     return engine
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Skipped steps are told of by the run itself, with their reason; DeepSpeed would call a spike non-finite."""
+    return "OVERFLOW! Skipping step" not in record.getMessage()
+
+
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
 def step(engine: deepspeed.DeepSpeedEngine, clip: float) -> float:
-    """One optimizer step on the gradients accumulated; returns their global norm before clipping."""
+    """One optimizer step on the gradients accumulated; returns their global norm before clipping.
+
+    Where that norm is not finite the step is skipped, on all ranks: weights, moments and their step count stay as they
+    are, and the gradients are gone. Stages 1 to 3 do that themselves.
+    """
     if engine.zero_optimization_stage() == 0:
-        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), clip)
-        engine.step()
-    else:
-        engine.step()
-        norm = engine.get_global_grad_norm()
-    return float(norm)
+        norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), clip))
+        if math.isfinite(norm):
+            engine.step()
+        else:
+            discard(engine)
+        return norm
+    engine.step()
+    norm = float(engine.get_global_grad_norm())
+    assert engine.was_step_applied() == math.isfinite(norm)
+    return norm
+
+
+def discard(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Ends an accumulation without a step: the gradients are gone, everything else is as it was before them."""
+    if engine.zero_optimization_stage() == 0:
+        engine.zero_grad()
+        engine.micro_steps += 1
+        return
+    # DeepSpeed skips a step by itself, with all that belongs to it, when a gradient is not finite; so one is made so.
+    for gradients in engine.optimizer.averaged_gradients.values():
+        for gradient in gradients:
+            gradient.fill_(torch.nan)
+    engine.step()
+    assert not engine.was_step_applied()
 
 
 def gathered_parameters(engine: deepspeed.DeepSpeedEngine):

@@ -1,7 +1,7 @@
 """One zip file of tensors and plain values, as torch.save makes it: written durably, read without running code.
 
 Notable here
-- torch.load does not check the zip's checksums: a flipped bit would load silently. `read` runs zipfile's test first.
+- torch.load does not check the zip's checksums, and would unpack more than tensors: `read` looks first (vetting.py).
 - `write` writes to exactly the path it is given, reads the file back from the disk and compares; putting it in the
   place of an older one is the caller's business.
 - A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
@@ -13,7 +13,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.vetting import SnapshotError, vet, vet_contents
+
 MARGIN_BYTES = 2**20  # of a file beyond its tensors and texts
-
-
-class SnapshotError(ValueError):
-    """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
 def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
@@ -43,8 +40,8 @@ def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-            # What is read back below shall come from the disk, not from what the system still remembers.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if hasattr(os, "posix_fadvise"):  # what is read back below shall come from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = sha256(path)
         if not _equal(contents, read(path, mapped=True)):
             raise SnapshotError(f"{path}: does not read back as it was written; check the disk.")
@@ -71,15 +68,17 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
     would have to run code to be read.
     """
     path = Path(path)
-    _check(path, checksums)
+    pickle_bytes = vet(path, checksums)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise SnapshotError(
             f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
         ) from error
     except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
+    vet_contents(path, contents, pickle_bytes)
+    return contents
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -111,28 +110,6 @@ def owned(tensor: Tensor) -> Tensor:
     """A contiguous fp32 (or integer) CPU tensor; torch.save would write the whole storage behind a view."""
     tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _check(path: Path, checksums: bool) -> None:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be opened ({error.strerror}); check the path.") from error
-    try:
-        is_archive = zipfile.is_zipfile(path)
-        damaged = None
-        if is_archive and checksums:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-    except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
-        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-    if damaged is not None:
-        raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
-    if not is_archive:
-        if b"PK\x03\x04".startswith(start):
-            raise SnapshotError(f"{path}: the checkpoint is cut short or empty; use an older one or a copy.")
-        raise SnapshotError(f"{path}: not a checkpoint; give a .pth file written by torch.save.")
 
 
 def _most_bytes(leaf: Any) -> int:

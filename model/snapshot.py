@@ -14,9 +14,9 @@ from torch import Tensor
 
 from model import container
 from model.config import ModelConfig
-from model.container import SnapshotError
 from model.positions import extended_rows
 from model.transformer import TransformerLM
+from model.vetting import SnapshotError
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
@@ -116,7 +116,14 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     if not isinstance(contents, Mapping) or not contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if all(isinstance(value, Tensor) for value in contents.values()):
-        return Snapshot(model=dict(contents), config=None, tokenizer=None)
+        contents = {
+            "format": FORMAT,
+            "model": contents,
+            "config": None,
+            "tokenizer": None,
+            "preset": {},
+            "progress": {},
+        }
     if "format" not in contents or "model" not in contents:
         raise SnapshotError(f"{path}: holds no model; give a checkpoint of this program or a state dict.")
     if contents["format"] != FORMAT:
@@ -131,7 +138,7 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     config, tokenizer = contents["config"], contents["tokenizer"]
     sound = (
         isinstance(weights, Mapping)
-        and all(isinstance(value, Tensor) for value in weights.values())
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items())
         and isinstance(config, dict | None)
         and isinstance(tokenizer, str | None)
         and isinstance(preset, dict)

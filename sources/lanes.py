@@ -1,11 +1,12 @@
 """Virtual lanes: the unit of sharding and of resuming.
 
-A run has V lanes, a power of two fixed when its lineage begins. A lane has one stream per source (stream.py) and one
-mixer that picks whose row is next by tokens owed. Row i of a run comes from lane i % V, and lane v belongs to rank
-v % W: which rows there are, and in which order, does not depend on the ranks and workers that happen to serve them.
+A run has V lanes, fixed when its lineage begins. A lane has one stream per source (stream.py) and one mixer that picks
+whose row is next by tokens owed. Row i of a run comes from lane i % V, and lane v belongs to rank v % W: which rows
+there are, in which order, and in which step, does not depend on the ranks and workers that happen to serve them.
 """
 
-from collections import deque
+import math
+from collections import Counter, deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -151,34 +152,33 @@ class Lane:
 
 
 def choose_num_lanes(world_size: int, num_workers: int = 0) -> int:
-    """Return the number of lanes of a new lineage: a power of two, at least one for each worker of each rank.
+    """Return the number of lanes of a new lineage: at least one for each worker of each rank.
 
-    More of them where a power of two cannot be dealt evenly, since then the ranks with fewer lanes are given padding.
+    They can be dealt evenly to this number of ranks and, in case it changes, to 2, 4, 8 and 16.
     """
-    wanted = max(MIN_LANES, world_size * max(1, num_workers))
-    if world_size & (world_size - 1):
-        wanted = max(wanted, 16 * world_size)
-    return 1 << (wanted - 1).bit_length()
+    lanes = math.lcm(MIN_LANES, world_size)
+    while lanes < world_size * num_workers:
+        lanes *= 2
+    return lanes
 
 
-def rows_of_step(first: int, rows: int, rank: int, world_size: int, num_lanes: int) -> tuple[list[int], int]:
-    """Return the lanes whose rows make `rank`'s share of the step that begins with row `first`, in order, and the row
-    that the next step begins with.
+def lanes_of_step(first: int, rows: int, rank: int, world_size: int, num_lanes: int) -> list[int]:
+    """Return the lanes of those of the `rows` rows from row `first` on that are `rank`'s, in order."""
+    lanes = (row % num_lanes for row in range(first, first + rows))
+    return [lane for lane in lanes if lane % world_size == rank]
 
-    A step takes as many rows, in order, as fit every rank's `rows`. Where W does not divide V, ranks with fewer lanes
-    have fewer; padding fills their share.
+
+def rows_per_pass(micro_batch_size: int, accumulation_steps: int, world_size: int, num_lanes: int) -> int:
+    """Return the rows that one pass needs on every rank, so that any step fits, whichever lane it begins with.
+
+    That is `micro_batch_size`, and more (at most twice as much) where the lanes cannot be dealt evenly: some ranks then
+    own more than their share of a step's rows, and the others are given padding.
     """
     if num_lanes % world_size == 0:
-        lanes = [
-            row % num_lanes for row in range(first + (rank - first) % world_size, first + rows * world_size, world_size)
-        ]
-        return lanes, first + rows * world_size
-    given = [0] * world_size
-    lanes = []
-    row = first
-    while given[owner := row % num_lanes % world_size] < rows:
-        given[owner] += 1
-        if owner == rank:
-            lanes.append(row % num_lanes)
-        row += 1
-    return lanes, row
+        return micro_batch_size
+    owners = [lane % world_size for lane in range(num_lanes)]
+    cycles, rest = divmod(micro_batch_size * accumulation_steps * world_size, num_lanes)
+    in_cycle = Counter(owners)
+    windows = (Counter((owners + owners)[first : first + rest]) for first in range(num_lanes))
+    most = max(cycles * in_cycle[rank] + window[rank] for window in windows for rank in range(world_size))
+    return math.ceil(most / accumulation_steps)

@@ -20,7 +20,7 @@ from shard_cache import ShardCache
 from sources.caching import cached_sources
 from sources.config import DataConfig
 from sources.filters import Filters, long_ngrams
-from sources.lanes import Lane, SourceLost, choose_num_lanes, rows_of_step
+from sources.lanes import Lane, SourceLost, choose_num_lanes, lanes_of_step, rows_per_pass
 from sources.packing import IGNORE, gather
 from sources.registry import OpenedSources, forbidden_texts
 from sources.source import JSON, PER_ROW
@@ -28,7 +28,7 @@ from sources.stream import Recipe
 from sources.tokenizer import TextTokenizer
 from sources.workers import WorkerError, Workers
 
-__all__ = ["Batch", "Loader", "SourceLost", "WorkerError", "choose_num_lanes", "merge_states"]
+__all__ = ["Batch", "Loader", "SourceLost", "WorkerError", "choose_num_lanes", "merge_states", "rows_per_pass"]
 
 STATE_FORMAT = 2
 PREFETCH = 2  # batches that wait; with those under way, fewer than the delay of adaptive weights
@@ -37,7 +37,7 @@ CLOSE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step's worth for this rank; A accumulation steps of B rows of T tokens."""
+    """One optimizer step's worth for this rank; A accumulation steps of B rows (lanes.rows_per_pass) of T tokens."""
 
     input_ids: torch.Tensor  # (A, B, T) int64
     labels: torch.Tensor  # (A, B, T) int64, aligned with input_ids; -100 is padding
@@ -52,6 +52,7 @@ class Batch:
 class Loader:
     """One rank's batches, without end; when this rank has nothing to read, of padding alone.
 
+    A step takes `micro_batch_size` x `accumulation_steps` x `world_size` rows, whichever ranks they belong to.
     `state` is a lineage's merged state (or, with one rank, a batch's). `weights_at(number)` gives the sources' weights
     for that batch and is asked a few batches ahead. Raises ValueError when there are more ranks than lanes or the
     state cannot be continued, and AllSourcesFailed when no source is open.
@@ -84,7 +85,6 @@ class Loader:
                 source.counts.pop(reason, None)
         self.source_names = [spec.source_name for spec in config.sources]
         self.opened, self.rank, self.world_size, self.pin_memory = opened, rank, world_size, pin_memory
-        self.shape = (accumulation_steps, micro_batch_size, seq_length)
         self._head = state_head(config, seq_length, seed, num_lanes or choose_num_lanes(world_size, num_workers), state)
         self.num_lanes = self._head["num_lanes"]
         if world_size > self.num_lanes:
@@ -92,6 +92,9 @@ class Loader:
                 f"This run's data is divided among {self.num_lanes} lanes, one process each at the most; "
                 f"start it with at most {self.num_lanes} processes."
             )
+        capacity = rows_per_pass(micro_batch_size, accumulation_steps, world_size, self.num_lanes)
+        self._shape = (accumulation_steps, capacity, seq_length)
+        self._rows_per_step = micro_batch_size * accumulation_steps * world_size
         self._recipe = make_recipe(opened, config, tokenizer, self._head)
         names = [name for name in self.source_names if name in opened.sources]
         lanes = range(rank, self.num_lanes, world_size)
@@ -176,13 +179,13 @@ class Loader:
                 return
 
     def _next_batch(self) -> Batch:
-        accumulation_steps, micro_batch_size, seq_length = self.shape
-        rows = accumulation_steps * micro_batch_size
+        accumulation_steps, capacity, seq_length = self._shape
+        rows = accumulation_steps * capacity
         if self._weights_at is not None:
             weights = self._weights_at(self._number)
             for lane in self._lanes.values():
                 lane.mixer.weights = weights
-        turns, following = rows_of_step(self._row, rows, self.rank, self.world_size, self.num_lanes)
+        turns = lanes_of_step(self._row, self._rows_per_step, self.rank, self.world_size, self.num_lanes)
         places: dict[int, list[int]] = defaultdict(list)  # of each lane's rows in the batch
         for place, lane in enumerate(turns):
             places[lane].append(place)
@@ -203,11 +206,12 @@ class Loader:
             gathered = gather(runs)
             inputs[order], labels[order], segments[order] = gathered.unpack()
             num_tokens = int(gathered.lengths.sum())
-        tensors = [torch.from_numpy(array).view(self.shape) for array in (inputs, labels, segments)]
-        tensors.append(torch.from_numpy(owners).view(self.shape[:2]))
+        tensors = [torch.from_numpy(array).view(self._shape) for array in (inputs, labels, segments)]
+        tensors.append(torch.from_numpy(owners).view(self._shape[:2]))
         if self.pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
-        number, self._row, self._number = self._number, following, self._number + 1
+        number, self._number = self._number, self._number + 1
+        self._row += self._rows_per_step
         self._tell_passes()
         return Batch(*tensors, num_tokens, number, self._state(), [])
 

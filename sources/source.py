@@ -4,21 +4,15 @@ A source is a fixed number of shards, each a fixed sequence of documents. Every 
 a small JSON value from which `read` goes on with exactly the documents that follow.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from sources.redact import redact
 
 JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists and dicts of these
 
 # What `counts` tells at every reading; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON")
-
-_SECRET = re.compile(r"hf_[A-Za-z0-9]+")
-
-
-def redact(text: str) -> str:
-    """Return `text` with every hub token replaced, so that a message can be shown and written down."""
-    return _SECRET.sub("hf_***", text)
 
 
 class SourceError(Exception):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from sources.config import TrainBPE
 from sources.endpoint import is_local, unreachable
 from sources.fast_encoder import EDGES, encoding_of
-from sources.source import redact
+from sources.redact import redact
 
 END_OF_TEXT = "<|endoftext|>"
 FAST_CHARACTERS = 16 * 1024  # of a text without a break, tiktoken's time grows faster than the text

@@ -10,6 +10,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from sources.blocks import BlockMaker
+from sources.redact import redact_process
 from sources.source import SourceError
 from sources.stream import Surroundings
 
@@ -46,6 +47,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    redact_process()  # its standard error is the training process's
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training process saves first, and ends this one after
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()

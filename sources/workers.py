@@ -45,10 +45,12 @@ class Workers:
         if not self._makers:
             self._makers = [BlockMaker(*setup, Surroundings(self._announce, self._stop.is_set))]
         self._threads = [_Thread() for _ in self._makers]
+        self._turns: dict[int, int] = {}  # lane -> its maker
 
     def submit(self, name: str, lane: int, before: JSON | None) -> Future[Made]:
         """Ask for the block behind the state `before`; the future raises SourceError or WorkerError."""
-        turn = lane % len(self._makers)
+        # By the order of asking: the numbers of one rank's lanes are W apart, and might all be one worker's.
+        turn = self._turns.setdefault(lane, len(self._turns) % len(self._makers))
         return self._threads[turn].submit(self._make, self._makers[turn], name, lane, before)
 
     def close(self) -> None:

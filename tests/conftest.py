@@ -16,7 +16,10 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def topics_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's documentation topics, about 700 kB, in files of some 1,000 characters."""
-    folder = tmp_path_factory.mktemp("topics")
+    return write_topics(tmp_path_factory.mktemp("topics"))
+
+
+def write_topics(folder: Path) -> Path:
     for name, text in pydoc_data.topics.topics.items():
         for number, piece in enumerate(pieces(text)):
             (folder / f"{name}-{number:03}.txt").write_text(piece, encoding="utf-8")

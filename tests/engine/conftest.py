@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 
 from engine.preset import Preset, parse_preset
 from tests.conftest import REPOSITORY
+from tests.sources.hub_server import HubServer
+from tests.sources.test_hub import parquet
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -46,6 +49,16 @@ def tiny_values(topics_folder: Path, **sections: dict[str, Any]) -> dict[str, An
     for section, changes in sections.items():
         values[section] = {**values.get(section, {}), **changes}
     return values
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as served:
+        lines = [line for text in topics.values() for line in text.split("\n\n") if len(line) > 60]
+        pairs = [{"query": line[:60], "answer": line} for line in lines[:1500]]
+        # Shaped as the reference preset's second source is: it asks for `question`, the column is `query`.
+        served.repositories["sentence-transformers/natural-questions"] = {"data/train-0.parquet": parquet(pairs, 50)}
+        yield served
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 import torch
 
 from engine import zero
+from engine.guard import Guard
 from engine.optimizers import adamw
 from engine.preset import TrainConfig
 from engine.ranks import Ranks, join, leave
-from engine.step import Tally, mean_losses, train_step
+from engine.step import train_step
 from model import ModelConfig, TransformerLM
 from sources.loader import Batch
 
@@ -60,30 +61,35 @@ def plain_losses(bf16: bool) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
+def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
+    """This rank's share of one step's rows (GLOBAL_ROWS, LENGTH), in PASSES passes."""
+    mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
+    shape = (PASSES, GLOBAL_ROWS // PASSES // ranks.world_size, LENGTH)
+    return Batch(
+        inputs[mine].reshape(shape),
+        labels[mine].reshape(shape),
+        segment_ids=torch.zeros(shape, dtype=torch.int32),
+        source_ids=torch.zeros(shape[:2], dtype=torch.int64),
+        num_tokens=0,
+        number=0,
+        state={},
+        events=[],
+    )
+
+
 def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
     """Through DeepSpeed, each rank with its share of every step's rows, in PASSES passes."""
     inputs, labels = rows()
     micro = GLOBAL_ROWS // PASSES // ranks.world_size
     train = TRAIN.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
-    engine, tally = zero.initialize(fresh_model(), train, ranks, bf16), Tally(1, ranks.device)
+    engine, guard = zero.initialize(fresh_model(), train, ranks, bf16), Guard(train.on_spike, train.max_skipped_steps)
     losses, norms = [], []
     for step in range(STEPS):
-        mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
-        shape = (PASSES, micro, LENGTH)
-        batch = Batch(
-            inputs[step, mine].reshape(shape),
-            labels[step, mine].reshape(shape),
-            segment_ids=torch.zeros(shape, dtype=torch.int32),
-            source_ids=torch.zeros(PASSES, micro, dtype=torch.int64),
-            num_tokens=0,
-            number=step,
-            state={},
-            events=[],
-        )
+        batch = batch_of(inputs[step], labels[step], ranks)
         labels_in_step = int((labels[step] != -100).sum())
-        norms.append(float(train_step(engine, batch, labels_in_step, [tally], train.gradient_clipping, ranks)))
-        losses.append(mean_losses(ranks.sum_tensor(tally.sums()))[0])
-        tally.reset()
+        result = train_step(engine, batch, labels_in_step, 1, train.gradient_clipping, guard, ranks)
+        norms.append(result.grad_norm)
+        losses.append(result.loss)
     engine.destroy()
     return losses, norms
 

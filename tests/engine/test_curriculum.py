@@ -62,6 +62,17 @@ def test_a_restart_changes_no_bit(middle):
     assert second.state() == whole.state()
 
 
+def test_a_skipped_step_changes_no_bit():
+    whole, other = Curriculum(CONFIG, ALONE), Curriculum(CONFIG, ALONE)
+    expected = take(whole, 0, STEPS, ALONE)
+    told = take(other, 0, 9, ALONE)
+    token_nll, labels = rows()
+    other.add(token_nll[0] * torch.nan, labels[0])
+    other.forget_step()
+    assert told + take(other, 9, STEPS, ALONE) == expected
+    assert other.state() == whole.state()
+
+
 def test_two_processes_continue_one_and_one_continues_two(tmp_path: Path):
     whole = Curriculum(CONFIG, ALONE)
     expected = take(whole, 0, STEPS, ALONE)

@@ -23,11 +23,13 @@ def test_all_stages_equal_a_plain_loop(processes: int, tmp_path: Path):
     assert finished.returncode == 0, finished.stderr[-3000:]
     results = json.loads(output.read_text())
     for stage in range(4):
-        for precision, per_step, on_average, per_norm in (("fp32", 2e-4, 1e-5, 1e-2), ("bf16", 0.1, 3e-3, 0.5)):
+        for precision, per_step, on_average, norms_on_average in (("fp32", 2e-4, 1e-5, 1e-3), ("bf16", 0.1, 3e-3, 0.1)):
             plain, plain_norms = results[f"plain {precision}"]
             losses, norms = results[f"stage {stage} {precision}"]
             assert plain[0] - min(plain) > 1.5, "the plain loop must learn, or the comparison says nothing"
             differences = [abs(a - b) for a, b in zip(plain, losses, strict=True)]
             assert max(differences) < per_step, (stage, precision)
             assert sum(differences) / len(differences) < on_average, (stage, precision)
-            assert norms == pytest.approx(plain_norms, rel=per_norm), (stage, precision)
+            # Single norms of a bf16 run part by chance, and differently on each kind of processor.
+            apart = [abs(a / b - 1) for a, b in zip(norms, plain_norms, strict=True)]
+            assert sum(apart) / len(apart) < norms_on_average, (stage, precision)

@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from engine.console import Console, count, duration
 from engine.metrics import FILE_NAME, Metrics, read
+from tests.conftest import REPOSITORY
+from tests.engine.conftest import environment
 
 STEP = {
     "step": 1200,
@@ -71,6 +75,72 @@ def test_a_source_named_like_markup_is_printed_as_it_is(tmp_path: Path, capsys: 
     metrics.write("source", name="[red]", what="notice", message="[/] closes nothing")
     metrics.close()
     assert "source [red]: [/] closes nothing" in capsys.readouterr().out
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    hostile = "\x1b[31mred\x1b]0;title\x07 \x9b2J \x08\x7f\r\ttabbed\nnext"
+    console = Console()
+    console.say(hostile)
+    console.warn(hostile)
+    console.error(hostile)
+    metrics = Metrics(tmp_path, console, enabled=True)
+    metrics.write("source", name=hostile, what="notice", message=hostile)
+    figures = {"ce": 1.0, "perplexity": 2.7, "bits_per_byte": 1.0, "tokens": 5, "seconds": 0.1, "sources": {}}
+    metrics.write("evaluation", **figures, sample={"prompt": hostile, "text": hostile})
+    shown = capsys.readouterr().out
+    assert shown.count("title") == shown.count("next") == 7
+    assert all(character.isprintable() or character in "\n\t" for character in shown)
+    assert " tabbed" in shown and "\N{REPLACEMENT CHARACTER}[31mred" in shown
+
+
+def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.write_text("of somebody else")
+    folder.mkdir()
+    (folder / FILE_NAME).symlink_to(outside)
+    metrics = Metrics(folder, Console(), enabled=True)
+    metrics.write("step", **STEP)
+    metrics.write("step", **STEP)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert outside.read_text() == "of somebody else"
+    assert shown.count("symbolic link, and none is followed") == 1 and shown.count("1.23M tokens") == 2
+    (folder / FILE_NAME).unlink()
+    metrics.write("step", **STEP)
+    metrics.close()
+    assert len(read(folder)) == 1
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from engine.console import Console
+from engine.metrics import Metrics
+folder = Path(sys.argv[1])
+metrics = Metrics(folder, Console(), enabled=True)
+
+def write(number, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    metrics.write("notice", number=number, text="x" * 100)
+
+write(0, resource.RLIM_INFINITY)
+size = metrics.path.stat().st_size
+for number in (1, 2, 3):
+    write(number, size + 30)  # the system stops the write within the line, as it does on a full disk
+write(4, resource.RLIM_INFINITY)
+for number in (5, 6):
+    write(number, metrics.path.stat().st_size)
+write(7, resource.RLIM_INFINITY)
+metrics.close()
+"""
+
+
+def test_a_full_disk_is_told_once_until_it_works_again_and_spoils_no_later_line(tmp_path: Path):
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
+    )
+    assert run.returncode == 0, run.stderr
+    assert " ".join(run.stdout.split()).count("cannot be written: File too large") == 2, run.stdout
+    assert [event["number"] for event in read(tmp_path)] == [0, 4, 7]
 
 
 @pytest.mark.parametrize(

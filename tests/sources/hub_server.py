@@ -54,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         self.hub.requests.append(f"{self.command} {self.path}")
+        self.hub.authorizations.add(self.headers.get("Authorization"))
         if parts[0] == "api" and parts[1] in ("datasets", "models") and len(parts) >= 4:
             self._api(_name(parts[1], parts[2:4]), parts[4:])
         elif parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
@@ -143,6 +144,7 @@ class HubServer:
         self.gated: set[str] = set()
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.authorizations: set[str | None] = set()
         self.ranges: list[tuple[str, int, int]] = []  # (repository and path, first byte, byte after the last)
         self._replaced: dict[str, list[dict[str, bytes]]] = {}
         self._lock = threading.Lock()

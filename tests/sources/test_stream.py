@@ -189,7 +189,7 @@ class Flaky:
         for document in self.inner.read(shard, cursor):
             if self.documents <= 0 and self.times > 0:
                 self.times -= 1
-                raise SourceError("the connection was lost, token hf_abcdef", transient=self.transient)
+                raise SourceError("the connection was lost, token hf_abcDEF123", transient=self.transient)
             self.documents -= 1
             yield document
 

@@ -1,0 +1,122 @@
+"""What is looked at in a checkpoint file before torch is let near it, and in what torch has read.
+
+torch.load does not check the zip's checksums, and `weights_only=True` still builds whatever its list of harmless types
+allows, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
+torch.save writes and its pickle asks for nothing but tensors, dicts and plain values. What a small file can make this
+process allocate is then bounded by the file's own size.
+"""
+
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_HEADER_BYTES = 30  # of a zip member's local header, its name left out
+# What torch.save writes of tensors, parameters and state dicts; a bytearray or a sparse tensor could have any size.
+_REBUILDERS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    "torch.nn.parameter Parameter",
+}
+_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_WANTED = _REBUILDERS | {f"torch {kind}Storage" for kind in _STORAGES}
+_IMPORTING = {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # opcodes for it that torch.save does not use
+
+
+class SnapshotError(ValueError):
+    """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
+
+
+def vet(path: Path, checksums: bool) -> int:
+    """Return the size of the pickle in `path`, in bytes; nothing is unpickled.
+
+    Raises SnapshotError, in one sentence, unless this is a whole file of the kind that torch.save writes.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise SnapshotError(f"{path}: cannot be opened ({error.strerror}); check the path.") from error
+    if not b"PK\x03\x04".startswith(start):
+        raise SnapshotError(f"{path}: not a checkpoint; give a .pth file written by torch.save.")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise SnapshotError(f"{path}: the checkpoint is cut short or empty; use an older one or a copy.")
+        with zipfile.ZipFile(path) as archive:
+            if oddity := _oddity(archive):
+                raise SnapshotError(
+                    f"{path}: the checkpoint is damaged or not of torch.save's making ({oddity}); use another one."
+                )
+            damaged = archive.testzip() if checksums else None
+            pickled = _pickle_of(archive)
+            unwanted = _imports(pickled) - _WANTED
+    except SnapshotError:
+        raise
+    except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
+        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
+    if damaged is not None:
+        raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
+    if unwanted:
+        raise SnapshotError(
+            f"{path}: the file asks for code to be run ({min(unwanted)!r}) and was refused; "
+            "use a checkpoint of tensors and plain values."
+        )
+    return len(pickled)
+
+
+def vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
+    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and primitives.
+
+    A terabyte can be a view of a single number, and a few lists that hold each other can have no end: a pickle of that
+    many bytes has not more values, unless it is made to.
+    """
+    waiting = [contents]
+    for _ in range(pickle_bytes):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, Tensor):
+            if value.nbytes > value.untyped_storage().nbytes():
+                break
+        elif not isinstance(value, str | int | float | None):
+            break
+    raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
+
+
+def _oddity(archive: zipfile.ZipFile) -> str | None:
+    """What this zip has that torch.save's have not: what would unpack to more than the file holds, or be read in one
+    way here and in another way there."""
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    names = [member.filename for member in members]
+    if any(
+        member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members
+    ):
+        return "compressed members"
+    if len(set(names)) < len(names) or not all(name.isprintable() and ".." not in name.split("/") for name in names):
+        return "hostile member names"
+    ends = [0, *(m.header_offset + _HEADER_BYTES + len(m.filename) + m.compress_size for m in members)]
+    starts = [*(member.header_offset for member in members), archive.start_dir]
+    if starts[0] != 0 or archive.comment or any(start < end for end, start in zip(ends, starts, strict=True)):
+        return "overlapping members"
+    return None
+
+
+def _pickle_of(archive: zipfile.ZipFile) -> bytes:
+    (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+    return archive.read(name)
+
+
+def _imports(pickled: bytes) -> set[str]:
+    """What a pickle would import, as "module name"; nothing is unpickled."""
+    return {
+        argument if opcode.name == "GLOBAL" else opcode.name
+        for opcode, argument, _ in pickletools.genops(pickled)
+        if opcode.name == "GLOBAL" or opcode.name in _IMPORTING
+    }

@@ -1,0 +1,74 @@
+"""Secrets that must never be shown or written down: the hub's tokens, and names and passwords inside addresses.
+
+`redact` is applied where text leaves the program (console, metrics, reasons of failures); `redact_process` sees to what
+other libraries log and to tracebacks.
+"""
+
+import functools
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+
+from huggingface_hub import constants
+
+_PATTERNS = (
+    # Tokens are random: with a capital or a digit, unless they are long. "hf_transfer" is a package.
+    (re.compile(r"hf_(?:(?:oauth|jwt)_[\w.-]+|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{20,})"), "hf_***"),
+    (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
+)
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST = 8  # characters; a shorter value is no token, and may be part of any word
+
+
+def redact(text: str) -> str:
+    """Return `text` with every hub token, this machine's own included, and every login in an address replaced."""
+    for secret in (*map(os.environ.get, _VARIABLES), _stored_token()):
+        if secret and len(secret.strip()) >= _SHORTEST:
+            text = text.replace(secret.strip(), "hf_***")
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def redact_process() -> None:
+    """Redact what this process's libraries log and warn of, and the traceback of what ends it or one of its threads."""
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def redacted_record(*arguments, **options) -> logging.LogRecord:
+        record = make_record(*arguments, **options)
+        try:
+            message = record.getMessage()
+        except Exception:  # arguments that do not fit: logging itself would print them as they are
+            message = f"{record.msg} {record.args}"
+        record.msg, record.args = redact(message), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = _traceback(*record.exc_info)
+        return record
+
+    def tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_type is not SystemExit:
+            name = failed.thread.name if failed.thread else "unknown"
+            print(f"In thread {redact(name)}: {_traceback(*failed[:3])}", file=sys.stderr)
+
+    logging.setLogRecordFactory(redacted_record)
+    warnings.formatwarning = lambda *arguments, **options: redact(format_warning(*arguments, **options))
+    sys.excepthook = lambda *failed: print(_traceback(*failed), file=sys.stderr)
+    threading.excepthook = tell_of_thread
+
+
+@functools.cache
+def _stored_token() -> str | None:
+    """The token of an earlier `hf auth login`, read once: the hub library's own function may ask the network for it."""
+    try:
+        return Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _traceback(*failed) -> str:
+    return redact("".join(traceback.format_exception(*failed))).rstrip()
