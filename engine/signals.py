@@ -165,7 +165,6 @@ class Watch:
     def _end_all(self, ending: Ending) -> NoReturn:
         if self._peers is not None:
             self._peers.tell(ending)
-            time.sleep(TELL_SECONDS / 2)  # the store may be this process's, and they must hear of it
         self._end(ending)
 
     def _end(self, ending: Ending) -> NoReturn:
@@ -173,6 +172,8 @@ class Watch:
         speaker = threading.Thread(target=self._speak, args=(self._sentence(ending),), daemon=True)
         speaker.start()
         speaker.join(PRINT_SECONDS)
+        if self._peers is not None and self._ranks.is_main:
+            time.sleep(TELL_SECONDS / 2)  # the store may be this process's, and the others must hear of it
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
