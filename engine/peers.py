@@ -34,6 +34,9 @@ class Ending:
     lost: int | None = None
 
 
+SOMEBODY_LOST = Ending(f"Another rank was lost ({CLOSED})", RankLost.status)
+
+
 class Peers:
     """The other ranks. All ranks must make one together; `ending` is set once any rank knows of one."""
 
@@ -65,7 +68,7 @@ class Peers:
         deadline = time.monotonic() + 2 * HURRY_SECONDS
         while self.ending is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 5)
-        return self.ending or Ending(f"Another rank was lost ({CLOSED})", RankLost.status)
+        return self.ending or SOMEBODY_LOST
 
     def leave(self) -> None:
         """This rank leaves in order: the others must not take it for lost."""

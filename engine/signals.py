@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from engine.console import Console
 from engine.errors import Interrupted, RankLost
-from engine.peers import TELL_SECONDS, Ending, Peers
+from engine.peers import SOMEBODY_LOST, TELL_SECONDS, Ending, Peers
 from engine.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -58,8 +58,11 @@ class Watch:
         self._before = self._take_signals()
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
         self._thread.start()
-        if ranks.world_size > 1:
-            self._peers = Peers(ranks)
+
+    def meet_peers(self) -> None:
+        """All ranks must call it together."""
+        if self._ranks.world_size > 1:
+            self._peers = Peers(self._ranks)
 
     def training(self, where: Callable[[], str]) -> None:
         """From now on there is something to lose; `where` says how far the run is ("at step 12")."""
@@ -79,13 +82,14 @@ class Watch:
 
     def explain(self, error: Exception) -> Exception:
         """What the user should hear of an error that ends this rank. The others hear of it too, if they wait."""
-        if self._peers is None or isinstance(error, Interrupted):
+        if self._ranks.world_size == 1 or isinstance(error, Interrupted):
             return error
         if not _is_broken_connection(error):
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            self._peers.tell(Ending(f"Rank {self._ranks.rank} has ended ({first_line})", RankLost.status))
+            if self._peers is not None:
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
+                self._peers.tell(Ending(f"Rank {self._ranks.rank} has ended ({first_line})", RankLost.status))
             return error
-        ending = self._peers.find_lost()
+        ending = self._peers.find_lost() if self._peers is not None else SOMEBODY_LOST
         self._choose_speaker(ending)
         return RankLost(self._sentence(ending))
 
@@ -161,7 +165,6 @@ class Watch:
     def _end_all(self, ending: Ending) -> NoReturn:
         if self._peers is not None:
             self._peers.tell(ending)
-            time.sleep(TELL_SECONDS / 2)  # the store may be this process's, and they must hear of it
         self._end(ending)
 
     def _end(self, ending: Ending) -> NoReturn:
@@ -169,6 +172,8 @@ class Watch:
         speaker = threading.Thread(target=self._speak, args=(self._sentence(ending),), daemon=True)
         speaker.start()
         speaker.join(PRINT_SECONDS)
+        if self._peers is not None and self._ranks.is_main:
+            time.sleep(TELL_SECONDS / 2)  # the store may be this process's, and the others must hear of it
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
@@ -198,6 +203,7 @@ def watch(ranks: Ranks, console: Console) -> Iterator[Watch]:
     """
     watching = Watch(ranks, console)
     try:
+        watching.meet_peers()
         yield watching
     except Exception as error:
         told = watching.explain(error)

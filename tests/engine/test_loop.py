@@ -130,15 +130,17 @@ def signal_after(folder: Path, steps: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path, compiled: bool):
+    preset = tiny(train={"compile": compiled})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(tiny(), token_budget=24 * STEP, checkpoint_dir=whole)
+    train(preset, token_budget=24 * STEP, checkpoint_dir=whole)
     for steps in (3, 5):
         signal_after(parts, steps)
         with pytest.raises(Interrupted, match="the next start goes on from there") as caught:
-            train(tiny(), token_budget=24 * STEP, checkpoint_dir=parts)
+            train(preset, token_budget=24 * STEP, checkpoint_dir=parts)
         assert caught.value.status == 143
-    train(tiny(), token_budget=24 * STEP, checkpoint_dir=parts)
+    train(preset, token_budget=24 * STEP, checkpoint_dir=parts)
 
     ours, theirs = (torch.load(folder / CURRENT, weights_only=True) for folder in (parts, whole))
     assert ours["progress"]["step"] == theirs["progress"]["step"] == 24

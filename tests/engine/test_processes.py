@@ -80,7 +80,7 @@ def test_main_under_launchers_trains_saves_on_sigterm_and_resumes(launcher: tupl
     for line in process.stdout:
         lines.append(line)
         if re.match(r"step +\d+ ", line):
-            # To the whole group, as a terminal does: DeepSpeed's runner dies of a SIGTERM without passing it on.
+            # To the whole group, as a terminal does.
             os.killpg(process.pid, signal.SIGTERM)
             break
     rest = process.stdout.read()

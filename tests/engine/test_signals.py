@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from engine import train
-from engine.checkpoints import CheckpointFolder
+from engine.checkpoints import CURRENT, CheckpointFolder
+from engine.errors import Interrupted
 from engine.metrics import read
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment, start_main
@@ -37,7 +40,7 @@ runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
 
 
 class Job:
-    """A start of main.py, by itself or by a launcher; whatever it starts has the same working folder."""
+    """A start of main.py, by itself or by a launcher; whatever it starts works in the same folder."""
 
     def __init__(self, home: Path, process: subprocess.Popen[str]):
         self.home, self.process = home, process
@@ -61,7 +64,8 @@ class Job:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.cwd() == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
+                inside = Path(process.cwd()).is_relative_to(self.home)
+                if inside and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -77,15 +81,13 @@ class Job:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def ends_within(self, seconds: float, since: float) -> float:
-        """Waits until nobody is left; returns the seconds it took."""
+    def ends_within(self, seconds: float, since: float) -> None:
+        """Waits until nobody is left; prints the seconds it took."""
         while self.everybody():
             assert time.monotonic() - since < seconds, [process.cmdline() for process in self.everybody()]
             time.sleep(0.05)
         self.process.wait(5)
-        took = time.monotonic() - since
-        print(f"{took:.1f} s")
-        return took
+        print(f"{time.monotonic() - since:.1f} s")
 
 
 @pytest.fixture
@@ -94,11 +96,7 @@ def start(home: Path) -> Iterator[Callable[..., Job]]:
     jobs = []
 
     def start_job(*launcher: str, answer: str | None = "\n", **sections: dict) -> Job:
-        path = home / "configs" / "00_tiny.json"
-        values = json.loads(path.read_text())
-        for section, changes in sections.items():
-            values[section] = {**values[section], **changes}
-        path.write_text(json.dumps(values))
+        configure(home, **sections)
         job = Job(home, start_main(home, *launcher))
         jobs.append(job)
         if answer is not None:
@@ -113,6 +111,14 @@ def start(home: Path) -> Iterator[Callable[..., Job]]:
     for job in jobs:
         job.kill()
         job.process.wait(10)
+
+
+def configure(home: Path, **sections: dict) -> None:
+    path = home / "configs" / "00_tiny.json"
+    values = json.loads(path.read_text())
+    for section, changes in sections.items():
+        values[section] = {**values[section], **changes}
+    path.write_text(json.dumps(values))
 
 
 def start_ranks(home: Path) -> list[Job]:
@@ -135,6 +141,11 @@ def start_ranks(home: Path) -> list[Job]:
         )
         jobs.append(Job(home, process))
     return jobs
+
+
+@pytest.fixture
+def long_steps(home: Path) -> None:
+    configure(home, train={"accumulation_steps": 4000})
 
 
 @pytest.fixture
@@ -178,16 +189,14 @@ def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path,
 
 
 def test_a_long_step_is_given_up_and_the_step_before_it_is_saved(start, home: Path):
-    job = start(train={"accumulation_steps": 400})
+    job = start(train={"accumulation_steps": 2000})
     job.until(STEP)
     time.sleep(1.0)
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
     rest = job.rest()
-    took = job.ends_within(SECONDS_TO_SAVE, since)
+    job.ends_within(SECONDS_TO_SAVE, since)
     assert job.process.returncode == 143 and "SIGTERM at step 1;" in rest, job.output
-    step_seconds = next(512 * 200 / e["tokens_per_second"] for e in read(home / "checkpoints") if e["event"] == "step")
-    assert took < step_seconds, "it waited for the step"
     assert saved_steps(home) == 1
 
 
@@ -233,14 +242,12 @@ def test_before_the_first_step_is_done_a_signal_leaves_at_once(start, home: Path
 
 
 @pytest.mark.slow
-def test_during_compilation_a_signal_leaves_at_once(start):
-    job = start(
-        train={"compile": True},
-        model={"hidden_size": 64, "num_layers": 6},
-    )
-    job.until("Compiling the model")
-    time.sleep(6.0)
-    assert len(job.everybody()) > 1, "processes that compile"
+def test_during_compilation_a_signal_leaves_at_once(start, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "compiled"))
+    job = start(train={"compile": True}, model={"hidden_size": 64, "num_layers": 6})
+    job.until("^Run 1 of tiny")
+    while len(job.everybody()) == 1:  # until a C++ compiler runs
+        time.sleep(0.1)
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
     rest = job.rest()
@@ -283,17 +290,26 @@ def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: s
     assert saved_steps(home) == reported_steps(home)
 
 
+def test_before_the_first_step_a_signal_to_one_rank_ends_all_at_once(long_steps, two_ranks: list[Job], home: Path):
+    two_ranks[0].until("^Run 1 of tiny")
+    since = time.monotonic()
+    two_ranks[1].process.send_signal(signal.SIGTERM)
+    rest = two_ranks[0].rest()
+    two_ranks[0].ends_within(SECONDS_AT_ONCE, since)
+    assert [job.process.wait() for job in two_ranks] == [143, 143]
+    assert "SIGTERM before the first step; there was nothing to save." in rest and "Traceback" not in rest
+    assert not two_ranks[1].rest(), "rank 0 speaks"
+
+
 def test_ranks_give_up_a_long_step_together(start, home: Path):
-    job = start(sys.executable, *TORCHRUN, train={"accumulation_steps": 300})
+    job = start(sys.executable, *TORCHRUN, train={"accumulation_steps": 1500})
     job.until(STEP)
     time.sleep(1.0)
     since = time.monotonic()
     job.rank(1).send_signal(signal.SIGTERM)
     rest = job.rest()
-    took = job.ends_within(SECONDS_TO_SAVE, since)
+    job.ends_within(SECONDS_TO_SAVE, since)
     assert "SIGTERM at step 1;" in rest, rest
-    step_seconds = next(300 * 512 / e["tokens_per_second"] for e in read(home / "checkpoints") if e["event"] == "step")
-    assert took < step_seconds, "they waited for the step"
     assert saved_steps(home) == 1
 
 
@@ -387,6 +403,37 @@ def test_the_second_signal_leaves_at_once_when_a_rank_holds_up_the_save(two_rank
 
 
 # As a library
+
+
+def test_a_step_given_up_leaves_no_trace(tiny, tmp_path: Path):
+    """Not in the losses by which sources and rows are weighed either."""
+    auxiliary = {
+        "enable_adaptive_sources": True,
+        "adaptive_interval_tokens": 3 * 40 * 256,
+        "enable_curriculum": True,
+        "curriculum_burn_in_tokens": 0,
+        "curriculum_interval_tokens": 3 * 40 * 256,
+    }
+    preset = tiny(train={"accumulation_steps": 40, "eval_interval_tokens": 10**7}, auxiliary=auxiliary)
+    whole, parts, budget = tmp_path / "whole", tmp_path / "parts", 8 * 40 * 256
+    train(preset, token_budget=budget, checkpoint_dir=whole)
+    seconds_per_step = next(40 * 256 / e["tokens_per_second"] for e in read(whole) if e["event"] == "step")
+
+    def interrupt() -> None:
+        while sum(event["event"] == "step" for event in read(parts)) < 4:
+            time.sleep(0.01)
+        time.sleep(seconds_per_step / 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted):
+        train(preset, token_budget=budget, checkpoint_dir=parts)
+    train(preset, token_budget=budget, checkpoint_dir=parts)
+    ours, theirs = (CheckpointFolder(folder).newest() for folder in (parts, whole))
+    assert ours.snapshot.progress["step"] == theirs.snapshot.progress["step"] == 8
+    assert ours.data == theirs.data
+    weights = [torch.load(folder / CURRENT, weights_only=True)["model"] for folder in (parts, whole)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 
 
 def test_train_undoes_everything_and_works_outside_the_main_thread(tiny, tmp_path: Path):
