@@ -174,7 +174,7 @@ def reported_steps(home: Path) -> int:
 # One process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path, number: signal.Signals):
     job = start(data={"num_workers": 2})
     job.until(STEP)
@@ -200,6 +200,7 @@ def test_a_long_step_is_given_up_and_the_step_before_it_is_saved(start, home: Pa
     assert saved_steps(home) == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_given_up(start, home: Path):
     job = start(
         model={"hidden_size": 256, "num_layers": 4, "num_heads": 4, "seq_length": 128},
@@ -278,7 +279,7 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
 # Several
 
 
-@pytest.mark.parametrize("target", ["one rank", "the launcher"])
+@pytest.mark.parametrize("target", ["one rank", pytest.param("the launcher", marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: str):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
     job.until(STEP)
@@ -301,6 +302,7 @@ def test_before_the_first_step_a_signal_to_one_rank_ends_all_at_once(long_steps,
     assert not two_ranks[1].rest(), "rank 0 speaks"
 
 
+@pytest.mark.slow
 def test_ranks_give_up_a_long_step_together(start, home: Path):
     job = start(sys.executable, *TORCHRUN, train={"accumulation_steps": 1500})
     job.until(STEP)
@@ -337,6 +339,7 @@ def test_a_deepspeed_runner_that_dies_leaves_no_ranks_behind(start, home: Path):
     assert saved_steps(home) == reported_steps(home)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_under_a_launcher_ends_all(start, home: Path):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
     job.until(STEP)
@@ -349,7 +352,7 @@ def test_a_rank_killed_under_a_launcher_ends_all(start, home: Path):
     assert saved_steps(home) == 0
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_other_with_a_sentence(two_ranks: list[Job], lost: int):
     two_ranks[0].until(STEP)
     since = time.monotonic()
@@ -360,7 +363,7 @@ def test_a_killed_rank_ends_the_other_with_a_sentence(two_ranks: list[Job], lost
     assert f"Rank {lost} was lost (its connection closed) at step" in rest and "Traceback" not in rest, rest
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks: list[Job], lost: int):
     two_ranks[0].until(STEP)
     since = time.monotonic()
@@ -374,6 +377,7 @@ def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks: list[Job], 
     assert two_ranks[lost].process.wait(SECONDS_TO_SAVE) == 7
 
 
+@pytest.mark.slow
 def test_a_job_that_was_stopped_as_a_whole_goes_on(two_ranks: list[Job]):
     """Ctrl-Z, and fg after longer than a rank is missed."""
     two_ranks[0].until(STEP)
@@ -386,6 +390,7 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(two_ranks: list[Job]):
     assert [job.process.wait(SECONDS_TO_SAVE) for job in two_ranks] == [143, 143]
 
 
+@pytest.mark.slow
 def test_the_second_signal_leaves_at_once_when_a_rank_holds_up_the_save(two_ranks: list[Job], home: Path):
     two_ranks[0].until(STEP)
     two_ranks[1].process.send_signal(signal.SIGSTOP)
