@@ -47,6 +47,12 @@ class Trial:
         return read_log(Path(self.job.record, "calls.log"))
 
     @property
+    def stuck(self) -> bool:
+        """Whether a rename onto one of the three names was made, and later ones were refused."""
+        renames = [call.result for call in self.calls if call.kind == "rename" and call.new_path.name in NAMES]
+        return 0 in renames and None in renames[renames.index(0) :]
+
+    @property
     def saves(self) -> list[dict[str, Any]]:
         """What the run recorded of its saves: lines with `event` begin, end or failed, and `step`."""
         return [line for line in read_record(self.job) if "step" in line]

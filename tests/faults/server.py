@@ -9,6 +9,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 from tests import faults
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment
@@ -55,7 +57,6 @@ def torchrun(job: Job) -> Outcome:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     killer, hung = Killer(job), False
     while launcher.poll() is None:
@@ -65,6 +66,8 @@ def torchrun(job: Job) -> Outcome:
                 os.kill(pids[rank], signal.SIGKILL)
         if time.monotonic() - begin > job.timeout and not hung:
             hung = True
-            os.killpg(launcher.pid, signal.SIGKILL)
+            ranks = psutil.Process(launcher.pid).children(recursive=True)  # in sessions of their own
+            for process in [launcher, *ranks]:
+                process.kill()
         time.sleep(0.01)
     return Outcome([launcher.returncode], time.monotonic() - begin, hung)
