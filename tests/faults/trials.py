@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import metrics
-from engine.checkpoints import CURRENT, PREV, PREV2
+from engine.checkpoints import CURRENT, PREV
 from tests.faults import CHANGES, GROWTH, Action, Call
 from tests.faults.lineage import NAMES, STEPS, Lineage, Trial, duplicate, lose_unsynced
 
@@ -131,11 +131,9 @@ def disk_fails(lineage: Lineage, folder: Path | None = None, **fault: Any) -> li
 
 
 def _only_the_oldest_is_gone(files: dict[str, str], after: dict[str, str]) -> bool:
-    """Whether the newest snapshot stands where it stood, each name still has one of the three, and only the oldest of
-    them and nothing else is missing."""
+    """Whether nothing but the three names has changed, and the two newest of the snapshots still have one."""
     moved = [name for name in files if after.get(name) != files[name]]
-    there = {after.get(name) for name in NAMES}
-    return set(moved) <= {PREV, PREV2} and {files[CURRENT], files[PREV]} <= there <= {files[name] for name in NAMES}
+    return set(moved) <= set(NAMES) and {files[CURRENT], files[PREV]} <= {after.get(name) for name in NAMES}
 
 
 def disk_errors(calls: list[Call]) -> Iterator[dict[str, Any]]:
