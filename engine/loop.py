@@ -138,7 +138,8 @@ class Run:
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
                 next_evaluation += interval
-            if agreed.save and not self.guard.skipped_in_a_row:  # not a generation that may be of no use
+            # Not a generation that may be of no use, nor one that looks finished and has no final evaluation.
+            if agreed.save and not self.guard.skipped_in_a_row and self.progress.tokens_in_run < self.token_budget:
                 self.saving.save()
         if self.tally.steps:
             self._report()
