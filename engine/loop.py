@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from engine import machine, zero
 from engine.checkpoints import CheckpointFolder
+from engine.compiling import choose_compile
 from engine.console import Console, count
 from engine.curriculum import Curriculum
 from engine.errors import Diverged, Interrupted, SourcesFailed
@@ -76,8 +77,8 @@ class Run:
         self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
         zero.load_optimizer_state(self.engine, beginning.optimizer, ranks)
-        self.compiled = machine.choose_compile(preset.train.compile, ranks, console)
-        if self.compiled:
+        self.compiling = choose_compile(preset.train.compile, ranks, console)
+        if self.compiling:
             self.engine.compile()
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
@@ -98,7 +99,7 @@ class Run:
         self.reported_at = time.monotonic()
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
-        if self.compiled:
+        if self.compiling:
             self._compile_evaluation()
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
@@ -128,6 +129,8 @@ class Run:
             self._tell_verdict(step)
             self._advance(batch, step)
             self.stop.training(lambda: f"at step {self.progress.step:,}")
+            if self.compiling:
+                self.compiling.done()
             self.step_seconds = time.monotonic() - before
             self.train_seconds += self.step_seconds
             self.tally.waited(waited, self.step_seconds)
@@ -161,6 +164,8 @@ class Run:
         self.saving.close()
         self.feed.close()
         self.engine.destroy()
+        if self.compiling:
+            self.compiling.close()
 
     # One step
 
@@ -367,7 +372,7 @@ class Run:
             "global_batch_tokens": global_batch * preset.model.seq_length,
             "held_out_tokens": int((self.held_out.labels != -100).sum()),
             "precision": "bf16" if self.bf16 else "fp32",
-            "compiled": self.compiled,
+            "compiled": self.compiling is not None,
             "lanes": self.feed.num_lanes,
             "rows_per_pass": self.places,
             "data_workers": self.feed.num_workers,

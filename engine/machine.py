@@ -1,4 +1,4 @@
-"""What this machine can do: native bf16, a working compiler, speed, memory. Found out once, agreed on, said aloud."""
+"""What this machine can do: native bf16, speed, memory. Found out once, agreed on, said aloud."""
 
 import os
 import time
@@ -7,7 +7,6 @@ import psutil
 import torch
 
 from engine.console import Console
-from engine.errors import PresetError
 from engine.ranks import Ranks
 
 
@@ -19,23 +18,6 @@ def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
     return asked == "bf16" or (asked == "auto" and native)
 
 
-def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> bool:
-    """Whether to compile the model, the same on every rank; `asked` is train.compile.
-
-    Raises PresetError where it is asked for without an "auto" and does not work.
-    """
-    if asked is False:
-        return False
-    problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
-    if problems and asked is True:
-        raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
-    if problems:
-        console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
-        return False
-    console.say("Compiling the model; the first step takes a while.")
-    return True
-
-
 def native_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 in hardware. Where it is emulated, bf16 is tens of times slower than fp32."""
     if device.type == "cuda":
@@ -43,23 +25,6 @@ def native_bf16(device: torch.device) -> bool:
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     checks = [getattr(torch.cpu, name, None) for name in names]
     return any(check() for check in checks if check is not None)
-
-
-def compiler_problem(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used here, or None. Compiles a small function, since only that tells for certain."""
-
-    def tiny(x: torch.Tensor) -> torch.Tensor:
-        return (x * 2).relu().sum()
-
-    try:
-        # A shape of its own keeps this out of the way of the model's compilation.
-        torch.compile(tiny)(torch.ones(7, 11, device=device))
-    except Exception as error:  # whatever goes wrong in a foreign compiler, training goes on without it
-        reason = str(error).strip().splitlines()
-        return reason[0][:160] if reason else type(error).__name__
-    finally:
-        torch._dynamo.reset()
-    return None
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:

@@ -256,6 +256,10 @@ def test_during_compilation_a_signal_leaves_at_once(start, home: Path, monkeypat
     assert job.process.returncode == 143
     assert "SIGTERM before the first step" in rest and "Traceback" not in rest
 
+    job = start(train={"compile": True}, model={"hidden_size": 64, "num_layers": 6})
+    job.until(STEP)  # what a killed compiler left behind is not used
+    assert "uncompiled" not in job.output
+
 
 def test_the_second_signal_leaves_at_once(start, home: Path):
     """In mid-pass of stage 3, which is not given up, so the first one has to wait."""
