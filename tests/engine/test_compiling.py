@@ -1,4 +1,4 @@
-"""The cache of compiled code: begun anew after a kill, left alone while others use it. test_signals.py kills a compiler."""
+"""The cache of compiled code: begun anew after a kill, left alone while others use it."""
 
 import fcntl
 import os
