@@ -65,7 +65,8 @@ def look(folder: Path) -> Seen:
             found = _verified(path, records)
         except SnapshotError as error:
             seen.names[name] = None
-            seen.notes.append(str(error))
+            if name != MIRROR or not _is_same(path, folder / CURRENT):  # whose damage was told
+                seen.notes.append(f"{str(error).split(';')[0].rstrip('.')}.")  # what to do about it is done here
             continue
         if found.sha256 not in seen.names.values():
             seen.found.append(found)
@@ -141,6 +142,13 @@ def _verified(path: Path, records: dict[str, Record]) -> Found:
         if record and record.generation in {known.generation for known in records.values()}:
             raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
     return Found(path, sha256, record)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def _sha256(path: Path, folder: Path) -> str:
