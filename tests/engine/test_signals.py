@@ -287,6 +287,7 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
 def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: str):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
     job.until(STEP)
+    job.until(STEP)  # so that the first one is done on all ranks
     since = time.monotonic()
     (job.rank(1) if target == "one rank" else job.process).send_signal(signal.SIGTERM)
     rest = job.rest()
@@ -322,6 +323,7 @@ def test_ranks_give_up_a_long_step_together(start, home: Path):
 def test_a_launcher_that_is_killed_leaves_no_ranks_behind(start, home: Path):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
     job.until(STEP)
+    job.until(STEP)  # so that the first one is done on all ranks
     since = time.monotonic()
     job.process.kill()
     rest = job.rest()
