@@ -86,9 +86,11 @@ def count(number: float) -> str:
 def _step(event: dict[str, Any]) -> str:
     sources = " ".join(f"{escape(name)} {loss:.3f}" for name, loss in event["sources"].items())
     several = f" ({sources})" if len(event["sources"]) > 1 else ""
+    figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
+    ahead = f"  ahead ({figures})" if figures else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
-        f"loss [bold]{event['loss']:.4f}[/]{several}  {count(event['tokens_per_second'])} tok/s  "
+        f"loss [bold]{event['loss']:.4f}[/]{several}{ahead}  {count(event['tokens_per_second'])} tok/s  "
         f"lr {event['lr']:.2e}  grad {event['grad_norm']:.2f}  data wait {event['data_wait']:.1%}  "
         f"ETA {duration(event['eta_seconds'])}"
     )

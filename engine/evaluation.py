@@ -20,7 +20,7 @@ from engine import durable, zero
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model import container
-from model.config import ModelConfig
+from model.config import AuxiliaryConfig, ModelConfig
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
 from model.vetting import SnapshotError
@@ -113,6 +113,7 @@ def evaluate(
 def write_sample(
     engine: deepspeed.DeepSpeedEngine,
     config: ModelConfig,
+    auxiliary: AuxiliaryConfig,
     held_out: HeldOut,
     tokenizer: TextTokenizer,
     step: int,
@@ -129,7 +130,7 @@ def write_sample(
         return None
     if partitioned:  # stage 3's hooks take the weights away again after each layer, so a copy writes
         with torch.random.fork_rng():
-            model = TransformerLM(config, tokenizer.vocab_size).to(ranks.device)
+            model = TransformerLM(config, tokenizer.vocab_size, auxiliary).to(ranks.device)
         model.load_state_dict(weights)
     prompt = beginnings[step % len(beginnings)]
     writer = LanguageModel(model, tokenizer.to_json(), tokenizer.eos_id)

@@ -31,7 +31,8 @@ from engine.resume import Beginning
 from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.signals import Abandoned, Watch
-from engine.step import StepResult, Tally, mean_losses, train_step
+from engine.step import StepResult, Tally, mean_figures, mean_losses, train_step
+from model.latent import LookAhead, LookAheadSampler
 from model.snapshot import Snapshot
 from sources.loader import Batch
 from sources.registry import AllSourcesFailed
@@ -84,6 +85,9 @@ class Run:
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
         if self.curriculum and (beginning.data_state or {}).get("curriculum"):
             self.curriculum.load(beginning.data_state["curriculum"])
+        self.sampler = None  # of what the latent core looks ahead at, where there is one
+        if preset.auxiliary.looks_ahead:
+            self.sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, preset.train.seed)
         self.feed = Feed(preset, beginning, ranks, metrics)
         interval = preset.train.save_interval_minutes
         self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, beginning.saved)
@@ -123,6 +127,7 @@ class Run:
                     self._each_pass if agreed.long_step or self.ranks.world_size == 1 else iter,
                     document_mask=self.preset.data.document_mask,
                     curriculum=self.curriculum,
+                    look_ahead=self._look_ahead(batch),
                 )
             except Abandoned:
                 continue  # the next agreement leaves, with the step before
@@ -213,6 +218,17 @@ class Run:
             continued=self.progress.run > 1,
         )
 
+    def _look_ahead(self, batch: Batch) -> list[LookAhead] | None:
+        """What each pass of `batch` draws for the latent core; None without one."""
+        if self.sampler is None:
+            return None
+        # The weights warm up once in a lineage: the parts that a later run continues are trained.
+        progress = 1.0 if self.progress.run > 1 else self.progress.tokens_in_run / self.token_budget
+        return [
+            self.sampler.draw(segment_ids, progress, batch.number, self.ranks.rank, number)
+            for number, segment_ids in enumerate(batch.segment_ids)
+        ]
+
     def _tell_verdict(self, step: StepResult) -> None:
         """Writes down a spike or a skipped step, by the number of the step that it is or would have been."""
         said = {"step": self.progress.step + 1, "loss": step.loss, "grad_norm": step.grad_norm}
@@ -263,7 +279,7 @@ class Run:
             data_wait=self.tally.wait_seconds / max(self.tally.seconds, 1e-9),
             eta_seconds=max(0, self.token_budget - self.progress.tokens_in_run) / max(rate, 1e-9),
             sources={name: value for name, value in zip(names, by_source, strict=True) if value is not None},
-            auxiliary={},
+            auxiliary=mean_figures(self.tally.auxiliary),
             steps=self.tally.steps,
         )
         self.tally.reset()
@@ -279,9 +295,8 @@ class Run:
         if not math.isfinite(figures["ce"]):
             self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
-        sample = write_sample(
-            self.engine, self.model_config, self.held_out, self.tokenizer, self.progress.step, self.ranks
-        )
+        shape = (self.model_config, self.preset.auxiliary)
+        sample = write_sample(self.engine, *shape, self.held_out, self.tokenizer, self.progress.step, self.ranks)
         self.metrics.write("evaluation", step=self.progress.step, **figures, sample=sample)
 
     def _compile_evaluation(self) -> None:

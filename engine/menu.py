@@ -199,7 +199,8 @@ def _on_paper(preset: Preset) -> TransformerLM:
     """The preset's model without memory for its weights, for counting."""
     spec = preset.data.tokenizer
     with torch.device("meta"):
-        return TransformerLM(preset.model, spec.train_bpe if isinstance(spec, TrainBPE) else USUAL_VOCABULARY)
+        vocab_size = spec.train_bpe if isinstance(spec, TrainBPE) else USUAL_VOCABULARY
+        return TransformerLM(preset.model, vocab_size, preset.auxiliary)
 
 
 def _seconds_per_run(preset: Preset, model: TransformerLM, rate: float, checkpoint_dir: Path) -> float:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from engine.errors import PresetError
 from model.config import AuxiliaryConfig, ModelConfig
+from model.latent import require_room
 from sources.config import DataConfig
 from sources.redact import redact
 
@@ -79,6 +80,12 @@ class Preset(BaseModel):
                 'auxiliary.enable_adaptive_sources has no effect with data.mix_strategy "sequential"; '
                 'set the latter to "weighted" or the former to false.'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _require_room_to_look_ahead(self) -> "Preset":
+        if self.auxiliary.looks_ahead:
+            require_room(self.auxiliary, self.model.seq_length)
         return self
 
 

@@ -110,7 +110,7 @@ def begin(
     tokenizer = _tokenizer(preset, restored, opened, cache, ranks, console)
     config = preset.model.model_copy(update={"seq_length": found["seq_length"]})
     torch.manual_seed(preset.train.seed)
-    model = TransformerLM(config, tokenizer.vocab_size)
+    model = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
     message = None
     if restored is not None:
         lost = metrics.tokens_reached(folder.folder) - found["progress"]["tokens_total"]

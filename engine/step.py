@@ -1,7 +1,7 @@
 """What one optimizer step does, whether it is made at all, and what is counted on the way."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import deepspeed
@@ -11,6 +11,7 @@ from engine import zero
 from engine.curriculum import Curriculum
 from engine.guard import Guard, Verdict
 from engine.ranks import Ranks
+from model.latent import FIGURES, LookAhead
 from sources.loader import Batch
 
 UNIT = 2.0**-20  # nats
@@ -23,6 +24,7 @@ class StepResult:
 
     loss: float  # nats per label
     loss_sums: torch.Tensor  # (2, sources) int64: NLL in units of UNIT nats, and labels; zeros where it was skipped
+    auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the latent core's figures, and what they are over; likewise
     grad_norm: float | None  # before clipping; None where the loss alone decided
     verdict: Verdict
     skipped: bool  # neither weights nor moments have changed
@@ -40,26 +42,30 @@ def train_step(
     *,
     document_mask: bool = False,
     curriculum: Curriculum | None = None,
+    look_ahead: Sequence[LookAhead] | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's share and, unless `guard` refuses the loss or the gradient is not finite on
-    some rank, the optimizer's step. With a `curriculum` rows count by how hard they are. `each_pass` hands on the
-    passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
+    some rank, the optimizer's step. With a `curriculum` rows count by how hard they are; `look_ahead` is what each
+    pass draws for the latent core, whose objectives join the gradient but not the loss that is judged. `each_pass`
+    hands on the passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
 
     The gradient is that of the mean over all `labels_in_step` labels, whichever rank and pass they are in: DeepSpeed
     divides by the passes and averages over ranks, so each sum is scaled by both over the number of labels.
     """
     scale = len(batch.input_ids) * ranks.world_size / labels_in_step
     losses = SourceLosses(num_sources, ranks.device)
+    figures: list[torch.Tensor] = []  # of each pass, (FIGURES, 2)
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
-    for tensors in each_pass(zip(*passes, strict=True)):
+    for number, tensors in enumerate(each_pass(zip(*passes, strict=True))):
         input_ids, labels, segment_ids, source_ids = (tensor.to(ranks.device, non_blocking=True) for tensor in tensors)
-        segment_ids = segment_ids if document_mask else None
-        if curriculum is None:
-            loss_sum, token_nll = engine(input_ids, labels, segment_ids)
-        else:
-            difficulty, temperature = curriculum.thresholds, curriculum.temperature
-            loss_sum, token_nll = engine(input_ids, labels, segment_ids, difficulty, temperature)
+        options = {}
+        if curriculum is not None:
+            options |= {"difficulty": curriculum.thresholds, "curriculum_temperature": curriculum.temperature}
+        if look_ahead is not None:
+            options["look_ahead"] = look_ahead[number].to(ranks.device)
+        loss_sum, token_nll, *told = engine(input_ids, labels, segment_ids if document_mask else None, **options)
         engine.backward(loss_sum * scale)
+        figures += told
         if curriculum is not None:
             curriculum.add(token_nll, labels)
         losses.add(token_nll, labels, source_ids)
@@ -74,7 +80,12 @@ def train_step(
         grad_norm = zero.step(engine, clip)
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
-    return StepResult(loss, torch.zeros_like(loss_sums) if skipped else loss_sums, grad_norm, verdict, skipped)
+    auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
+    if figures and not skipped:
+        auxiliary = ranks.sum_tensor(torch.stack(figures).sum(0, dtype=torch.float64).cpu())
+    if skipped:
+        loss_sums = torch.zeros_like(loss_sums)
+    return StepResult(loss, loss_sums, auxiliary, grad_norm, verdict, skipped)
 
 
 class SourceLosses:
@@ -107,21 +118,29 @@ def mean_losses(loss_sums: torch.Tensor) -> tuple[float, list[float | None]]:
     return (nll.sum() * UNIT / labels.sum()).item(), by_source
 
 
+def mean_figures(auxiliary: torch.Tensor) -> dict[str, float]:
+    """The means of StepResult's `auxiliary` by name; a figure that is over nothing has none."""
+    return {name: total / number for name, (total, number) in zip(FIGURES, auxiliary.tolist(), strict=True) if number}
+
+
 class Tally:
     """What is counted since the last report, over all ranks; a skipped step only takes time."""
 
     def __init__(self, num_sources: int):
         self.loss_sums = torch.zeros(2, num_sources, dtype=torch.int64)
+        self.auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
         self.reset()
 
     def reset(self) -> None:
         self.loss_sums.zero_()
+        self.auxiliary.zero_()
         self.steps = self.tokens = 0
         self.grad_norm: float | None = None  # of the latest step
         self.seconds = self.wait_seconds = 0.0
 
     def add(self, step: StepResult) -> None:
         self.loss_sums += step.loss_sums
+        self.auxiliary += step.auxiliary
         self.steps += 1
         self.tokens += int(step.loss_sums[1].sum())
         self.grad_norm = step.grad_norm

@@ -4,6 +4,8 @@ Both are frozen and refuse unknown keys; types are strict, because a preset is J
 The vocabulary is no key of a preset: it follows from the tokenizer and is handed to the model beside its configuration.
 """
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -40,8 +42,7 @@ class ModelConfig(BaseModel):
 
 
 class AuxiliaryConfig(BaseModel):
-    """What changes the objective or its weights, all of it off by default; a switch that nothing answers to yet is
-    refused."""
+    """What changes the objective or its weights, all of it off by default."""
 
     model_config = _STRICT
 
@@ -56,9 +57,22 @@ class AuxiliaryConfig(BaseModel):
     value_weight: float = Field(0.1, ge=0.0)
     dynamics_weight: float = Field(0.1, ge=0.0)
     span_contrastive_weight: float = Field(0.1, ge=0.0)
+    policy_detach_trunk: bool = False
+    value_detach_trunk: bool = True
+    dynamics_detach_trunk: bool = False
+    span_contrastive_detach_trunk: bool = False
+    auxiliary_warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+
+    rollout_depth: int = Field(3, ge=1, le=3)
+    # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
+    rollout_row_fraction: float = Field(0.25, gt=0.0, le=1.0)
+    policy_position_fraction: float = Field(0.125, gt=0.0, le=1.0)
+    value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 16, 64), strict=False)
+    span_length: int = Field(8, ge=1)
     span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)
     span_contrastive_temperature: float = Field(0.1, gt=0.0)
     span_l2_normalize: bool = True
+
     adaptive_interval_tokens: int = Field(1_000_000, ge=1)
     adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0)
     adaptive_max_weight: float = Field(2.0, ge=1.0)
@@ -67,11 +81,31 @@ class AuxiliaryConfig(BaseModel):
     curriculum_burn_in_tokens: int = Field(5_000_000, ge=0)
     curriculum_interval_tokens: int = Field(1_000_000, ge=1)
 
-    @field_validator("enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive")
+    @field_validator("policy_position_fraction")
     @classmethod
-    def _refuse_what_is_not_here(cls, enabled: bool) -> bool:
-        if enabled:
+    def _positions_lie_in_rolled_out_rows(cls, fraction: float, info: ValidationInfo) -> float:
+        rows = info.data.get("rollout_row_fraction", 1.0)  # absent when it was refused itself
+        if fraction > rows:
             raise PydanticCustomError(
-                "not_in_this_version", "this look-ahead module is not part of this version yet; set it to false."
+                "policy_position_fraction",
+                "{fraction} of all positions cannot lie in rollout_row_fraction {rows} of the rows; "
+                "lower it or raise rollout_row_fraction.",
+                {"fraction": fraction, "rows": rows},
             )
-        return enabled
+        return fraction
+
+    @field_validator("value_horizons")
+    @classmethod
+    def _horizons_ascend(cls, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        if not horizons or list(horizons) != sorted(set(horizons)):
+            raise PydanticCustomError(
+                "value_horizons",
+                "{horizons} is no list of ascending numbers of tokens; give one or more, the smallest first.",
+                {"horizons": str(list(horizons))},
+            )
+        return horizons
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether any part of the latent core is on."""
+        return self.enable_policy or self.enable_value or self.enable_dynamics or self.enable_span_contrastive

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
@@ -148,8 +147,8 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
     try:
         config = dict(contents.config)
         vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
-        model = TransformerLM(ModelConfig(**config), vocab_size)
-    except (KeyError, TypeError, ValidationError) as error:
+        model = TransformerLM(ModelConfig(**config), vocab_size, contents.auxiliary())
+    except (KeyError, TypeError, ValueError) as error:
         raise snapshot.SnapshotError(
             f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
         ) from error

@@ -33,12 +33,22 @@ def linear_cross_entropy(
     """
     constants = [tensor for tensor in (bias, token_weights) if tensor is not None]
     assert not any(tensor.requires_grad for tensor in constants), "constants here; their gradients are not computed"
-    device_type = hidden.device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
+    dtype = matmul_dtype(hidden)
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients)
     return loss_sum, token_nll.detach()
+
+
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on, else that of `hidden`; an opaque operator has to be told."""
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+
+
+def chunk_tokens(weight: Tensor) -> int:
+    """How many tokens' logits over the head `weight` (V, D) are held at a time."""
+    chunk_bytes = CPU_CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(1, chunk_bytes // (4 * len(weight)))
 
 
 @torch.library.custom_op("forethought::linear_cross_entropy", mutates_args=())
@@ -56,8 +66,7 @@ def _fused(
     token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
     grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
-    chunk_bytes = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else GPU_CHUNK_BYTES
-    chunk = max(1, chunk_bytes // (4 * len(weight)))
+    chunk = chunk_tokens(weight)
     with torch.autocast(hidden.device.type, enabled=False):
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         low_bias = None if bias is None else bias.to(dtype)

@@ -4,6 +4,7 @@ A snapshot is one file of tensors and primitives (container.py) that needs no un
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model import container
-from model.config import ModelConfig
+from model.config import AuxiliaryConfig, ModelConfig
 from model.positions import extended_rows
 from model.transformer import TransformerLM
 from model.vetting import SnapshotError
@@ -33,6 +34,15 @@ class Snapshot:
     tokenizer: str | None  # tokenizer.json
     preset: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+
+    def auxiliary(self) -> AuxiliaryConfig:
+        """The preset's section that says which parts of the latent core the model has; none where there is no preset.
+
+        Raises pydantic's ValidationError for a value that cannot be used.
+        """
+        known = AuxiliaryConfig.model_fields.keys()
+        section = self.preset.get("auxiliary") or {}
+        return AuxiliaryConfig(**{key: value for key, value in section.items() if key in known})
 
 
 @dataclass
@@ -61,6 +71,8 @@ class LoadReport:
 
 
 def _few(names: list[str]) -> str:
+    """The first of them in a sentence; a part of the latent core is one thing there, however many tensors it has."""
+    names = list(dict.fromkeys(re.sub(r"^(latent\.\w+)\..*", r"\1", name) for name in names))
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 

@@ -7,7 +7,8 @@ Notable here
 - forward goes from hidden states to the loss without whole-batch logits (objectives.py); logits() is for decoding.
 - What can be computed again (masks, position ids, the output bias) is never in the state dict.
 - With dropout 0 forward draws no random number.
-- What is off costs nothing: without segment_ids no mask is built, without difficulty the head is read once.
+- What is off costs nothing: without segment_ids no mask is built, without difficulty the head is read once, and without
+  a part of the latent core there is none; its weights are drawn after the trunk's, which keep theirs.
 """
 
 import math
@@ -18,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
-from model.config import ModelConfig
+from model.config import AuxiliaryConfig, ModelConfig
 from model.curriculum import row_losses, row_weights
-from model.objectives import linear_cross_entropy
+from model.latent.core import LatentCore
+from model.latent.look_ahead import OBJECTIVES, LookAhead
+from model.latent.span import SPAN_LAYER
+from model.objectives import IGNORE_INDEX, linear_cross_entropy
 from model.positions import LearnedPositions
 
 VOCAB_MULTIPLE = 64
@@ -29,6 +33,12 @@ VOCAB_MULTIPLE = 64
 class TrainingOutput(NamedTuple):
     loss_sum: Tensor  # scalar fp32: (weighted) sum of the NLLs (nats) over labels that are not -100; differentiable
     token_nll: Tensor  # (B, T) fp32, detached, never weighted; 0 where the label is -100
+
+
+class LookAheadOutput(NamedTuple):
+    loss_sum: Tensor  # as above, plus the weighted means of the auxiliary objectives, each times the number of labels
+    token_nll: Tensor  # as above
+    auxiliary: Tensor  # (len(FIGURES), 2) fp32, detached: sums, and what they are over; their quotients are the means
 
 
 class MLP(nn.Module):
@@ -59,10 +69,18 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-class TransformerLM(nn.Module):
-    """A decoder-only language model over `vocab_size` token ids (B, T), T <= config.seq_length."""
+class States(NamedTuple):
+    final: Tensor  # (B, T, D), normalised: what the head reads
+    second_layer: Tensor  # (B, T, D), not normalised; the only layer's, where there is but one
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+
+class TransformerLM(nn.Module):
+    """A decoder-only language model over `vocab_size` token ids (B, T), T <= config.seq_length.
+
+    With `auxiliary` it has those parts of the latent core that are switched on there.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig | None = None):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -82,14 +100,19 @@ class TransformerLM(nn.Module):
             output_bias[vocab_size:] = -torch.inf
         self.register_buffer("output_bias", output_bias, persistent=False)
         self.register_buffer("causal_mask", causal_mask(config.seq_length), persistent=False)
+        self.latent = None
         self._initialise()
+        if auxiliary is not None and auxiliary.looks_ahead:
+            with torch.random.fork_rng(devices=[]):
+                self.latent = LatentCore(config, auxiliary)
+                self._initialise(self.latent)
 
-    def _initialise(self) -> None:
+    def _initialise(self, part: nn.Module | None = None) -> None:
         """GPT-2's scheme, drawn from the global generator: normal weights, and residual projections narrowed so that
-        the residual stream's variance does not grow with depth."""
+        the residual stream's variance does not grow with depth. For the whole model unless a part is given."""
         std = self.config.init_std
         residual_std = std / math.sqrt(2 * self.config.num_layers)
-        for name, parameter in self.named_parameters():
+        for name, parameter in (part or self).named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("out_proj.weight", "mlp.down.weight")):
@@ -109,13 +132,16 @@ class TransformerLM(nn.Module):
         segment_ids: Tensor | None = None,
         difficulty: Tensor | None = None,
         curriculum_temperature: float = 1.0,
-    ) -> TrainingOutput:
+        look_ahead: LookAhead | None = None,
+    ) -> TrainingOutput | LookAheadOutput:
         """input_ids and labels (B, T) int64; labels[:, t] is what follows input_ids[:, t], or -100 to be left out.
 
         segment_ids: see hidden_states. difficulty (K,): the thresholds by which row_weights (curriculum.py) weighs the
-        rows; their losses are found first, by one more pass over the head.
+        rows; their losses are found first, by one more pass over the head. look_ahead: what this pass draws for the
+        latent core's objectives, which join the loss.
         """
-        hidden = self.hidden_states(input_ids, segment_ids=segment_ids).flatten(0, 1)
+        states = self._states(input_ids, segment_ids=segment_ids)
+        hidden = states.final.flatten(0, 1)
         head = (self.head_weight, self.output_bias, labels.flatten())
         token_weights = None
         if difficulty is not None:
@@ -125,7 +151,14 @@ class TransformerLM(nn.Module):
                 weights = row_weights(row_loss, difficulty, curriculum_temperature)
                 token_weights = weights[:, None].expand_as(labels).flatten()
         loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights)
-        return TrainingOutput(loss_sum, token_nll.view(labels.shape))
+        token_nll = token_nll.view(labels.shape)
+        if look_ahead is None:
+            return TrainingOutput(loss_sum, token_nll)
+        embeddings = self.tokens(input_ids[look_ahead.rows])
+        figures = self.latent(look_ahead, *states, embeddings, labels, token_nll, self.head_weight, self.vocab_size)
+        sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
+        blended = (look_ahead.weights * sums / counts.clamp_min(1.0)).sum()
+        return LookAheadOutput(loss_sum + blended * (labels != IGNORE_INDEX).sum(), token_nll, figures.detach())
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
@@ -136,6 +169,11 @@ class TransformerLM(nn.Module):
         Each is then read as if it stood alone. They do not go together with a cache.
         Raises ValueError when more positions are asked for than the model has.
         """
+        return self._states(input_ids, cache, segment_ids).final
+
+    def _states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
+    ) -> States:
         assert cache is None or segment_ids is None, "a cache holds one document a row"
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
@@ -146,11 +184,13 @@ class TransformerLM(nn.Module):
             )
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
         x = self.dropout(self.tokens(input_ids) + self.positions(length, start, segment_ids))
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
             x = block(x, cache, self.causal_mask, mask)
+            if number <= SPAN_LAYER:
+                second_layer = x
         if cache is not None:
             cache.length += length
-        return self.final_norm(x)
+        return States(self.final_norm(x), second_layer)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocab_size): the real vocabulary only, in fp32."""
@@ -183,8 +223,12 @@ class TransformerLM(nn.Module):
 
     def flops_per_token(self) -> int:
         """Training FLOPs per token, forward and backward: 6 per weight of every matrix product (the head is one, the
-        embedding's look-up is not) plus 12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B)."""
+        embedding's look-up is not) plus 12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B), plus the
+        latent core's at its full depth."""
         config = self.config
         matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
         matrices += self.padded_vocab_size * config.hidden_size
-        return 6 * matrices + 12 * config.num_layers * config.hidden_size * config.seq_length
+        flops = 6 * matrices + 12 * config.num_layers * config.hidden_size * config.seq_length
+        if self.latent is None:
+            return flops
+        return flops + round(self.latent.flops_per_token(config.hidden_size, self.padded_vocab_size, config.seq_length))

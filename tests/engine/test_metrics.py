@@ -21,6 +21,7 @@ STEP = {
     "data_wait": 0.001,
     "eta_seconds": 3661.0,
     "sources": {"wikipedia": 4.25, "c4": 4.75},
+    "auxiliary": {},
 }
 
 

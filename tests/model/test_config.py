@@ -49,25 +49,45 @@ def test_configurations_cannot_be_changed():
         ModelConfig().hidden_size = 512
 
 
-@pytest.mark.parametrize("key", ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"])
-def test_look_ahead_switches_are_refused_not_ignored(key):
-    location, message = refusal(AuxiliaryConfig, **{key: True})
-    assert location == key
-    assert message == "this look-ahead module is not part of this version yet; set it to false."
-    AuxiliaryConfig(**{key: False})
+LOOK_AHEAD = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"]
 
 
-@pytest.mark.parametrize("key", ["enable_adaptive_sources", "enable_curriculum"])
-def test_other_switches_are_off_until_asked_for(key):
+@pytest.mark.parametrize("key", [*LOOK_AHEAD, "enable_adaptive_sources", "enable_curriculum"])
+def test_switches_are_off_until_asked_for(key):
     assert getattr(AuxiliaryConfig(), key) is False
-    assert getattr(AuxiliaryConfig(**{key: True}), key) is True
+    on = AuxiliaryConfig(**{key: True})
+    assert getattr(on, key) is True and on.looks_ahead == (key in LOOK_AHEAD)
+    assert not AuxiliaryConfig().looks_ahead
+
+
+def test_positions_that_cannot_lie_in_the_rows_are_refused():
+    assert refusal(AuxiliaryConfig, policy_position_fraction=0.5) == (
+        "policy_position_fraction",
+        "0.5 of all positions cannot lie in rollout_row_fraction 0.25 of the rows; lower it or raise "
+        "rollout_row_fraction.",
+    )
+    AuxiliaryConfig(policy_position_fraction=0.5, rollout_row_fraction=0.5)
+
+
+@pytest.mark.parametrize("horizons", [[], [16, 4], [4, 4], [0], ["4"], [4.5]])
+def test_horizons_ascend(horizons):
+    location, message = refusal(AuxiliaryConfig, value_horizons=horizons)
+    assert location.startswith("value_horizons")
+    if horizons in ([], [16, 4], [4, 4]):
+        assert message == f"{horizons} is no list of ascending numbers of tokens; give one or more, the smallest first."
+    assert AuxiliaryConfig(value_horizons=[4, 16]).value_horizons == (4, 16)  # a list, as JSON has it
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_rollouts_have_one_to_three_steps(depth):
+    assert refusal(AuxiliaryConfig, rollout_depth=depth)[0] == "rollout_depth"
 
 
 @pytest.mark.parametrize(
     "key",
     [
         *("span_mask_fraction", "policy_kl_weight", "adaptive_smoothing", "adaptive_min_weight"),
-        "curriculum_temperature",
+        *("curriculum_temperature", "auxiliary_warmup_fraction", "rollout_row_fraction", "value_weight"),
     ],
 )
 def test_auxiliary_ranges(key):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import ModelConfig, TransformerLM
+from model import AuxiliaryConfig, ModelConfig, TransformerLM, load
 from model.positions import extended_rows
 from model.snapshot import Snapshot, SnapshotError, architecture_differences, read, restore, verify, write
 
@@ -266,3 +266,50 @@ def test_architecture_differences():
     assert architecture_differences(config, {**without, "num_layers": 4}) == [
         "num_layers 3 in the checkpoint, 4 in the preset"
     ]
+
+
+PARTS = {"enable_policy": True, "enable_value": True, "enable_span_contrastive": True}
+
+
+def test_parts_of_the_latent_core_are_added_to_a_trained_model_and_left_out_again(trained, config):
+    torch.manual_seed(3)
+    model = TransformerLM(config, trained.vocab_size, AuxiliaryConfig(**PARTS))
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("latent")}
+    report = restore(model, trained.state_dict())
+    assert set(report.new) == set(fresh) and not report.left_out
+    assert report.summary() == (
+        f"Loaded 28 of {28 + len(fresh)} parameters. "
+        "Starting fresh: latent.transition, latent.value_head, latent.span_projector."
+    )
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name in fresh else trained.state_dict()[name])
+
+    fewer = TransformerLM(config, trained.vocab_size, AuxiliaryConfig(enable_value=True))
+    report = restore(fewer, model.state_dict())
+    assert not report.new and {name.split(".")[1] for name in report.left_out} == {"transition", "span_projector"}
+    assert report.summary() == (
+        "Loaded 32 of 32 parameters. In the file but not used: latent.transition, latent.span_projector."
+    )
+    assert torch.equal(fewer.latent.value_head.up.weight, model.latent.value_head.up.weight)
+
+
+def test_a_snapshot_tells_which_parts_its_model_has(tmp_path, snapshot, config, trained):
+    assert not snapshot.auxiliary().looks_ahead and not replace(snapshot, preset={}).auxiliary().looks_ahead
+    section = AuxiliaryConfig(**PARTS, value_horizons=(2, 8)).model_dump(mode="json")
+    preset = {"name": "small", "auxiliary": {**section, "a_key_of_another_version": 1}}
+    model = TransformerLM(config, trained.vocab_size, AuxiliaryConfig(**section))
+    restore(model, trained.state_dict())
+    write(tmp_path / "lm.pth", replace(snapshot, model=model.state_dict(), preset=preset))
+    auxiliary = read(tmp_path / "lm.pth").auxiliary()
+    assert auxiliary == AuxiliaryConfig(**section)
+
+    loaded = load(tmp_path / "lm.pth", "cpu")
+    assert loaded.model.latent.value_head.horizons == (2, 8)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+    assert loaded.generate("The", max_new_tokens=4, seed=0) is not None
+
+    preset["auxiliary"]["rollout_depth"] = 9
+    write(tmp_path / "lm.pth", replace(snapshot, model=model.state_dict(), preset=preset))
+    with pytest.raises(SnapshotError, match="does not describe a model of this version"):
+        load(tmp_path / "lm.pth", "cpu")

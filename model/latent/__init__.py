@@ -1,0 +1,7 @@
+"""The latent core: parts that predict where the text is going, trained beside the trunk on its own states."""
+
+from model.latent.core import FIGURES, LatentCore
+from model.latent.look_ahead import OBJECTIVES, LookAhead, LookAheadSampler, require_room
+from model.latent.value import expected_nll
+
+__all__ = ["FIGURES", "OBJECTIVES", "LatentCore", "LookAhead", "LookAheadSampler", "expected_nll", "require_room"]

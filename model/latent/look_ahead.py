@@ -1,0 +1,126 @@
+"""What one pass looks ahead at: drawn outside the model, from random streams of its own, and handed in as tensors.
+
+The shapes are the same in every pass, so a compiled model is compiled once for each depth. A draw is a function of
+(seed, step, rank, pass): a run that resumes draws what the uninterrupted one would have drawn, and nothing else that
+is random is disturbed.
+"""
+
+import random
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import AuxiliaryConfig
+from model.objectives import IGNORE_INDEX
+
+# In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
+OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")
+
+
+class LookAhead(NamedTuple):
+    """One pass's draws; R rows are rolled out, P of their columns are read by the heads, S spans are predicted."""
+
+    segment_ids: Tensor  # (B, T): the pieces of each row, -1 for padding; also where attention does not heed them
+    rows: Tensor  # (R,) int64: those that are rolled out
+    columns: Tensor  # (P,) int64: where predicted states are read, the same in each of those rows
+    spans: Tensor  # (S,) int64: the columns before each span, the same in all rows
+    weights: Tensor  # (len(OBJECTIVES),) fp32: what each objective counts beside the cross-entropy
+    depth: int  # steps of a rollout
+
+    def to(self, device: torch.device) -> "LookAhead":
+        """The same on `device`."""
+        return LookAhead(*(tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.depth)
+
+
+class LookAheadSampler:
+    """Draws a LookAhead for each pass over rows of seq_length tokens.
+
+    Raises ValueError where no rollout or no span fits a row.
+    """
+
+    def __init__(self, auxiliary: AuxiliaryConfig, seq_length: int, seed: int):
+        require_room(auxiliary, seq_length)
+        self.auxiliary, self.seq_length, self.seed = auxiliary, seq_length, seed
+
+    def draw(self, segment_ids: Tensor, progress: float, step: int, rank: int = 0, pass_index: int = 0) -> LookAhead:
+        """For the rows of segment_ids (B, T); `progress` is the share of the run that is done (see `depth_at`)."""
+        auxiliary, length = self.auxiliary, self.seq_length
+        stream = random.Random(f"{self.seed} {step} {rank} {pass_index}")
+        num_rows = _share(len(segment_ids), auxiliary.rollout_row_fraction)
+        share = auxiliary.policy_position_fraction / auxiliary.rollout_row_fraction
+        num_columns = min(_share(length, share), length - auxiliary.rollout_depth)
+        columns = stream.sample(range(auxiliary.rollout_depth, length), num_columns)
+        return LookAhead(
+            segment_ids,
+            torch.tensor(sorted(stream.sample(range(len(segment_ids)), num_rows))),
+            torch.tensor(sorted(columns)),
+            torch.tensor(_span_starts(auxiliary, length, stream)),
+            weights_at(auxiliary, progress),
+            depth_at(auxiliary, progress),
+        )
+
+
+def _share(whole: int, fraction: float) -> int:
+    return max(1, round(fraction * whole))
+
+
+def num_spans(auxiliary: AuxiliaryConfig, length: int) -> int:
+    """Spans in a row of `length` tokens: span_mask_fraction of it, as far as they fit."""
+    fitting = length // (auxiliary.span_length + 1)
+    return min(_share(length, auxiliary.span_mask_fraction / auxiliary.span_length), fitting)
+
+
+def _span_starts(auxiliary: AuxiliaryConfig, length: int, stream: random.Random) -> list[int]:
+    """One span at a random place of each of as many equal parts of the row: no two overlap."""
+    count = num_spans(auxiliary, length)
+    part = length // count
+    return [part * number + stream.randrange(part - auxiliary.span_length) for number in range(count)]
+
+
+def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
+    """Raises ValueError where a rollout or a span is longer than a row."""
+    for key, least in (("rollout_depth", auxiliary.rollout_depth + 1), ("span_length", auxiliary.span_length + 1)):
+        if seq_length < least:
+            raise ValueError(
+                f"auxiliary.{key}: {least - 1} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
+                "lower the one or raise the other."
+            )
+
+
+def weights_at(auxiliary: AuxiliaryConfig, progress: float) -> Tensor:
+    """(len(OBJECTIVES),) fp32: the weights after `progress` of the run, growing from 0 over auxiliary_warmup_fraction.
+
+    Objectives that are off have weight 0. Predicted states are valued with value_weight, as true ones are.
+    """
+    warmup = auxiliary.auxiliary_warmup_fraction
+    scale = min(1.0, progress / warmup) if warmup else 1.0
+    rolls_out = auxiliary.enable_policy or auxiliary.enable_dynamics
+    weights = (
+        auxiliary.policy_kl_weight * auxiliary.enable_policy,
+        auxiliary.value_weight * auxiliary.enable_value,
+        auxiliary.value_weight * (auxiliary.enable_value and rolls_out),
+        auxiliary.dynamics_weight * auxiliary.enable_dynamics,
+        auxiliary.span_contrastive_weight * auxiliary.enable_span_contrastive,
+    )
+    return torch.tensor([weight * scale for weight in weights])
+
+
+def depth_at(auxiliary: AuxiliaryConfig, progress: float) -> int:
+    """Steps of a rollout after `progress` of the run: one more after each auxiliary_warmup_fraction of it."""
+    warmup = auxiliary.auxiliary_warmup_fraction
+    return min(auxiliary.rollout_depth, 1 + int(progress / warmup)) if warmup else auxiliary.rollout_depth
+
+
+def remaining(segment_ids: Tensor, labels: Tensor) -> Tensor:
+    """(B, T): how many labels the piece at each column still has, itself counted; 0 in padding.
+
+    segment_ids and labels (B, T). What i steps make of h_t is known to be comparable where remaining[:, t] > i.
+    """
+    pieces = torch.where(labels == IGNORE_INDEX, -1, segment_ids)
+    length = pieces.shape[1]
+    columns = torch.arange(length, device=pieces.device)
+    last = F.pad(pieces[:, 1:] != pieces[:, :-1], (0, 1), value=True)
+    ends = torch.where(last, columns + 1, length).flip(1).cummin(dim=1).values.flip(1)
+    return torch.where(pieces >= 0, ends - columns, 0)

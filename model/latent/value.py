@@ -1,0 +1,69 @@
+"""The value: how hard the next K tokens will be, read from one state (MuZero's value, learned as categories).
+
+The target at t is the mean of the NLLs of x_{t+1} ... x_{t+K}, in nats, for each horizon K. It is learned as a
+distribution over NUM_BINS centres from 0 to MAX_NLL: a target between two centres is shared between them so that their
+mean is the target ("two-hot"), which keeps the spread that a regression would throw away.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_BINS, MAX_NLL = 64, 12.0  # nats
+
+
+class ValueHead(nn.Module):
+    """A 2-layer MLP from a state to NUM_BINS logits for each horizon."""
+
+    def __init__(self, hidden_size: int, horizons: tuple[int, ...]):
+        super().__init__()
+        self.horizons = horizons
+        self.up = nn.Linear(hidden_size, hidden_size)
+        self.bins = nn.Linear(hidden_size, len(horizons) * NUM_BINS)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., H, NUM_BINS) logits in fp32."""
+        return self.bins(F.gelu(self.up(hidden))).float().unflatten(-1, (len(self.horizons), NUM_BINS))
+
+
+def bin_centres(like: Tensor) -> Tensor:
+    """(NUM_BINS,): the NLLs that the bins stand for, in nats."""
+    return torch.linspace(0.0, MAX_NLL, NUM_BINS, dtype=like.dtype, device=like.device)
+
+
+def expected_nll(logits: Tensor) -> Tensor:
+    """(..., NUM_BINS) logits -> (...,): the mean of the distribution, in nats a token."""
+    return logits.softmax(dim=-1) @ bin_centres(logits)
+
+
+def two_hot(nll: Tensor) -> Tensor:
+    """(...,) nats -> (..., NUM_BINS): probabilities of at most two neighbouring bins, whose mean is the NLL, clamped
+    to [0, MAX_NLL]."""
+    place = nll.clamp(0.0, MAX_NLL) * ((NUM_BINS - 1) / MAX_NLL)
+    bins = torch.arange(NUM_BINS, dtype=nll.dtype, device=nll.device)
+    return (1.0 - (place[..., None] - bins).abs()).clamp_min(0.0)
+
+
+def value_targets(token_nll: Tensor, remaining: Tensor, horizons: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What the value of h_t shall be, and where that is known.
+
+    token_nll (B, T): at column t the NLL of x_{t+1}; remaining (B, T): how many such tokens the document still has in
+    this row from t on. Returns the mean NLL of the next min(K, remaining) tokens (B, T, H), fp32 without gradient, and
+    whether those are at least half of K (B, T, H).
+    """
+    length = token_nll.shape[1]
+    # Differences of running sums: in fp64, since a row's sum is far larger than the difference.
+    sums = F.pad(token_nll.detach().double().cumsum(dim=1), (1, 0))
+    columns = torch.arange(length, device=token_nll.device)
+    targets, known = [], []
+    for horizon in horizons:
+        count = remaining.clamp(max=horizon)
+        total = sums.gather(1, columns + count) - sums[:, :-1]
+        targets.append((total / count.clamp_min(1)).float())
+        known.append((count > 0) & (2 * count >= horizon))
+    return torch.stack(targets, dim=-1), torch.stack(known, dim=-1)
+
+
+def value_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(...,): cross-entropy in fp32 of logits (..., NUM_BINS) against the two-hot targets (...,)."""
+    return -(two_hot(targets) * logits.log_softmax(dim=-1)).sum(dim=-1)

@@ -1,0 +1,330 @@
+"""model/latent/core.py and its place in the model: causality, stop-gradients, documents, and off means off."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import AuxiliaryConfig, TransformerLM
+from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler
+from model.latent.transition import dynamics_losses
+from model.latent.value import two_hot
+
+SWITCHES = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"]
+DETACH = ["policy_detach_trunk", "value_detach_trunk", "dynamics_detach_trunk", "span_contrastive_detach_trunk"]
+
+
+def only(everything: AuxiliaryConfig, switch: str, **changes) -> AuxiliaryConfig:
+    return everything.model_copy(update={**dict.fromkeys(SWITCHES, False), switch: True, **changes})
+
+
+def draw(model: TransformerLM, segment_ids: torch.Tensor, step: int = 0, progress: float = 1.0):
+    return LookAheadSampler(model.latent.auxiliary, segment_ids.shape[1], seed=0).draw(segment_ids, progress, step)
+
+
+def gradients(output, model) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(output.loss_sum, list(model.parameters()), allow_unused=True))
+
+
+# Causality
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_prediction_depends_on_nothing_after_the_tokens_it_was_told(model, token_ids, depth):
+    before = token_ids[None, :32]
+    after = before.clone()
+    after[0, 9:] = (after[0, 9:] + 1) % 500
+    with torch.no_grad():
+        predicted = [
+            model.latent.rollout(model.hidden_states(ids), model.tokens(ids), depth)[-1] for ids in (before, after)
+        ]
+        logits = [model.logits(states) for states in predicted]
+        values = [model.latent.value(states) for states in predicted]
+    for one, other in (predicted, logits, values):
+        assert torch.equal(one[:, : 9 - depth], other[:, : 9 - depth])
+        assert not torch.isclose(one[:, 9 - depth :], other[:, 9 - depth :]).flatten(2).all(dim=-1).any()
+
+
+def test_value_and_span_query_depend_on_nothing_later(model, token_ids):
+    before = token_ids[None, :32]
+    after = before.clone()
+    after[0, 9:] = (after[0, 9:] + 1) % 500
+    with torch.no_grad():
+        for part in (model.latent.value, model.latent.span_projector):
+            one, other = (part(model.hidden_states(ids)) for ids in (before, after))
+            assert torch.equal(one[:, :9], other[:, :9]) and not torch.equal(one[:, 9], other[:, 9])
+
+
+# Stop-gradients
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(("switch", "key"), list(zip(SWITCHES, DETACH, strict=True)))
+def test_what_may_not_move_gets_no_gradient_at_all(config, everything, pieces, switch, key, detach):
+    _, labels, segment_ids = pieces
+    torch.manual_seed(0)
+    core = LatentCore(config, only(everything, switch, **{key: detach}))
+    look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, 1.0, 0)
+    hidden, second_layer, head = torch.randn(4, 32, 32), torch.randn(4, 32, 32), torch.randn(512, 32)
+    embeddings, token_nll = torch.randn(len(look_ahead.rows), 32, 32), torch.rand(4, 32)
+    leaves = [tensor.requires_grad_() for tensor in (hidden, second_layer, embeddings, token_nll, head)]
+    figures = core(look_ahead, hidden, second_layer, embeddings, labels, token_nll, head, 500)
+    of_objectives = figures[: len(OBJECTIVES), 0].sum()
+    into_hidden, *others = torch.autograd.grad(of_objectives, leaves, retain_graph=True, allow_unused=True)
+    assert all(gradient is None for gradient in others)
+    assert (into_hidden is None) if detach else into_hidden.any()
+    assert all(gradient.any() for gradient in torch.autograd.grad(of_objectives, list(core.parameters())))
+
+
+@pytest.mark.parametrize("detach", DETACH)
+def test_detached_objectives_leave_the_trunks_gradient_as_it_is(config, everything, pieces, detach):
+    """To the bit: what reaches the trunk is the cross-entropy's gradient and nothing else."""
+    input_ids, labels, segment_ids = pieces
+    switch = dict(zip(DETACH, SWITCHES, strict=True))[detach]
+    with_and_without = []
+    for attached in (False, True):
+        torch.manual_seed(0)
+        model = TransformerLM(config, 500, only(everything, switch, **{detach: not attached}))
+        look_ahead = draw(model, segment_ids)
+        trunk = [p for name, p in model.named_parameters() if not name.startswith("latent")]
+        plain = torch.autograd.grad(model(input_ids, labels).loss_sum, trunk)
+        blended = torch.autograd.grad(model(input_ids, labels, look_ahead=look_ahead).loss_sum, trunk)
+        with_and_without.append(all(map(torch.equal, plain, blended)))
+    assert with_and_without == [True, False]
+
+
+def test_the_policy_may_move_the_trunk_but_never_an_untied_head(config, everything, pieces):
+    input_ids, labels, segment_ids = pieces
+    model = TransformerLM(config.model_copy(update={"tie_embeddings": False}), 500, only(everything, "enable_policy"))
+    plain = torch.autograd.grad(model(input_ids, labels).loss_sum, model.lm_head.weight)
+    blended = torch.autograd.grad(
+        model(input_ids, labels, look_ahead=draw(model, segment_ids)).loss_sum, model.lm_head.weight
+    )
+    assert torch.equal(*plain, *blended)
+
+
+def test_a_detached_value_leaves_the_transition_alone(model, pieces):
+    input_ids, labels, segment_ids = pieces
+    look_ahead = draw(model, segment_ids)
+    one_hot = [torch.eye(len(OBJECTIVES))[OBJECTIVES.index(name)] for name in ("rolled_out_value", "dynamics")]
+    transition = list(model.latent.transition.parameters())
+    for weights, moved in zip(one_hot, (False, True), strict=True):
+        output = model(input_ids, labels, look_ahead=look_ahead._replace(weights=weights))
+        gradient = torch.autograd.grad(output.loss_sum, transition, allow_unused=True)
+        assert any(g is not None and g.any() for g in gradient) == moved
+
+
+@pytest.mark.parametrize("policy_detached", [True, False])
+def test_policy_and_dynamics_reach_the_trunk_each_by_its_own_key(config, everything, pieces, policy_detached):
+    input_ids, labels, segment_ids = pieces
+    keys = {"policy_detach_trunk": policy_detached, "dynamics_detach_trunk": not policy_detached}
+    torch.manual_seed(0)
+    model = TransformerLM(config, 500, everything.model_copy(update=keys))
+    look_ahead = draw(model, segment_ids)
+    up = model.blocks[0].mlp.up.weight
+    (plain,) = torch.autograd.grad(model(input_ids, labels).loss_sum, up)
+    for name, detached in (("policy", policy_detached), ("dynamics", not policy_detached)):
+        weights = torch.eye(len(OBJECTIVES))[OBJECTIVES.index(name)]
+        output = model(input_ids, labels, look_ahead=look_ahead._replace(weights=weights))
+        assert torch.equal(torch.autograd.grad(output.loss_sum, up)[0], plain) == detached
+
+
+# Documents, padding, and every figure by a naive loop
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
+    input_ids, labels, segment_ids = pieces
+    look_ahead = draw(model, segment_ids)._replace(depth=depth)
+    core, auxiliary = model.latent, model.latent.auxiliary
+    with torch.no_grad():
+        output = model(input_ids, labels, look_ahead=look_ahead)
+        hidden, embeddings = model.hidden_states(input_ids), model.tokens(input_ids)
+
+    def same_piece(row: int, first: int, last: int) -> bool:
+        return last < 32 and segment_ids[row, first] == segment_ids[row, last] != -1
+
+    def value_loss(state, row: int, column: int) -> list[float]:
+        losses = []
+        for horizon, logits in zip(auxiliary.value_horizons, core.value(state), strict=True):
+            ahead = [output.token_nll[row, t] for t in range(column, column + horizon) if same_piece(row, column, t)]
+            if 2 * len(ahead) >= horizon:
+                losses.append(-(two_hot(torch.stack(ahead).mean()) * logits.log_softmax(-1)).sum())
+        return losses
+
+    expected = {name: [] for name in OBJECTIVES}
+    with torch.no_grad():
+        for row in range(4):
+            for column in range(32):
+                if segment_ids[row, column] >= 0:
+                    expected["value"] += value_loss(hidden[row, column], row, column)
+                if row not in look_ahead.rows:
+                    continue
+                state = hidden[row, column]
+                for step in range(1, depth + 1):
+                    if not same_piece(row, column, column + step):
+                        break
+                    target = column + step
+                    state = core.step(state, embeddings[row, target])
+                    expected["dynamics"].append(dynamics_losses(state, hidden[row, target]))
+                    if target in look_ahead.columns:
+                        teacher, student = (model.logits(h).log_softmax(-1) for h in (hidden[row, target], state))
+                        expected["policy"].append(F.kl_div(student, teacher, reduction="sum", log_target=True))
+                        expected["rolled_out_value"] += value_loss(state, row, target)
+    for name, losses in expected.items():
+        total, count = output.auxiliary[OBJECTIVES.index(name)]
+        if name != "span_contrastive":
+            assert count == len(losses) > 0, name
+            assert total.item() == pytest.approx(torch.stack(losses).sum().item(), rel=1e-4), name
+    total, count = output.auxiliary[OBJECTIVES.index("span_contrastive")]
+    assert count == sum(same_piece(row, s, s + auxiliary.span_length) for row in range(4) for s in look_ahead.spans)
+    assert 1 < count < 4 * len(look_ahead.spans) and total > 0
+    assert 0.1 < output.auxiliary[FIGURES.index("latent_variance"), 0] < 10
+
+
+def test_other_documents_are_never_looked_at(model, pieces):
+    """With attention kept inside documents too, one document's tokens change no prediction about another."""
+    input_ids, labels, segment_ids = pieces
+    changed = input_ids.clone()
+    changed[0, :20] = (changed[0, :20] + 1) % 500  # the first of the two documents of row 0
+    look_ahead = draw(model, segment_ids)
+    look_ahead = look_ahead._replace(rows=torch.tensor([0]), columns=torch.arange(20, 32))  # read in the second
+    with torch.no_grad():
+        one, other = (model(ids, labels, segment_ids, look_ahead=look_ahead).auxiliary for ids in (input_ids, changed))
+    same = (one == other).all(dim=1)
+    assert same[FIGURES.index("policy")] and same[FIGURES.index("rolled_out_value")]
+    assert not same[FIGURES.index("dynamics")]
+
+
+def test_a_pass_without_labels_adds_nothing_and_stays_finite(model, pieces):
+    input_ids = pieces[0]
+    nothing = torch.full_like(input_ids, -100)
+    output = model(input_ids, nothing, look_ahead=draw(model, torch.full_like(input_ids, -1)))
+    assert output.loss_sum == 0 and not output.auxiliary.any()
+    assert all(not gradient.any() for gradient in gradients(output, model) if gradient is not None)
+
+
+# How it joins the loss
+
+
+def test_the_loss_is_the_cross_entropy_plus_weighted_means(model, pieces):
+    input_ids, labels, segment_ids = pieces
+    look_ahead = draw(model, segment_ids)
+    output = model(input_ids, labels, look_ahead=look_ahead)
+    means = output.auxiliary[:, 0] / output.auxiliary[:, 1]
+    num_labels = (labels != -100).sum()
+    expected = model(input_ids, labels).loss_sum + num_labels * (look_ahead.weights * means[: len(OBJECTIVES)]).sum()
+    torch.testing.assert_close(output.loss_sum, expected)
+    assert not output.auxiliary.requires_grad and output.auxiliary.dtype == torch.float32
+    # and so do the gradients, one objective after the other
+    parts = [
+        gradients(model(input_ids, labels, look_ahead=look_ahead._replace(weights=row)), model)
+        for row in torch.diag(look_ahead.weights)
+    ]
+    plain = gradients(model(input_ids, labels, look_ahead=look_ahead._replace(weights=torch.zeros(5))), model)
+    blended = gradients(output, model)
+    for whole, base, *each in zip(blended, plain, *parts, strict=True):
+        torch.testing.assert_close(whole, base + sum(part - base for part in each), atol=2e-4, rtol=1e-3)
+
+
+def test_bf16_autocast_keeps_losses_and_gradients_in_fp32(model, pieces):
+    input_ids, labels, segment_ids = pieces
+    look_ahead = draw(model, segment_ids)
+    exact = model(input_ids, labels, look_ahead=look_ahead)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(input_ids, labels, look_ahead=look_ahead)
+    assert output.auxiliary.dtype == torch.float32
+    torch.testing.assert_close(output.auxiliary, exact.auxiliary, rtol=0.03, atol=0)
+    for ours, theirs in zip(gradients(output, model), gradients(exact, model), strict=True):
+        assert ours.dtype == torch.float32 and (ours - theirs).norm() <= 0.1 * theirs.norm()
+
+
+def test_gradients_equal_those_in_float64(model, pieces):
+    input_ids, labels, segment_ids = pieces
+    look_ahead = draw(model, segment_ids)
+    ours = gradients(model(input_ids, labels, look_ahead=look_ahead), model)
+    theirs = gradients(model.double()(input_ids, labels, look_ahead=look_ahead), model)
+    for single, double in zip(ours, theirs, strict=True):
+        assert (single - double).norm() <= 1e-4 * double.norm()
+
+
+def test_compiled_once_for_each_depth(model, pieces):
+    input_ids, labels, segment_ids = pieces
+    draws = [draw(model, segment_ids, step)._replace(depth=depth) for step, depth in enumerate((1, 3, 1, 3))]
+    other = segment_ids.roll(1, dims=0)
+    draws[2:] = [look_ahead._replace(segment_ids=other) for look_ahead in draws[2:]]
+    expected = [model(input_ids, labels, look_ahead=look_ahead) for look_ahead in draws]
+    gradient = gradients(expected[-1], model)
+    model.compile(backend="aot_eager", fullgraph=True)
+    outputs = [model(input_ids, labels, look_ahead=look_ahead) for look_ahead in draws[:2]]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        outputs += [model(input_ids, labels, look_ahead=look_ahead) for look_ahead in draws[2:]]
+    for ours, theirs in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours.loss_sum, theirs.loss_sum)
+        torch.testing.assert_close(ours.auxiliary, theirs.auxiliary)
+    for ours, theirs in zip(gradients(outputs[-1], model), gradient, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+# Off means off
+
+
+def test_with_everything_off_it_is_the_baseline_to_the_bit(config, pieces):
+    input_ids, labels, _ = pieces
+    results = []
+    for auxiliary in (
+        (),
+        (AuxiliaryConfig(),),
+        (AuxiliaryConfig(enable_adaptive_sources=True, enable_curriculum=True),),
+    ):
+        torch.manual_seed(7)
+        model = TransformerLM(config, 500, *auxiliary)
+        assert model.latent is None and not any(name.startswith("latent") for name, _ in model.named_modules())
+        output = model(input_ids, labels)
+        assert type(output).__name__ == "TrainingOutput" and len(output) == 2
+        results.append([torch.get_rng_state(), *output, *model.parameters(), *gradients(output, model)])
+    for other in results[1:]:
+        assert len(other) == len(results[0]) and all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_part_that_is_on_changes_neither_the_trunks_weights_nor_any_random_number(config, everything, pieces, switch):
+    input_ids, labels, segment_ids = pieces
+    torch.manual_seed(7)
+    plain = TransformerLM(config, 500)
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    model = TransformerLM(config, 500, only(everything, switch))
+    assert torch.equal(torch.get_rng_state(), state)
+    names = {name.split(".")[1] for name, _ in model.named_parameters() if name.startswith("latent")}
+    part = {"enable_value": "value_head", "enable_span_contrastive": "span_projector"}.get(switch, "transition")
+    assert names == {part}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
+    output = model(input_ids, labels, look_ahead=draw(model, segment_ids))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(output.token_nll, plain(input_ids, labels).token_nll)
+    assert torch.equal(model(input_ids, labels).loss_sum, plain(input_ids, labels).loss_sum)
+    on = {name for name, count in zip(FIGURES, output.auxiliary[:, 1], strict=True) if count}
+    assert on - {"latent_variance"} == {switch.removeprefix("enable_")}
+
+
+def test_rows_too_short_for_the_core_are_refused(config, everything):
+    with pytest.raises(ValueError, match=r"auxiliary\.span_length: 32 needs rows of 33 tokens"):
+        TransformerLM(config, 500, everything.model_copy(update={"span_length": 32}))
+
+
+def test_a_model_on_paper_takes_no_memory(config, everything):
+    with torch.device("meta"):
+        model = TransformerLM(config, 500, everything)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_counts_of_parameters_and_flops(config, everything):
+    plain, model = TransformerLM(config, 512), TransformerLM(config, 512, everything)
+    transition, value, span = 64 * 64 + 64 * 64 + 64 * 32, 32 * 32 + 32 * 2 * 64, 32 * 32 + 32 * 32
+    biases = (64 + 64 + 32) + 2 * 64 + 32 + (32 + 2 * 64) + (32 + 32)  # with the norms' weights
+    assert model.num_parameters() - plain.num_parameters() == transition + value + span + biases
+    # 3 steps in 3/4 of the rows; 1/4 of the positions are read; 4 spans in 32 positions
+    rollouts, policy = 6 * transition * 3 * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
+    values, spans = 6 * value * (1 + 3 * 0.25), 6 * span * 4 / 32
+    assert model.flops_per_token() - plain.flops_per_token() == round(rollouts + policy + values + spans)

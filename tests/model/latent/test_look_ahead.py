@@ -1,0 +1,92 @@
+"""model/latent/look_ahead.py: draws that a resume repeats, warm-up, where pieces end."""
+
+import pytest
+import torch
+
+from model import AuxiliaryConfig
+from model.latent.look_ahead import OBJECTIVES, LookAheadSampler, depth_at, remaining, weights_at
+
+SEGMENTS = torch.zeros(16, 64, dtype=torch.int32)
+
+
+def drawn(look_ahead) -> list[list[int]]:
+    return [look_ahead.rows.tolist(), look_ahead.columns.tolist(), look_ahead.spans.tolist()]
+
+
+def test_a_draw_is_a_function_of_seed_step_rank_and_pass():
+    sampler = LookAheadSampler(AuxiliaryConfig(), 64, seed=1)
+    state = torch.get_rng_state()
+    first = sampler.draw(SEGMENTS, 0.5, step=3, rank=1, pass_index=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    sampler.draw(SEGMENTS, 0.5, step=4, rank=1, pass_index=2)
+    assert drawn(LookAheadSampler(AuxiliaryConfig(), 64, seed=1).draw(SEGMENTS, 0.9, 3, 1, 2)) == drawn(first)
+    others = [(1, 4, 1, 2), (1, 3, 0, 2), (1, 3, 1, 1), (2, 3, 1, 2), (1, 31, 2, 0), (1, 3, 12, 0), (13, 1, 2, 0)]
+    draws = [drawn(first)]
+    for seed, step, rank, pass_index in others:
+        draws.append(drawn(LookAheadSampler(AuxiliaryConfig(), 64, seed).draw(SEGMENTS, 0.5, step, rank, pass_index)))
+    assert all(draws[i] != draws[j] for i in range(len(draws)) for j in range(i))
+
+
+def test_shapes_never_change_and_places_are_where_they_can_be_read():
+    auxiliary = AuxiliaryConfig(rollout_depth=3)
+    sampler = LookAheadSampler(auxiliary, 64, seed=0)
+    columns = set()
+    for step in range(200):
+        look_ahead = sampler.draw(SEGMENTS, step / 200, step)
+        assert (len(look_ahead.rows), len(look_ahead.columns), len(look_ahead.spans)) == (4, 32, 1)
+        assert len(set(look_ahead.rows.tolist())) == 4 and 0 <= look_ahead.rows.min() <= look_ahead.rows.max() < 16
+        assert len(set(look_ahead.columns.tolist())) == 32
+        assert look_ahead.columns.min() >= 3 and look_ahead.columns.max() < 64
+        assert look_ahead.spans.min() >= 0 and look_ahead.spans.max() + auxiliary.span_length < 64
+        columns |= set(look_ahead.columns.tolist())
+    assert columns == set(range(3, 64))
+
+
+def test_spans_cover_their_fraction_and_never_overlap():
+    auxiliary = AuxiliaryConfig(span_length=4, span_mask_fraction=0.5)
+    sampler = LookAheadSampler(auxiliary, 64, seed=0)
+    for step in range(100):
+        starts = sampler.draw(SEGMENTS, 1.0, step).spans
+        assert len(starts) == 8 and (starts.diff() >= 4).all()
+    assert len(LookAheadSampler(AuxiliaryConfig(span_mask_fraction=0.99), 64, 0).draw(SEGMENTS, 1.0, 0).spans) == 7
+
+
+def test_a_row_too_short_is_refused_with_both_keys():
+    with pytest.raises(
+        ValueError, match=r"auxiliary\.span_length: 8 needs rows of 9 tokens, and model\.seq_length is 8"
+    ):
+        LookAheadSampler(AuxiliaryConfig(), 8, 0)
+    with pytest.raises(ValueError, match=r"auxiliary\.rollout_depth: 3 needs rows of 4 tokens"):
+        LookAheadSampler(AuxiliaryConfig(span_length=1), 3, 0)
+
+
+def test_weights_warm_up_and_belong_to_what_is_on():
+    auxiliary = AuxiliaryConfig(enable_policy=True, enable_value=True, policy_kl_weight=0.5, value_weight=0.2)
+    auxiliary = auxiliary.model_copy(update={"auxiliary_warmup_fraction": 0.1})
+    assert OBJECTIVES == ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")
+    for progress, scale in ((0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (1.0, 1.0)):
+        expected = torch.tensor([0.5, 0.2, 0.2, 0.0, 0.0]) * scale
+        torch.testing.assert_close(weights_at(auxiliary, progress), expected)
+    assert weights_at(AuxiliaryConfig(enable_value=True), 1.0).nonzero().flatten().tolist() == [
+        1
+    ]  # nothing to roll out
+    at_once = auxiliary.model_copy(update={"auxiliary_warmup_fraction": 0.0})
+    assert weights_at(at_once, 0.0)[0] == 0.5 and depth_at(at_once, 0.0) == 3
+
+
+def test_the_depth_grows_one_by_one():
+    auxiliary = AuxiliaryConfig(auxiliary_warmup_fraction=0.1)
+    assert [depth_at(auxiliary, progress) for progress in (0.0, 0.09, 0.11, 0.19, 0.21, 1.0)] == [1, 1, 2, 2, 3, 3]
+    assert depth_at(auxiliary.model_copy(update={"rollout_depth": 1}), 1.0) == 1
+
+
+def test_what_remains_of_each_piece(pieces):
+    _, labels, segment_ids = pieces
+    counts = remaining(segment_ids, labels)
+    assert counts[0].tolist() == [*range(20, 0, -1), *range(12, 0, -1)]
+    assert counts[1].tolist() == [*range(32, 0, -1)]
+    assert counts[2].tolist() == [3, 2, 1, *range(9, 0, -1), 1, *range(14, 0, -1), *[0] * 5]
+    assert counts[3].tolist() == [*range(7, 0, -1), *[0] * 25]
+    labels = labels.clone()
+    labels[1, 10] = -100  # a label that does not count ends what can be compared
+    assert remaining(segment_ids, labels)[1, 8:12].tolist() == [2, 1, 0, 21]
