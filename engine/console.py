@@ -106,6 +106,23 @@ def _evaluation(event: dict[str, Any]) -> str:
     if event.get("sample"):
         prompt, text = event["sample"]["prompt"], event["sample"]["text"]
         line += f"\n[dim]sample:[/] [bold]{escape(prompt)}[/]{escape(text)}"
+    if event.get("passage"):
+        line += f"\n[dim]ahead:[/] {_ahead(event['passage'])}"
+    return line
+
+
+def _ahead(passage: list[dict[str, Any]]) -> str:
+    """What the model expected after the middle of a passage, and what came."""
+    middle = len(passage) // 2
+    said = passage[middle]
+    read = "".join(ahead["token"] for ahead in passage[: middle + 1])[-60:]
+    guessed = "".join(place[0][0] for place in said["guesses"])
+    came = "".join(ahead["token"] for ahead in passage[middle + 1 : middle + 1 + len(said["guesses"])])
+    line = f"after [bold]{escape(repr(read))}[/] it expected {escape(repr(guessed))}, and {escape(repr(came))} came"
+    for horizon, expected in list(said["expected_nll"].items())[-1:]:
+        realised = said["realised_nll"].get(horizon)
+        line += f"; of the next {horizon} tokens {expected:.2f} nats each"
+        line += "" if realised is None else f", and they cost {realised:.2f}"
     return line
 
 

@@ -16,13 +16,10 @@ from typing import Any
 import deepspeed
 import torch
 
-from engine import durable, zero
+from engine import durable
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model import container
-from model.config import AuxiliaryConfig, ModelConfig
-from model.language_model import LanguageModel
-from model.transformer import TransformerLM
 from model.vetting import SnapshotError
 from sources.caching import ShardCache
 from sources.held_out import HeldOut, collect_held_out
@@ -31,7 +28,6 @@ from sources.tokenizer import TextTokenizer
 
 CACHE_NAME = "held_out.pt"
 KEPT = ("input_ids", "labels", "segment_ids", "source_ids", "bytes_per_source")
-PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
 
 
 def held_out_rows(
@@ -108,39 +104,6 @@ def evaluate(
     }
     total = _figures(nll.sum().item(), tokens.sum().item(), sum(held_out.bytes_per_source.values()))
     return {**total, "sources": by_source, "tokens": int(tokens.sum()), "seconds": time.perf_counter() - begin}
-
-
-def write_sample(
-    engine: deepspeed.DeepSpeedEngine,
-    config: ModelConfig,
-    auxiliary: AuxiliaryConfig,
-    held_out: HeldOut,
-    tokenizer: TextTokenizer,
-    step: int,
-    ranks: Ranks,
-) -> dict[str, str] | None:
-    """A few words that the model writes after the beginning of a held-out document; all ranks must call it.
-
-    None on the other ranks, and where no beginning is text.
-    """
-    model, partitioned = engine.module, engine.zero_optimization_stage() == 3
-    weights = zero.weights(engine, keep=ranks.is_main) if partitioned else {}
-    beginnings = _beginnings(held_out, tokenizer) if ranks.is_main else []
-    if not beginnings:
-        return None
-    if partitioned:  # stage 3's hooks take the weights away again after each layer, so a copy writes
-        with torch.random.fork_rng():
-            model = TransformerLM(config, tokenizer.vocab_size, auxiliary).to(ranks.device)
-        model.load_state_dict(weights)
-    prompt = beginnings[step % len(beginnings)]
-    writer = LanguageModel(model, tokenizer.to_json(), tokenizer.eos_id)
-    text = writer.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.9, seed=0)
-    return {"prompt": prompt, "text": text}
-
-
-def _beginnings(held_out: HeldOut, tokenizer: TextTokenizer) -> list[str]:
-    rows = held_out.input_ids[:: max(1, len(held_out.input_ids) // PROMPTS)][:PROMPTS]
-    return [text for row in rows if (text := tokenizer.decode(row[1 : 1 + PROMPT_TOKENS].tolist())).strip()]
 
 
 def _figures(nll: float, tokens: float, text_bytes: int) -> dict[str, float]:

@@ -13,25 +13,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import machine, zero
+from engine import machine, samples, zero
 from engine.checkpoints import CheckpointFolder
 from engine.compiling import choose_compile
 from engine.console import Console, count
 from engine.curriculum import Curriculum
 from engine.errors import Diverged, Interrupted, SourcesFailed
-from engine.evaluation import evaluate, held_out_rows, write_sample
+from engine.evaluation import evaluate, held_out_rows
 from engine.feed import Feed, places_per_pass
-from engine.guard import Guard, Verdict, all_finite
+from engine.guard import Guard, all_finite
 from engine.memory import require_memory
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks
 from engine.repeatable import seed_batch
+from engine.reporting import Reporting
 from engine.resume import Beginning
 from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.signals import Abandoned, Watch
-from engine.step import StepResult, Tally, mean_figures, mean_losses, train_step
+from engine.step import StepResult, train_step
 from model.latent import LookAhead, LookAheadSampler
 from model.snapshot import Snapshot
 from sources.loader import Batch
@@ -67,14 +68,15 @@ class Run:
         stop: Watch,
     ):
         self.preset, self.token_budget = preset, token_budget
-        self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
+        self.folder, self.ranks, self.metrics, self.stop = folder, ranks, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
         self.places = places_per_pass(preset, beginning, ranks)  # rows of every pass, some of them perhaps padding
         require_memory(preset, self.places, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
         self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
-        self._announce(beginning)
+        if beginning.message:
+            metrics.write("resume", step=self.progress.step, message=beginning.message)
         self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
         zero.load_optimizer_state(self.engine, beginning.optimizer, ranks)
@@ -94,13 +96,12 @@ class Run:
         self.guard = Guard(preset.train.on_spike, preset.train.max_skipped_steps)
         if (beginning.data_state or {}).get("guard"):
             self.guard.load(beginning.data_state["guard"])
-        self.tally = Tally(len(self.feed.source_names))
+        self.reporting = Reporting(preset, token_budget, self.feed.source_names, ranks, console, metrics)
 
     def train(self) -> TrainResult:
         """Steps until the budget is met; evaluates and saves on the way and at the end."""
-        self._record_run()
+        self.reporting.begin(self.progress.run, self._derived())
         begin_tokens, self.train_seconds, self.step_seconds = self.progress.tokens_in_run, 0.0, 0.0
-        self.reported_at = time.monotonic()
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
         if self.compiling:
@@ -131,17 +132,17 @@ class Run:
                 )
             except Abandoned:
                 continue  # the next agreement leaves, with the step before
-            self._tell_verdict(step)
+            self.reporting.verdict(step, self.progress, self.guard)
             self._advance(batch, step)
             self.stop.training(lambda: f"at step {self.progress.step:,}")
             if self.compiling:
                 self.compiling.done()
             self.step_seconds = time.monotonic() - before
             self.train_seconds += self.step_seconds
-            self.tally.waited(waited, self.step_seconds)
+            self.reporting.tally.waited(waited, self.step_seconds)
 
-            if agreed.report and self.tally.steps:
-                self._report()
+            if agreed.report:
+                self.reporting.report(self.progress, zero.learning_rate(self.engine))
             self.saving.look()
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
@@ -149,8 +150,7 @@ class Run:
             # Not a generation that may be of no use, nor one that looks finished and has no final evaluation.
             if agreed.save and not self.guard.skipped_in_a_row and self.progress.tokens_in_run < self.token_budget:
                 self.saving.save()
-        if self.tally.steps:
-            self._report()
+        self.reporting.report(self.progress, zero.learning_rate(self.engine))
         self.feed.tell_counts()
         self._evaluate()
         self._save_at_last()  # whatever signal comes now, the run is done
@@ -186,13 +186,11 @@ class Run:
 
     def _wishes(self) -> Agreement:
         """What this rank has to say before a step."""
-        now = time.monotonic()
-        main, train = self.ranks.is_main, self.preset.train
         return replace(
             self._signals(),
-            report=int(main and now - self.reported_at >= train.log_interval_seconds),
+            report=int(self.reporting.due),
             save=int(self.saving.due),
-            long_step=int(main and self.step_seconds > LONG_STEP_SECONDS),
+            long_step=int(self.ranks.is_main and self.step_seconds > LONG_STEP_SECONDS),
         )
 
     def _stopping(self) -> bool:
@@ -229,15 +227,6 @@ class Run:
             for number, segment_ids in enumerate(batch.segment_ids)
         ]
 
-    def _tell_verdict(self, step: StepResult) -> None:
-        """Writes down a spike or a skipped step, by the number of the step that it is or would have been."""
-        said = {"step": self.progress.step + 1, "loss": step.loss, "grad_norm": step.grad_norm}
-        if step.skipped:
-            in_a_row, total = self.guard.skipped_in_a_row + 1, self.progress.skipped + 1
-            self.metrics.write("skip", **said, reason=step.verdict, in_a_row=in_a_row, total=total)
-        elif step.verdict is Verdict.SPIKE:
-            self.metrics.write("spike", **said, threshold=self.guard.threshold())
-
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """The batch is behind the run. Of a skipped step nothing else counts, and too many in a row end the attempt."""
         self.feed.advance(batch, step.loss_sums)
@@ -255,35 +244,11 @@ class Run:
         self.progress.step += 1
         self.progress.tokens_in_run += labels
         self.progress.tokens_total += labels
-        self.tally.add(step)
+        self.reporting.tally.add(step)
         if self.curriculum:
             self.curriculum.after_step(labels)
 
     # Now and then
-
-    def _report(self) -> None:
-        """The figures since the last report: one event, one line."""
-        loss, by_source = mean_losses(self.tally.loss_sums)
-        names = self.feed.source_names
-        rate = self.tally.tokens / max(self.tally.seconds, 1e-9)
-        self.metrics.write(
-            "step",
-            step=self.progress.step,
-            tokens=self.progress.tokens_in_run,
-            tokens_total=self.progress.tokens_total,
-            share=min(1.0, self.progress.tokens_in_run / self.token_budget),
-            loss=loss,
-            lr=self.engine.optimizer.param_groups[0]["lr"],
-            grad_norm=self.tally.grad_norm,
-            tokens_per_second=rate,
-            data_wait=self.tally.wait_seconds / max(self.tally.seconds, 1e-9),
-            eta_seconds=max(0, self.token_budget - self.progress.tokens_in_run) / max(rate, 1e-9),
-            sources={name: value for name, value in zip(names, by_source, strict=True) if value is not None},
-            auxiliary=mean_figures(self.tally.auxiliary),
-            steps=self.tally.steps,
-        )
-        self.tally.reset()
-        self.reported_at = time.monotonic()
 
     def _evaluate(self) -> None:
         if not len(self.held_out.input_ids):
@@ -295,9 +260,26 @@ class Run:
         if not math.isfinite(figures["ce"]):
             self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
-        shape = (self.model_config, self.preset.auxiliary)
-        sample = write_sample(self.engine, *shape, self.held_out, self.tokenizer, self.progress.step, self.ranks)
-        self.metrics.write("evaluation", step=self.progress.step, **figures, sample=sample)
+        shape, step = (self.model_config, self.preset.auxiliary), self.progress.step
+        shown = samples.show(self.engine, *shape, self.held_out, self.tokenizer, step, self.ranks)
+        self.metrics.write("evaluation", step=step, tokens_total=self.progress.tokens_total, **figures, **shown)
+        self.reporting.draw_page()
+
+    def _derived(self) -> dict[str, Any]:
+        """What follows from the preset and the machine, for the run's event."""
+        preset, train = self.preset, self.preset.train
+        rows = train.per_gpu_batch_size * train.accumulation_steps * self.ranks.world_size
+        return {
+            **self.size,
+            "vocab_size": self.tokenizer.vocab_size,
+            "global_batch_tokens": rows * preset.model.seq_length,
+            "held_out_tokens": int((self.held_out.labels != -100).sum()),
+            "precision": "bf16" if self.bf16 else "fp32",
+            "compiled": self.compiling is not None,
+            "lanes": self.feed.num_lanes,
+            "rows_per_pass": self.places,
+            "data_workers": self.feed.num_workers,
+        }
 
     def _compile_evaluation(self) -> None:
         """One pass of an evaluation, so that all is compiled while a signal need not save anything."""
@@ -365,56 +347,3 @@ class Run:
             f"{why} Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run; "
             "the next start goes on from there."
         )
-
-    # The start
-
-    def _announce(self, beginning: Beginning) -> None:
-        """What is resumed, and what of the preset is overridden."""
-        train = self.preset.train
-        if beginning.message:
-            self.metrics.write("resume", step=self.progress.step, message=beginning.message)
-        if train.train_tokens is not None and train.train_tokens != self.token_budget:
-            self.console.say(
-                f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
-            )
-
-    def _record_run(self) -> None:
-        preset, train = self.preset, self.preset.train
-        global_batch = train.per_gpu_batch_size * train.accumulation_steps * self.ranks.world_size
-        derived = {
-            **self.size,
-            "vocab_size": self.tokenizer.vocab_size,
-            "global_batch_tokens": global_batch * preset.model.seq_length,
-            "held_out_tokens": int((self.held_out.labels != -100).sum()),
-            "precision": "bf16" if self.bf16 else "fp32",
-            "compiled": self.compiling is not None,
-            "lanes": self.feed.num_lanes,
-            "rows_per_pass": self.places,
-            "data_workers": self.feed.num_workers,
-            "world_size": self.ranks.world_size,
-            "token_budget": self.token_budget,
-            "run": self.progress.run,
-        }
-        where = machine.describe(self.ranks.device)
-        self.metrics.write("run", preset=preset.model_dump(mode="json", by_alias=True), derived=derived, machine=where)
-        self.console.say(
-            f"Run {self.progress.run} of {preset.name}: {count(derived['parameters'])} parameters, vocabulary "
-            f"{derived['vocab_size']:,}, {global_batch} rows of {preset.model.seq_length} tokens a step, "
-            f"{derived['precision']}, ZeRO-{train.zero_stage}, {self.ranks.world_size} process"
-            f"{'es' if self.ranks.world_size > 1 else ''} on {where}."
-        )
-        if (padding := self.places / train.per_gpu_batch_size - 1) > 0:
-            self.console.say(
-                f"{self.ranks.world_size} processes cannot share this lineage's {self.feed.num_lanes} lanes of data "
-                f"evenly: a pass has {self.places} rows instead of {train.per_gpu_batch_size}, the additional ones for "
-                f"padding ({padding:.0%} more to compute)."
-            )
-        if self.ranks.world_size == 1 and (idle := machine.idle_gpus()):
-            self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
-        if not derived["held_out_tokens"]:
-            self.console.say("Nothing is held out: the sources are too small, so there is no evaluation.")
-        elif derived["held_out_tokens"] < 0.9 * train.eval_tokens:
-            self.console.say(
-                f"Held out for evaluation: {derived['held_out_tokens']:,} of the {train.eval_tokens:,} tokens asked, "
-                "in whole documents."
-            )

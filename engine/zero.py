@@ -87,6 +87,11 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
         group["lr"] = rate
 
 
+def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Of the latest step."""
+    return engine.optimizer.param_groups[0]["lr"]
+
+
 def step(engine: deepspeed.DeepSpeedEngine, clip: float) -> float:
     """One optimizer step on the gradients accumulated; returns their global norm before clipping.
 

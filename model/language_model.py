@@ -19,6 +19,7 @@ from model import snapshot
 from model.config import ModelConfig
 from model.decoding.generate import generate_tokens
 from model.decoding.sampling import SamplingOptions
+from model.latent import foresee
 from model.objectives import IGNORE_INDEX
 from model.transformer import TransformerLM
 
@@ -28,6 +29,16 @@ class Score:
     mean_nll: float  # nats per token
     token_nll: Tensor  # (n,) fp32, nats
     tokens: list[int]  # the n token ids
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a model with a latent core says after one token, before it has read on."""
+
+    token: str
+    guesses: list[list[tuple[str, float]]]  # [k]: the likeliest tokens k + 1 places on, and their probabilities
+    expected_nll: dict[int, float]  # by horizon K: mean nats of the next K tokens
+    realised_nll: dict[int, float]  # the same as they came, where enough of the text is left to tell
 
 
 class LanguageModel:
@@ -121,6 +132,44 @@ class LanguageModel:
                 token_nll[scored:stop] = output.token_nll[0, scored - start :].cpu()
                 scored = stop
         return Score(token_nll.mean().item(), token_nll, tokens)
+
+    def look_ahead(self, text: str, depth: int = 3, best: int = 3) -> list[Ahead]:
+        """What the model expects at each token of `text`: the `best` tokens for each of the next 1 + `depth` places, of
+        which the transition predicts all but the first, and how hard the next tokens will be.
+
+        Parts that the model was trained without leave theirs empty. Raises ValueError for a text without tokens, or
+        with more than a row has.
+        """
+        tokens = self.encode(text)
+        if not 0 < len(tokens) <= self.model.config.seq_length:
+            raise ValueError(
+                f"the text has {len(tokens)} tokens; give one of at least 1 and at most {self.model.config.seq_length}."
+            )
+        return self.look_ahead_at([self.eos_token_id, *tokens], depth, best)
+
+    def look_ahead_at(self, sequence: list[int], depth: int = 3, best: int = 3) -> list[Ahead]:
+        """The same for token ids, at all of them but the last; the first is usually the end-of-text token."""
+        ids = torch.tensor(sequence, device=self.model.tokens.weight.device)
+        with self._evaluating():
+            said = foresee(self.model, ids[:-1], ids[1:], depth, best)
+        pieces = {id: self.tokenizer.decode([id]) for id in {*sequence, *said.guesses.flatten().tolist()}}
+        horizons = self.model.latent.value_head.horizons if said.expected.shape[1] else ()
+        return [
+            Ahead(
+                pieces[sequence[at]],
+                [
+                    [(pieces[id], probability) for id, probability in zip(*place, strict=True)]
+                    for place in zip(said.guesses[at].tolist(), said.probabilities[at].tolist(), strict=True)
+                ],
+                dict(zip(horizons, said.expected[at].tolist(), strict=True)),
+                {
+                    horizon: nll
+                    for horizon, nll, known in zip(horizons, *(part[at].tolist() for part in said[4:]), strict=True)
+                    if known
+                },
+            )
+            for at in range(len(sequence) - 1)
+        ]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from model.latent.look_ahead import OBJECTIVES, LookAhead, num_spans, remaining,
 from model.latent.policy import linear_kl
 from model.latent.span import SpanProjector, info_nce, span_keys
 from model.latent.transition import Transition, dynamics_losses, rollout, variance_ratio
-from model.latent.value import ValueHead, value_losses, value_targets
+from model.latent.value import ValueHead, expected_nll, value_losses, value_targets
 
 # What LatentCore.forward returns: the objectives, and a figure that tells collapse.
 FIGURES = (*OBJECTIVES, "latent_variance")
@@ -47,6 +47,13 @@ class LatentCore(nn.Module):
         """States, true or predicted, (..., D) -> logits (..., H, NUM_BINS) over the mean NLL of the next K tokens, for
         each of the H horizons K; value.expected_nll makes nats of them."""
         return self.value_head(hidden)
+
+    def path_value(self, token_nll: Tensor, predicted: Tensor) -> Tensor:
+        """Q of a path of d tokens, in nats over d + K tokens, for each horizon K: what its tokens cost, token_nll
+        (..., d), as read from the states before them, and K times the value of where it leads, predicted (..., D).
+        Returns (..., H)."""
+        horizons = torch.tensor(self.value_head.horizons, device=predicted.device)
+        return token_nll.sum(-1, keepdim=True) + horizons * expected_nll(self.value(predicted))
 
     def flops_per_token(self, hidden_size: int, head_rows: int, seq_length: int) -> float:
         """Training FLOPs per token at the full depth, counted as TransformerLM does; none for gradients that stop."""

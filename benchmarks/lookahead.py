@@ -1,0 +1,139 @@
+"""Whether the model looks ahead: models with the latent core on and off, and every claim beside what it must beat.
+
+    python -m benchmarks.lookahead RUNS [CORPUS] [--tokens 10000000] [--seeds 0,1,2] [--only train|table]
+
+Trains 3 x 256 (or --shape 512x6) on `python_packages` and, where a folder CORPUS is given, on the English datasets in
+it (NAME/data/*.parquet), with the project's own `train`. RUNS keeps a folder for each model: one that is finished is
+taken as it is, one that was stopped goes on. Then the table is printed, over held-out documents that no model, no
+regression and no head was fitted to. Intervals are 95%, from 1,000 resamples of documents, paired where two figures
+are compared. What the core costs is measured by benchmarks.lookahead_cost.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lookahead_rows import Probe, table
+from benchmarks.lookahead_text import Text, collect
+from engine import machine, metrics, train
+from engine.checkpoints import CURRENT
+from engine.preset import Preset, load_preset, parse_preset
+from engine.ranks import join, leave, local_device
+from model import load
+
+ENGLISH = ("c4", "gsm8k", "news", "peps", "shakespeare", "speeches", "wikipedia")
+PRESET = Path("configs/04_lookahead.json")
+# By name: the auxiliary section's changes to "nothing on". The core as it is shipped comes from the preset.
+METHODS: dict[str, dict[str, Any]] = {
+    "off": {},
+    "curriculum": {"enable_curriculum": True, "curriculum_burn_in_tokens": 1_000_000},
+    "adaptive": {"enable_adaptive_sources": True, "adaptive_interval_tokens": 250_000},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One run: what is on, its seed, and its tokens as a multiple of the others'."""
+
+    method: str
+    seed: int
+    share: float = 1.0
+
+    @property
+    def folder(self) -> str:
+        return f"{self.method}-{self.seed}" + (f"-{self.share:.2f}" if self.share != 1.0 else "")
+
+
+def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: dict[str, Any]) -> Preset:
+    """The run's preset; only `auxiliary` and the seed differ between two."""
+    sources: list[dict[str, Any]] = [{"type": "python_packages"}]
+    for name in ENGLISH if corpus is not None else ():
+        spec = {"type": "hf", "name": name, "dataset": str(corpus / name)}
+        if name == "gsm8k":
+            spec |= {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
+        sources.append(spec)
+    width, layers = shape
+    return parse_preset(
+        {
+            "name": model.folder,
+            "model": {"hidden_size": width, "num_layers": layers, "num_heads": width // 64, "seq_length": 256},
+            "train": {
+                "per_gpu_batch_size": 16,
+                "eval_tokens": 150_000,
+                "eval_interval_tokens": 2_500_000,
+                "log_interval_seconds": 60.0,
+                "seed": model.seed,
+            },
+            "data": {"sources": sources, "tokenizer": {"train_bpe": 8192}, "mix_strategy": "weighted"}
+            | ({"source_weights": {"python_packages": 4.0, "peps": 2.0}} if corpus is not None else {}),
+            "auxiliary": auxiliary(model.method) | changes,
+        }
+    )
+
+
+def auxiliary(method: str) -> dict[str, Any]:
+    """The section of one method; "on" is what 04_lookahead.json ships."""
+    if method == "on":
+        return load_preset(PRESET).auxiliary.model_dump(mode="json")
+    return METHODS[method]
+
+
+def finished(folder: Path, budget: int) -> bool:
+    """Whether a run of that many tokens has come to its end there."""
+    return any(event["event"] == "save" and event["tokens_total"] >= budget for event in metrics.read(folder)) and any(
+        event["event"] == "evaluation" and event.get("tokens_total", 0) >= budget for event in metrics.read(folder)
+    )
+
+
+def train_missing(models: list[Model], arguments: argparse.Namespace) -> None:
+    ranks = join()
+    for model in models:
+        folder, budget = arguments.runs / model.folder, int(model.share * arguments.tokens)
+        if not finished(folder, budget):
+            print(f"training {model.folder}: {budget:,} tokens", flush=True)
+            changes = json.loads(arguments.changes) if model.method == "on" else {}
+            made = preset(model, arguments.corpus, arguments.shape, changes)
+            train(made, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
+    leave()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("corpus", type=Path, nargs="?")
+    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default="off,on", help="of off, on, curriculum, adaptive")
+    parser.add_argument("--shares", default="", help="tokens of further runs of `off`, as multiples, first seed only")
+    parser.add_argument("--shape", default="256x3", help="width x layers")
+    parser.add_argument("--changes", default="{}", help="to the core's section, as JSON: for attempts")
+    parser.add_argument("--held-out", type=int, default=600_000, help="held-out tokens for the table")
+    parser.add_argument("--probe-tokens", type=int, default=2_000_000, help="training tokens for each fitted baseline")
+    parser.add_argument("--only", choices=("train", "table"))
+    arguments = parser.parse_args()
+    width, layers = arguments.shape.split("x")
+    arguments.shape = int(width), int(layers)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    models = [Model(method, seed) for seed in seeds for method in arguments.methods.split(",")]
+    models += [Model("off", seeds[0], float(share)) for share in arguments.shares.split(",") if share]
+    if arguments.only != "table":
+        train_missing(models, arguments)
+    if arguments.only == "train":
+        return
+    device = local_device()
+    print(f"{machine.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    loaded = {model: load(arguments.runs / model.folder / CURRENT, device) for model in models}
+    first = preset(models[0], arguments.corpus, arguments.shape, {})
+    text: Text = collect(first, loaded[models[0]], arguments.held_out, arguments.probe_tokens, device)
+    events = {model: metrics.read(arguments.runs / model.folder) for model in models}
+    for line in table(Probe(loaded, events, text, device)):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What the latent core costs in training, and that it costs nothing when it is off.
+
+    python -m benchmarks.lookahead_cost [--shapes 256x3,768x12] [--vocabulary 8192] [--rows 16] [--rounds 7]
+
+One process, the engine's own step, on the standard library's text. Both models take turns step by step, so that a
+shared machine's noise meets both alike; the figure is the median of the ratios of neighbouring steps.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from benchmarks.overhead import real_bytes
+from engine import machine, zero
+from engine.compiling import choose_compile
+from engine.console import Console
+from engine.guard import Guard
+from engine.preset import TrainConfig, load_preset
+from engine.ranks import Ranks, join, leave
+from engine.step import train_step
+from model import AuxiliaryConfig, ModelConfig, TransformerLM
+from model.latent import LookAheadSampler
+from sources.loader import Batch
+
+CORE = load_preset("configs/04_lookahead.json").auxiliary
+OFF = AuxiliaryConfig(policy_kl_weight=1.0, rollout_depth=1, value_horizons=(2,), span_length=3)  # weights, no switch
+
+
+class Trainer:
+    """A model and its engine, which makes one step after the other on the same batch."""
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: int, auxiliary: AuxiliaryConfig | None, rows: int, ranks: Ranks
+    ):
+        train = TrainConfig(per_gpu_batch_size=rows)
+        torch.manual_seed(0)
+        model = TransformerLM(config, vocabulary, auxiliary)
+        self.parameters, self.flops = model.num_parameters(), model.flops_per_token()
+        self.ranks, self.clip = ranks, train.gradient_clipping
+        self.engine = zero.initialize(model, train, ranks, machine.choose_bf16("auto", ranks, Console(enabled=False)))
+        self.guard = Guard(train.on_spike, train.max_skipped_steps)
+        self.sampler = None
+        if auxiliary is not None and auxiliary.looks_ahead:
+            self.sampler = LookAheadSampler(auxiliary, config.seq_length, seed=0)
+        self.steps = 0
+
+    def step(self, batch: Batch) -> float:
+        """Seconds."""
+        begin = time.perf_counter()
+        draws = self.sampler and [self.sampler.draw(batch.segment_ids[0], 1.0, self.steps)]
+        train_step(self.engine, batch, batch.num_tokens, 1, self.clip, self.guard, self.ranks, look_ahead=draws)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.steps += 1
+        return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="256x3,768x12")
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    ranks = join()
+    print(f"{machine.describe(ranks.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    for shape in arguments.shapes.split(","):
+        width, layers = map(int, shape.split("x"))
+        config = ModelConfig(hidden_size=width, num_layers=layers, num_heads=width // 64)
+        compare(config, arguments, ranks)
+    leave()
+
+
+def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) -> None:
+    shape = (arguments.rows, config.seq_length)
+    ids = real_bytes(arguments.rows * config.seq_length + 1)
+    batch = Batch(
+        ids[None, :-1].view(1, *shape).to(ranks.device),
+        ids[None, 1:].view(1, *shape).to(ranks.device),
+        segment_ids=torch.zeros(1, *shape, dtype=torch.int32),
+        source_ids=torch.zeros(1, arguments.rows, dtype=torch.int64),
+        num_tokens=ids.numel() - 1,
+        number=0,
+        state={},
+        events=[],
+    )
+    kinds = {"none": None, "off": OFF, "on": CORE}
+    trainers = {
+        name: Trainer(config, arguments.vocabulary, core, arguments.rows, ranks) for name, core in kinds.items()
+    }
+    compiling = choose_compile(True, ranks, Console(enabled=False)) if arguments.compile else None
+    if compiling:
+        for trainer in trainers.values():
+            trainer.engine.compile()
+    for _ in range(2):
+        for trainer in trainers.values():
+            trainer.step(batch)
+    same = all(map(torch.equal, *(list(trainers[name].engine.module.parameters()) for name in ("none", "off"))))
+    times: dict[str, list[float]] = {"off": [], "on": []}
+    for number in range(arguments.rounds):
+        for name in sorted(times, reverse=bool(number % 2)):
+            times[name].append(trainers[name].step(batch))
+    tokens = batch.num_tokens
+    ratios = sorted(off / on for off, on in zip(times["off"], times["on"], strict=True))
+    precision = "bf16" if machine.native_bf16(ranks.device) else "fp32"
+    compiled = "compiled" if compiling else "eager"
+    print(
+        f"\n{config.num_layers} x {config.hidden_size}, vocabulary {arguments.vocabulary:,}, {tokens:,} tokens a step, "
+        f"{precision}, {compiled}, ZeRO-1"
+    )
+    for name in times:
+        trainer, rate = trainers[name], tokens / statistics.median(times[name])
+        print(
+            f"  {name:4} {trainer.parameters / 1e6:7.2f} M parameters  {trainer.flops / 1e6:8.1f} MFLOP a token", end=""
+        )
+        print(f"  {rate:9,.0f} tokens/s (median of {arguments.rounds})")
+    print(f"  on / off, tokens/s, pair by pair: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"  by the count of FLOPs: {trainers['off'].flops / trainers['on'].flops:.3f}")
+    print(f"  off after two steps is to the bit what a model without the section is: {same}")
+    for trainer in trainers.values():
+        trainer.engine.destroy()
+
+
+if __name__ == "__main__":
+    main()
