@@ -18,7 +18,7 @@ from engine.console import count, duration, printable
 FILE_NAME = "report.html"
 WIDTH, HEIGHT, MARGIN = 640, 200, 44  # of a drawing, in pixels
 POINTS = 400  # of a curve; longer ones are averaged
-COLOURS = ("#2458b3", "#c2571a", "#2b8a5c", "#8a3fa0", "#777777")
+COLOURS = ("#2458b3", "#c2571a", "#2b8a5c", "#8a3fa0")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em } td, th { padding: 0 1em 0 0; text-align: left }
@@ -62,7 +62,7 @@ def _summary(runs: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
         rows += [
             ("machine", run["machine"]),
             ("model", f"{count(derived['parameters'])} parameters, vocabulary {derived['vocab_size']:,}"),
-            ("run", f"{derived['run']}, started {len(runs):,} times, {time.ctime(run['time'])} the last time"),
+            ("run", f"{derived['run']}; starts so far {len(runs):,}, the latest on {time.ctime(run['time'])}"),
         ]
     if steps:
         last = steps[-1]
@@ -149,13 +149,23 @@ def _passage(event: dict[str, Any]) -> str:
             came = repr(passage[at + place]["token"]) if at + place < len(passage) else "?"
             yield f"{place} on", ", ".join(f"{token!r} {share:.0%}" for token, share in guesses), came
 
+    every = [
+        ahead[key][horizon] for ahead in passage for key in ("expected_nll", "realised_nll") if horizon in ahead[key]
+    ]
+
+    def shade(nll: float | None) -> str:
+        """From white at the easiest place of the passage to orange at the hardest."""
+        if nll is None:
+            return "transparent"
+        return f"rgba(230, 120, 20, {(nll - min(every)) / max(1e-9, max(every) - min(every)):.2f})"
+
     spans = []
     for at, ahead in enumerate(passage):
         expected, realised = (ahead[key].get(horizon) for key in ("expected_nll", "realised_nll"))
         told = [] if expected is None else [f"next {horizon} tokens: expected {expected:.2f} nats each"]
         told += [] if realised is None else [f"they cost {realised:.2f}"]
         told += [f"{place}: {guesses}; {came} came" for place, guesses, came in places(at)]
-        style = f"background: {_shade(expected)}; border-color: {_shade(realised)}"
+        style = f"background: {shade(expected)}; border-color: {shade(realised)}"
         spans.append(f'<span style="{style}" title="{_text(chr(10).join(told))}">{_text(ahead["token"])}</span>')
     legend = "What the model said at each token before it read on: point at one for its guesses and what came."
     if horizon is not None:
@@ -171,11 +181,6 @@ def _passage(event: dict[str, Any]) -> str:
         f'<div class="passage">{"".join(spans)}</div><p>After {_text(repr(before))}:</p>'
         f"<table><tr><th></th><th>expected</th><th>came</th></tr>{rows}</table>"
     )
-
-
-def _shade(nll: float | None) -> str:
-    """From white at 0 nats to orange at 6 and more."""
-    return "transparent" if nll is None else f"rgba(230, 120, 20, {min(1.0, max(0.0, nll) / 6):.2f})"
 
 
 def _incidents(events: Sequence[dict[str, Any]]) -> str:
