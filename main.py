@@ -11,7 +11,7 @@ import sys
 
 from engine import menu, train
 from engine.checkpoints import CURRENT
-from engine.console import Console, printable, redact_process
+from engine.console import Console, open_streams, printable, redact_process
 from engine.errors import RunError
 from engine.ranks import end, join, leave
 from engine.signals import watch
@@ -26,6 +26,7 @@ def refuse_flags(arguments: list[str]) -> None:
 
 
 def main() -> int:
+    open_streams()
     redact_process()
     refuse_flags(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process

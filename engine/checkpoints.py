@@ -86,7 +86,7 @@ class CheckpointFolder:
         """
         seen = self._look()
         if not seen.found:
-            if seen.names:
+            if seen.names or seen.missing:
                 raise CheckpointError(
                     " ".join(seen.notes) + f" No snapshot in {self.folder} can be trusted; nothing was changed. "
                     "Restore one from a backup, or move the folder away to begin anew."
@@ -96,12 +96,14 @@ class CheckpointFolder:
         for found in seen.found:
             try:
                 state = recovery.read_state(self.folder, found.record)
+                return _restored(found, state["optimizer"], state["data"], seen.notes + problems)
             except SnapshotError as error:
                 problems.append(str(error))
-            else:
-                return _restored(found, state["optimizer"], json.loads(state["data"]), seen.notes + problems)
         problems.append("The weights continue, the optimizer and the data begin anew.")
-        return _restored(seen.found[0], None, None, seen.notes + problems)
+        try:
+            return _restored(seen.found[0], None, None, seen.notes + problems)
+        except SnapshotError as error:  # one that the manifest knows and this version cannot read
+            raise CheckpointError(f"{error} Nothing was changed.") from None
 
     def repair(self, restored: Restored) -> list[str]:
         """Gives every generation its name again, `restored` being the newest, and moves what is damaged or was passed
@@ -147,13 +149,16 @@ class CheckpointFolder:
         except SnapshotError as error:
             raise SaveError(str(error)) from None
         except OSError as error:
-            raise SaveError(f"{self.folder}: the snapshot could not be written ({reason(error)}).") from None
+            at = f": {error.filename}" if durable.TEMPORARY not in str(error.filename or durable.TEMPORARY) else ""
+            raise SaveError(f"{self.folder}: the snapshot could not be written ({reason(error)}{at}).") from None
         finally:
             durable.discard(fresh)
         self._records = {sha: known[sha] for sha in newest[1 - len(GENERATIONS) :]} | written
-        with contextlib.suppress(OSError):  # the generation is safe, and both are done again with the next one
-            durable.duplicate(self.current, self.folder / MIRROR)
+        # The generation is safe, and what fails here is done again with the next one.
+        with contextlib.suppress(OSError):
             self._prune_states()
+        with contextlib.suppress(OSError):
+            durable.duplicate(self.current, self.folder / MIRROR)
         return self.current
 
     def archive(self) -> Path:

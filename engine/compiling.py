@@ -58,13 +58,15 @@ def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> Compili
     """
     if asked is False:
         return None
-    compiling = Compiling(ranks)
-    problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
+    problems = [problem for problem in ranks.gather_json(_no_room()) if problem]
     if not problems:
-        console.say("Compiling the model; the first step takes a while.")
-        return compiling
-    compiling.done()
-    compiling.close()
+        compiling = Compiling(ranks)
+        problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
+        if not problems:
+            console.say("Compiling the model; the first step takes a while.")
+            return compiling
+        compiling.done()
+        compiling.close()
     if asked is True:
         raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
     console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
@@ -86,6 +88,15 @@ def compiler_problem(device: torch.device) -> str | None:
     finally:
         torch._dynamo.reset()
     return None
+
+
+def _no_room() -> str | None:
+    """Why nothing can be written where compilers work, or None."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="forethought-"):
+            return None
+    except OSError as error:
+        return str(error)
 
 
 def _is_ours(folder: Path) -> bool:

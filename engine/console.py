@@ -5,6 +5,7 @@ Names, messages and samples come from presets, hubs and models: nothing is shown
 
 import contextlib
 import math
+import os
 import sys
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from rich.markup import escape
 
 from sources.redact import redact, redact_process
 
-__all__ = ["Console", "count", "duration", "printable", "redact_process"]
+__all__ = ["Console", "count", "duration", "open_streams", "printable", "redact_process"]
 
 # Of C0 and C1, all but newline and tab: an escape sequence in a model's sample could write into a terminal's title.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
@@ -25,12 +26,26 @@ def printable(text: str) -> str:
     return redact(text).translate(_CONTROLS)
 
 
+def open_streams() -> None:
+    """Standard streams that are closed, as a daemon's are: a file that took their numbers would get what libraries
+    print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
 class Output:
     """Standard output whose failures pass: a full disk or a closed pipe under it must not end a run."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            sys.stdout.write(text)
+            try:
+                sys.stdout.write(text)
+            except UnicodeEncodeError:  # a terminal, or a PYTHONIOENCODING, that has not all characters
+                sys.stdout.write(text.encode("ascii", "replace").decode())
         return len(text)
 
     def flush(self) -> None:

@@ -129,13 +129,21 @@ def sweep(*folders: Path) -> None:
     """Removes what a killed process left half written. Raises OSError."""
     for folder in folders:
         for path in folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir() or path.is_symlink():  # a folder of this name is none of ours
+                path.unlink(missing_ok=True)
 
 
 def refuse_way_out(path: Path, folder: Path) -> None:
-    """Raises OSError when a symbolic link leads `path`, below `folder`, out of it; `folder` itself may be a link."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    """Raises OSError when a symbolic link leads `path`, below `folder`, out of it or in a circle, and when `path` is
+    neither file nor folder: to open a pipe is to wait for ever. `folder` itself may be a link."""
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except RuntimeError:  # of links in a circle, before Python 3.13
+        inside = False
+    if not inside:
         raise OSError(errno.ELOOP, "a symbolic link leads out of the folder and was not followed", str(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
 
 
 def reason(error: OSError) -> str:

@@ -125,6 +125,7 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
 
 def _read_cache(path: Path, key: str) -> HeldOut | None:
     try:
+        durable.refuse_way_out(path, path.parent)
         cached = container.read(path)
         if cached["key"] != key:
             return None

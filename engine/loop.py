@@ -152,7 +152,9 @@ class Run:
                 self.saving.save()
         self.reporting.report(self.progress, zero.learning_rate(self.engine))
         self.feed.tell_counts()
-        self._evaluate()
+        if not self._evaluate():
+            self._leave(self.ranks.agree(self._signals()))  # the next start makes up for it
+        self.progress.finished = True
         self._save_at_last()  # whatever signal comes now, the run is done
         trained = self.progress.tokens_in_run - begin_tokens
         figures = self.progress.evaluation or {}
@@ -250,13 +252,14 @@ class Run:
 
     # Now and then
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """False where it was given up because of a signal."""
         if not len(self.held_out.input_ids):
-            return  # the sources are too small to hold anything out, which was said at the start
+            return True  # the sources are too small to hold anything out, which was said at the start
         try:
             figures = self._losses_held_out(self._each_pass)
         except Abandoned:
-            return  # the next step's agreement leaves
+            return False  # the next step's agreement leaves
         if not math.isfinite(figures["ce"]):
             self._diverge("The held-out loss is not finite")
         self.progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
@@ -264,6 +267,7 @@ class Run:
         shown = samples.show(self.engine, *shape, self.held_out, self.tokenizer, step, self.ranks)
         self.metrics.write("evaluation", step=step, tokens_total=self.progress.tokens_total, **figures, **shown)
         self.reporting.draw_page()
+        return True
 
     def _derived(self) -> dict[str, Any]:
         """What follows from the preset and the machine, for the run's event."""
@@ -294,9 +298,10 @@ class Run:
     def _copy(self) -> Copy:
         """This moment, as it is saved; all ranks must call it."""
         weights = zero.weights(self.engine, keep=self.ranks.is_main)
-        if not self.ranks.on_main(lambda: all_finite(weights.values())):
-            self._diverge("The weights are not finite")
         optimizer = zero.optimizer_state(self.engine, keep=self.ranks.is_main)
+        moments = [tensor for tensors in optimizer.get("moments", {}).values() for tensor in tensors.values()]
+        if not self.ranks.on_main(lambda: all_finite([*weights.values(), *moments])):
+            self._diverge("The weights are not finite")
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "eos_token_id": self.tokenizer.eos_id}
         snapshot = Snapshot(
             model=weights,
@@ -308,7 +313,7 @@ class Run:
         return snapshot, optimizer, self._data_state()
 
     def _save_at_last(self) -> None:
-        self.saving.save_at_last(asdict(self.progress), impatient=lambda: self.stop.signal_number is not None)
+        self.saving.save_at_last(asdict(self.progress), self._stopping)
 
     def _data_state(self) -> dict[str, Any]:
         """All that resumes right after the last step, but for the weights and their moments."""

@@ -59,7 +59,10 @@ def read(folder: Path) -> dict[str, Record]:
         check = contents.pop("check")
         if contents["format"] != FORMAT or check != digest(contents):
             raise ValueError("it is not what was written")
-        return {sha: Record(**record) for sha, record in contents["generations"].items()}
+        records = {sha: of_progress(record, record["state_sha256"]) for sha, record in contents["generations"].items()}
+        if None in records.values():
+            raise ValueError("a generation is none of ours")
+        return records
     except FileNotFoundError:
         return {}
     except Exception as error:  # a damaged text fails in many ways

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from engine import machine, metrics
 from engine.checkpoints import CURRENT
-from engine.console import count, duration, printable
+from engine.console import Output, count, duration, printable
 from engine.errors import PresetError
 from engine.preset import CONFIGS, Preset, load_preset, parse_preset, preset_files
 from engine.ranks import Ranks
@@ -126,7 +126,7 @@ def _unattended(files: list[Path]) -> Preset | None:
     if answer == GENERATE:
         return None
     path = _match(answer, files) if answer else files[0]
-    print(printable(f"Preset {path.stem}" + ("" if answer else " (the default)")), flush=True)
+    print(printable(f"Preset {path.stem}" + ("" if answer else " (the default)")), file=Output(), flush=True)
     return load_preset(path)
 
 

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from engine import durable
 from engine.console import Console
 from sources.redact import redact
 
 FILE_NAME = "metrics.jsonl"
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
+# No link is followed, and a pipe of this name is an error, not a wait. Windows has no such flags.
+CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class Metrics:
@@ -61,7 +63,7 @@ class Metrics:
 def _open_to_append(path: Path) -> TextIO:
     """`path`, not what a link of this name points to; after half a line, which a killed run or a full disk leaves,
     on a new one."""
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666), "a", encoding="utf-8")
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | CAREFULLY, 0o666), "a", encoding="utf-8")
     if file.tell() and not _ends_with_newline(path):
         file.write("\n")
     return file
@@ -71,20 +73,22 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of a folder's metrics; a line cut by a kill is passed over."""
     events = []
     try:
+        durable.refuse_way_out(folder / FILE_NAME, folder)
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
         try:
             events.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return [event for event in events if isinstance(event, dict) and "event" in event]
 
 
 def tokens_reached(folder: Path) -> int:
     """Tokens over all runs at the last report that was written down; 0 where there is none."""
-    return next((event["tokens_total"] for event in reversed(read(folder)) if event.get("tokens_total")), 0)
+    counts = (event.get("tokens_total") for event in reversed(read(folder)))
+    return next((count for count in counts if isinstance(count, int) and count > 0), 0)
 
 
 def _finite(value: Any) -> Any:

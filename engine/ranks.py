@@ -154,8 +154,11 @@ def leave() -> None:
 def end(status: int) -> NoReturn:
     """Ends the process. A thread that still waits for a network is not waited for: it may be deep inside a library that
     does not survive the interpreter's own ending, and everything that matters is written by now."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk or a closed pipe: the interpreter would try again, and leave with its own status
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if any(thread.daemon and thread.is_alive() and thread.name == READER for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     raise SystemExit(status)

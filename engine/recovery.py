@@ -3,15 +3,20 @@
 Reading changes nothing; only `arrange` does.
 """
 
+import json
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine import durable, manifest
 from engine.durable import reason
+from engine.guard import all_finite
 from engine.manifest import Record
+from engine.zero import MOMENTS
 from model import container
 from model import snapshot as snapshots
 from model.snapshot import SnapshotError
@@ -43,6 +48,7 @@ class Seen:
     found: list[Found] = field(default_factory=list)  # what verified, the newest generation first, none twice
     names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that are there: SHA-256, None if damaged
     notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
+    missing: bool = False  # the manifest knows generations and none of NAMES is there
 
 
 def look(folder: Path) -> Seen:
@@ -72,6 +78,9 @@ def look(folder: Path) -> Seen:
             seen.found.append(found)
         seen.names[name] = found.sha256
     seen.found.sort(key=lambda found: -found.number)
+    if records and not seen.names:
+        seen.missing = True
+        seen.notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
     newest = max(records.values(), key=lambda record: record.number, default=None)
     if seen.found and newest and newest.number > seen.found[0].number:
         seen.notes.append(
@@ -82,7 +91,8 @@ def look(folder: Path) -> Seen:
 
 
 def read_state(folder: Path, record: Record | None) -> dict[str, Any]:
-    """A generation's state. Raises SnapshotError when it is missing, damaged, or another generation's."""
+    """A generation's state, `optimizer` and `data` as they were given to be saved. Raises SnapshotError when it is
+    missing, damaged, or another generation's."""
     if record is None:
         raise SnapshotError("It holds weights only.")
     path = folder / STATE / record.state_name
@@ -91,7 +101,28 @@ def read_state(folder: Path, record: Record | None) -> dict[str, Any]:
     state = container.read(path)
     if not isinstance(state, dict) or state.get("generation") != record.generation:
         raise SnapshotError(f"{path}: belongs to another generation.")
-    return state
+    try:
+        optimizer, data = state["optimizer"], json.loads(state["data"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        optimizer = data = None
+    if not (_is_optimizer(optimizer) and isinstance(data, dict) and isinstance(data.get("loader"), dict | None)):
+        raise SnapshotError(f"{path}: is not what this program writes.")
+    return {"optimizer": optimizer, "data": data}
+
+
+def _is_optimizer(optimizer: Any) -> bool:
+    """Whether it is empty, or a step count and the moments of each parameter, of one shape and finite."""
+    if not isinstance(optimizer, dict) or not optimizer:
+        return optimizer == {}
+    moments = optimizer.get("moments")
+    return (
+        isinstance(optimizer.get("step"), int)
+        and isinstance(moments, dict)
+        and all(isinstance(tensors, dict) and tensors.keys() == set(MOMENTS) for tensors in moments.values())
+        and all(isinstance(tensor, torch.Tensor) for tensors in moments.values() for tensor in tensors.values())
+        and all(len({tensor.shape for tensor in tensors.values()}) == 1 for tensors in moments.values())
+        and all(all_finite(tensors.values()) for tensors in moments.values())
+    )
 
 
 def arrange(folder: Path, seen: Seen, kept: list[Found], why: str) -> list[str]:

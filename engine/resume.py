@@ -15,7 +15,7 @@ import torch
 from engine import metrics
 from engine.checkpoints import CheckpointFolder, Restored
 from engine.console import Console, count
-from engine.errors import Diverged, PresetError, SourcesFailed
+from engine.errors import CheckpointError, Diverged, PresetError, SourcesFailed
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
@@ -43,6 +43,7 @@ class Progress:
     tokens_in_run: int = 0
     tokens_total: int = 0
     evaluation: dict[str, Any] | None = None
+    finished: bool = False  # the run has its last evaluation; another follows it
     skipped: int = 0  # steps whose loss or gradient was not to be trained on
 
 
@@ -138,16 +139,17 @@ def _progress(restored: Restored, token_budget: int) -> dict[str, Any]:
     """The snapshot's progress; a finished run is followed by the next one."""
     saved = restored.snapshot.progress or {}
     progress = Progress(**{key: saved[key] for key in Progress.__dataclass_fields__ if key in saved})
-    if progress.tokens_in_run >= token_budget:
+    if progress.tokens_in_run >= token_budget and saved.get("finished", True):  # older snapshots do not say
         progress.run += 1
         progress.tokens_in_run = 0
+    progress.finished = False
     return asdict(progress)
 
 
 def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
     """The saved data position without the sources that the preset now describes differently: those begin anew."""
     data = restored.data
-    if data is None or data["loader"] is None or data["loader"].get("format") != STATE_FORMAT:
+    if data is None or data.get("loader") is None or data["loader"].get("format") != STATE_FORMAT:
         return None
     saved = ((restored.snapshot.preset or {}).get("data") or {}).get("sources", [])
     unchanged = {s.source_name for s in preset.data.sources if s.model_dump(mode="json") in saved}
@@ -254,7 +256,10 @@ def _tokenizer(
         kept = cache.remember(f"tokenizer-{_tokenizer_key(preset, opened)}.json") if cache is not None else None
         known = _read_json(kept)
         if saved is not None and saved.tokenizer is not None:
-            made = TextTokenizer.from_json(saved.tokenizer, saved.config["eos_token_id"])
+            try:
+                made = TextTokenizer.from_json(saved.tokenizer, saved.config["eos_token_id"])
+            except TokenizerError as error:
+                raise CheckpointError(f"{restored.path}: {error}; restore a backup.") from None
         elif known is not None:
             made = TextTokenizer.from_json(known["text"], known["eos_id"], known["pad_id"])
         elif isinstance(spec, TrainBPE):

@@ -20,7 +20,7 @@ from model.snapshot import Snapshot
 
 RETRY_SECONDS = 60.0  # until a save that failed is tried again
 PATIENCE_SECONDS = 600.0  # of a finished run with a disk that does not take its last snapshot
-PAUSE_SECONDS = 15.0  # between its attempts
+PAUSE_SECONDS = 10.0  # between its attempts
 
 Copy = tuple[Snapshot, dict[str, Any], dict[str, Any]]  # a snapshot with its optimizer state and data position
 
@@ -77,14 +77,20 @@ class Saving:
             self._console.warn(f"{problem} Training goes on; the next try is in {RETRY_SECONDS:.0f} s.")
             self._due_at = time.monotonic() + RETRY_SECONDS
 
-    def save_at_last(self, progress: dict[str, Any], impatient: Callable[[], bool]) -> None:
+    def save_at_last(self, progress: dict[str, Any], stopping: Callable[[], bool]) -> None:
         """Leaves nothing unsaved. All ranks must call it. While the disk does not take it, tries again for a while, or
-        until rank 0 is `impatient`; then raises SaveError, on all ranks."""
+        until the ranks are `stopping`, which is asked on all of them; then raises SaveError, on all ranks."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         self._finish(wait=True)
         while self._ranks.on_main(lambda: self._saved != progress):
             self.save()
-            self._ranks.on_main(lambda: self._settle(impatient, deadline))
+            problem = self._ranks.on_main(lambda: self._finish(wait=True))
+            if problem is None:
+                continue
+            if stopping() or self._ranks.on_main(lambda: time.monotonic() >= deadline):
+                raise SaveError(f"{problem} The snapshots before it are untouched.")
+            self._console.warn(f"{problem} Trying again in {PAUSE_SECONDS:.0f} s.")
+            time.sleep(PAUSE_SECONDS)
 
     def settled(self) -> bool:
         """Waits for the save under way; whether any has succeeded here, as rank 0 knows."""
@@ -94,13 +100,6 @@ class Saving:
     def close(self) -> None:
         """Waits for the save under way."""
         self._thread.shutdown()
-
-    def _settle(self, impatient: Callable[[], bool], deadline: float) -> None:
-        if problem := self._finish(wait=True):
-            if impatient() or time.monotonic() >= deadline:
-                raise SaveError(f"{problem} The snapshots before it are untouched.")
-            self._console.warn(f"{problem} Trying again in {PAUSE_SECONDS:.0f} s.")
-            time.sleep(PAUSE_SECONDS)
 
     def _finish(self, wait: bool = False) -> str | None:
         """Writes down what became of the save under way, if it is done or told to wait. Returns why it failed."""

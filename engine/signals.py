@@ -68,6 +68,12 @@ class Watch:
         """From now on there is something to lose; `where` says how far the run is ("at step 12")."""
         self._where = where
 
+    def beginning_anew(self) -> None:
+        """Nothing is trained that is not on the disk: a signal ends all at once again, also one that came before."""
+        self._where = None
+        if self.signal_number is not None:
+            self._end_all(Ending(signal.Signals(self.signal_number).name, 128 + self.signal_number))
+
     def abandonable(self, passes: Iterable[T], stopping: Callable[[], bool], interruptible: bool) -> Iterator[T]:
         """Hands on `passes`; raises Abandoned before one when the ranks are `stopping`, which is asked on all of them.
         In a world of one that is `interruptible`, a signal raises it at once, within a pass."""

@@ -49,6 +49,7 @@ def train(
                 if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:
                     raise
                 diverged = error.with_traceback(None)  # whose frames would keep the old engine
+            stop.beginning_anew()
             if rollbacks > 1:  # the newest generation has been tried
                 ranks.on_main(lambda: folder.step_back(1))
 

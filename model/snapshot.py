@@ -21,6 +21,8 @@ from model.vetting import SnapshotError
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
+_SIZES = ("hidden_size", "num_layers", "num_heads", "seq_length", "vocab_size", "eos_token_id")
+_COUNTS = ("run", "step", "tokens_in_run", "tokens_total", "skipped")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
 
@@ -151,14 +153,24 @@ def _from_contents(path: Path, contents: Any) -> Snapshot:
     sound = (
         isinstance(weights, Mapping)
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items())
-        and isinstance(config, dict | None)
         and isinstance(tokenizer, str | None)
+        and (config is None or _has_integers(config, _SIZES, required=True))
+        and _has_integers(progress, _COUNTS, required=False)
+        and isinstance(progress.get("evaluation"), dict | None)
         and isinstance(preset, dict)
-        and isinstance(progress, dict)
+        and all(isinstance(preset.get(section) or {}, dict) for section in ("model", "train", "data", "auxiliary"))
+        and isinstance((preset.get("data") or {}).get("sources", []), list)
     )
     if not sound:
         raise SnapshotError(f"{path}: a part has the wrong type; use an older checkpoint or a copy.")
     return Snapshot(dict(weights), config, tokenizer, preset, progress)
+
+
+def _has_integers(values: Any, keys: tuple[str, ...], *, required: bool) -> bool:
+    """Whether `values` is a dict, whose values at these keys, if they are there or required, are integers from 0."""
+    return isinstance(values, dict) and all(
+        type(values[key]) is int and values[key] >= 0 if key in values else not required for key in keys
+    )
 
 
 @torch.no_grad()

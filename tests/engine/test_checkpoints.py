@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -9,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import manifest
 from engine.checkpoints import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder, Restored
 from engine.errors import CheckpointError, SaveError
 from model import ModelConfig, TransformerLM
 from model.snapshot import Snapshot
+from sources.caching import digest
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment
+from tests.faults.damage import tree
 
 SHAPE = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
 TOKENIZER = "{}"
@@ -33,7 +38,8 @@ def snapshot(tokens: int) -> Snapshot:
 
 
 def optimizer(tokens: int) -> dict:
-    return {"step": tokens, "moments": {"tokens.weight": {"exp_avg": torch.full((2, 2), float(tokens))}}}
+    moments = {key: torch.full((2, 2), float(tokens)) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": tokens, "moments": {"tokens.weight": moments}}
 
 
 def save(folder: CheckpointFolder, tokens: int) -> None:
@@ -288,6 +294,100 @@ def test_files_of_which_none_verifies_stop_the_run_and_stay(folder: CheckpointFo
         folder.newest()
     assert caught.value.status == 4
     assert folder.current.read_text() == "this is no checkpoint"
+
+
+@pytest.mark.parametrize("name", [CURRENT, "state", "manifest.json", "a state", PREV])
+@pytest.mark.parametrize("kind", ["a pipe", "links in a circle"])
+def test_what_is_no_file_is_not_opened(folder: CheckpointFolder, name: str, kind: str):
+    """To open a pipe would be to wait for ever."""
+    save(folder, 10)
+    save(folder, 20)
+    path = folder.folder / name if name != "a state" else max((folder.folder / "state").iterdir())
+    shutil.move(path, folder.folder / "elsewhere")
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name)
+    again = CheckpointFolder(folder.folder)
+    restored = again.newest()
+    assert tokens(restored) == (20 if name in ("manifest.json", CURRENT, "state", PREV) else 10)
+    assert name in (CURRENT, PREV, "manifest.json") or restored.notes
+    again.repair(restored)
+
+
+def test_snapshots_that_were_all_removed_are_missed(folder: CheckpointFolder):
+    """What is left of a lineage is not silently replaced by a new one, nor its states removed."""
+    save(folder, 10)
+    for name in (CURRENT, MIRROR):
+        (folder.folder / name).unlink()
+    before = tree(folder.folder)
+    with pytest.raises(CheckpointError, match=r"manifest\.json knows snapshots, and none is there"):
+        CheckpointFolder(folder.folder).newest()
+    assert tree(folder.folder) == before
+
+
+def record(folder: CheckpointFolder, **changes) -> None:
+    """Writes a manifest that is whole and says something else."""
+    path = folder.folder / manifest.FILE_NAME
+    contents = json.loads(path.read_text())
+    for known in contents["generations"].values():
+        known.update(changes)
+    del contents["check"]
+    path.write_text(json.dumps({**contents, "check": digest(contents)}))
+
+
+@pytest.mark.parametrize("changes", [{"generation": "abc"}, {"generation": "000009-../../x"}, {"tokens_total": "many"}])
+def test_a_manifest_that_nobody_here_wrote_is_not_used(folder: CheckpointFolder, changes: dict):
+    save(folder, 10)
+    save(folder, 20)
+    record(folder, **changes)
+    restored = CheckpointFolder(folder.folder).newest()
+    assert tokens(restored) == 20 and restored.optimizer is not None
+    assert "is damaged and was not used" in restored.notes[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": 3},
+        {"optimizer": {"step": 1, "moments": {"a": {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(3)}}}},
+        {"optimizer": {"step": 1, "moments": {"a": dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.tensor(torch.nan))}}},
+        {"data": "{"},
+        {"data": "3"},
+        {"data": 7},
+        {"data": None},
+    ],
+)
+def test_a_state_that_is_whole_but_none_is_not_used(folder: CheckpointFolder, changes: dict):
+    save(folder, 10)
+    save(folder, 20)
+    (folder.folder / manifest.FILE_NAME).unlink()  # which knows the digest
+    path = max((folder.folder / "state").iterdir())
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+    restored = CheckpointFolder(folder.folder).newest()
+    assert tokens(restored) == 10 and "is not what this program writes" in restored.notes[-1]
+
+
+def test_a_known_snapshot_that_this_version_cannot_read_gives_way(folder: CheckpointFolder, monkeypatch):
+    save(folder, 10)
+    monkeypatch.setattr("model.snapshot.FORMAT", 2)  # a later version's
+    folder.save(snapshot(20), optimizer(20), {"loader": None})
+    monkeypatch.undo()
+    restored = CheckpointFolder(folder.folder).newest()
+    assert tokens(restored) == 10 and "has format 2" in restored.notes[-1]
+    (folder.folder / PREV).unlink()
+    with pytest.raises(CheckpointError, match=r"has format 2.* Nothing was changed"):
+        CheckpointFolder(folder.folder).newest()
+
+
+def test_states_do_not_pile_up_while_the_mirror_cannot_be_written(folder: CheckpointFolder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr("engine.durable.duplicate", refuse)
+    for number in range(1, 7):
+        save(folder, number)
+    assert len(list((folder.folder / "state").iterdir())) == 3
 
 
 def test_a_bare_state_dict_is_a_beginning(folder: CheckpointFolder):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.compiling import NOTE, VARIABLE, Compiling
+from engine.compiling import NOTE, VARIABLE, Compiling, choose_compile
+from engine.console import Console
+from engine.errors import PresetError
 from engine.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
@@ -69,3 +71,11 @@ def test_code_is_only_loaded_from_where_nobody_else_writes(cache: Path, tmp_path
     elsewhere = Path(os.environ[VARIABLE])
     assert elsewhere not in (cache, tmp_path / "x") and elsewhere.stat().st_mode & 0o777 == 0o700
     compiling.close()
+
+
+def test_without_room_for_a_compiler_it_trains_uncompiled(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert choose_compile("auto", ALONE, Console()) is None
+    assert "torch.compile is not available here" in capsys.readouterr().out
+    with pytest.raises(PresetError, match=r"train\.compile is true but"):
+        choose_compile(True, ALONE, Console())

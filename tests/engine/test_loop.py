@@ -16,6 +16,7 @@ import torch
 from engine import TOKENS_PER_RUN, train
 from engine.checkpoints import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
+from engine.evaluation import evaluate
 from engine.metrics import read
 from model import load
 from sources.held_out import collect_held_out
@@ -128,6 +129,30 @@ def signal_after(folder: Path, steps: int) -> None:
         os.kill(os.getpid(), 15)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def signalled(*arguments):
+            os.kill(os.getpid(), 15)
+            return evaluate(*arguments)
+
+        patch.setattr("engine.loop.evaluate", signalled)
+        preset = tiny(train={"eval_interval_tokens": 10**9})
+        with pytest.raises(Interrupted, match="SIGTERM at step 4") as caught:
+            train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    assert caught.value.status == 143
+    saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
+    assert saved["tokens_in_run"] == 4 * STEP and saved["evaluation"] is None and not saved["finished"]
+
+    result = train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    assert result.eval_loss is not None and result.tokens == 4 * STEP
+    saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
+    assert (saved["run"], saved["step"], saved["finished"]) == (1, 4, True) and saved["evaluation"]["ce"]
+    assert sum(event["steps"] for event in read(tmp_path) if event["event"] == "step") == 4
+    train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["run"] == 2
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.checkpoints import CheckpointFolder
+from engine.metrics import read
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment, run_main, start_main
 
@@ -57,6 +59,26 @@ def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
     status, output = run_main(home, "g\nThe import statement\n\n")
     assert status == 0, output
     assert "Type a prompt" in output
+
+
+@pytest.mark.parametrize(
+    "redirected",
+    ["</dev/null >/dev/full", "<&- >&- 2>&-", pytest.param("</dev/null >&-", marks=pytest.mark.slow), "ascii"],
+)
+def test_streams_that_take_nothing_do_not_end_a_run(home: Path, redirected: str):
+    """A log on a full disk, a daemon without streams, a terminal that lacks the letters of a sample."""
+    changes = {"PYTHONIOENCODING": "ascii"} if redirected == "ascii" else {}
+    redirected = "</dev/null >log" if redirected == "ascii" else redirected
+    command = f"exec {sys.executable} {REPOSITORY / 'main.py'} {redirected}"
+    process = subprocess.Popen(["sh", "-c", command], cwd=home, env=environment(**changes), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 90
+    while process.poll() is None and not any(event["event"] == "evaluation" for event in read(home / "checkpoints")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Traceback" not in errors, errors
+    assert CheckpointFolder(home / "checkpoints").newest().optimizer is not None
 
 
 def test_without_a_compiler_it_says_so_and_trains(home: Path):

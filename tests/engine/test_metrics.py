@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.console import Console, count, duration
-from engine.metrics import FILE_NAME, Metrics, read
+from engine.metrics import FILE_NAME, Metrics, read, tokens_reached
 from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment
 
@@ -61,6 +62,23 @@ def test_a_line_cut_by_a_kill_hurts_no_other(tmp_path: Path):
     metrics.write("save", path="x", tokens_total=1, seconds=1.0)
     metrics.close()
     assert [event["event"] for event in read(tmp_path)] == ["step", "save"]
+
+
+@pytest.mark.parametrize("line", ['{"event": "step", "tokens_total": "4608"}', "[" * 100_000, "1" * 5_000, "null", "7"])
+def test_a_line_that_is_no_event_hurts_no_start(tmp_path: Path, line: str):
+    (tmp_path / FILE_NAME).write_text('{"event": "step", "tokens_total": 512}\n' + line + "\n")
+    assert tokens_reached(tmp_path) == 512
+
+
+def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    os.mkfifo(tmp_path / FILE_NAME)
+    assert read(tmp_path) == []
+    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics.write("step", **STEP)
+    assert "cannot be written" in capsys.readouterr().out
+    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / FILE_NAME).symlink_to("/dev/zero")
+    assert read(tmp_path) == []
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path):

@@ -81,13 +81,13 @@ class Job:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def ends_within(self, seconds: float, since: float) -> None:
-        """Waits until nobody is left; prints the seconds it took."""
+    def ends_within(self, seconds: float, since: float) -> float:
+        """Waits until nobody is left; returns the seconds it took."""
         while self.everybody():
             assert time.monotonic() - since < seconds, [process.cmdline() for process in self.everybody()]
             time.sleep(0.05)
         self.process.wait(5)
-        print(f"{time.monotonic() - since:.1f} s")
+        return time.monotonic() - since
 
 
 @pytest.fixture
@@ -294,6 +294,50 @@ def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: s
     job.ends_within(SECONDS_TO_SAVE, since)
     assert len(re.findall("SIGTERM at step", rest)) == 1 and "the next start goes on from there" in rest, rest
     assert saved_steps(home) == reported_steps(home)
+
+
+def test_a_signal_to_a_rank_that_does_not_write_ends_a_run_whose_disk_is_full(start, home: Path):
+    job = start(sys.executable, *TORCHRUN)
+    job.until("^saved .* at 0 tokens")
+    job.until(STEP)
+    job.until(STEP)
+    state = home / "checkpoints" / "state"
+    state.rename(home / "checkpoints" / "elsewhere")
+    state.write_text("in the way")  # as a full disk, to a save
+    since = time.monotonic()
+    job.rank(1).send_signal(signal.SIGTERM)
+    rest = job.rest()
+    job.ends_within(SECONDS_TO_SAVE, since)
+    assert re.search("stopped: .*could not be written.*The snapshots before it are untouched", rest), rest
+    state.unlink()
+    (home / "checkpoints" / "elsewhere").rename(state)
+    assert saved_steps(home) == 0
+
+
+BEGINS_ANEW = """
+import os, signal, sys
+from engine.console import Console
+from engine.ranks import Ranks
+from engine.signals import watch
+import torch
+with watch(Ranks(0, 1, torch.device("cpu"), None), Console()) as stop:
+    stop.training(lambda: "at step 3")
+    if sys.argv[1] == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.beginning_anew()
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_while_a_rollback_begins_anew_a_signal_leaves_at_once(when: str):
+    """Also one that was a wish in the attempt that diverged."""
+    command = [sys.executable, "-c", BEGINS_ANEW, when]
+    finished = subprocess.run(
+        command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS_AT_ONCE + 20
+    )
+    assert finished.returncode == 143 and "SIGTERM before the first step" in finished.stdout, finished
 
 
 def test_before_the_first_step_a_signal_to_one_rank_ends_all_at_once(long_steps, two_ranks: list[Job], home: Path):

@@ -160,6 +160,29 @@ def test_incomplete_wrong_and_newer_contents(path):
     read(path, verify=False)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": {"tokens_in_run": "many"}},
+        {"progress": {"step": None}},
+        {"progress": {"step": True}},
+        {"progress": {"evaluation": 3}},
+        {"config": {}},
+        {"config": {"seq_length": "x"}},
+        {"preset": {"data": 3}},
+        {"preset": {"data": {"sources": 3}}},
+        {"tokenizer": 5},
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(path, changes):
+    contents = torch.load(path, weights_only=True)
+    (key, value), *_ = changes.items()
+    if key == "config" and value:
+        value = {**contents["config"], **value}
+    torch.save({**contents, key: value}, path)
+    assert "wrong type" in refused(path)
+
+
 def test_a_model_that_is_not_finite_is_not_kept(tmp_path, snapshot):
     weights = {**snapshot.model, "final_norm.bias": torch.full((32,), torch.inf)}
     with pytest.raises(SnapshotError, match=r"final_norm\.bias holds NaN or infinity"):
