@@ -24,7 +24,7 @@ from engine import machine, metrics, train
 from engine.checkpoints import CURRENT
 from engine.preset import Preset, load_preset, parse_preset
 from engine.ranks import join, leave, local_device
-from model import load
+from model import load, snapshot
 
 ENGLISH = ("c4", "gsm8k", "news", "peps", "shakespeare", "speeches", "wikipedia")
 PRESET = Path("configs/04_lookahead.json")
@@ -85,9 +85,10 @@ def auxiliary(method: str) -> dict[str, Any]:
 
 def finished(folder: Path, budget: int) -> bool:
     """Whether a run of that many tokens has come to its end there."""
-    return any(event["event"] == "save" and event["tokens_total"] >= budget for event in metrics.read(folder)) and any(
-        event["event"] == "evaluation" and event.get("tokens_total", 0) >= budget for event in metrics.read(folder)
-    )
+    if not (folder / CURRENT).exists():
+        return False
+    progress = snapshot.read(folder / CURRENT, verify=False).progress
+    return bool(progress["finished"]) and progress["tokens_in_run"] >= budget
 
 
 def train_missing(models: list[Model], arguments: argparse.Namespace) -> None:
