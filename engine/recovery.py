@@ -48,7 +48,7 @@ class Seen:
     found: list[Found] = field(default_factory=list)  # what verified, the newest generation first, none twice
     names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that are there: SHA-256, None if damaged
     notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
-    missing: bool = False  # the manifest knows generations and none of NAMES is there
+    missing: bool = False  # the manifest knows generations that were there, and none of NAMES is
 
 
 def look(folder: Path) -> Seen:
@@ -78,7 +78,8 @@ def look(folder: Path) -> Seen:
             seen.found.append(found)
         seen.names[name] = found.sha256
     seen.found.sort(key=lambda found: -found.number)
-    if records and not seen.names:
+    # A single one may have come no further than the manifest; a second shows that the first had its name.
+    if len(records) > 1 and not seen.names:
         seen.missing = True
         seen.notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
     newest = max(records.values(), key=lambda record: record.number, default=None)

@@ -318,12 +318,25 @@ def test_what_is_no_file_is_not_opened(folder: CheckpointFolder, name: str, kind
 def test_snapshots_that_were_all_removed_are_missed(folder: CheckpointFolder):
     """What is left of a lineage is not silently replaced by a new one, nor its states removed."""
     save(folder, 10)
-    for name in (CURRENT, MIRROR):
+    save(folder, 20)
+    for name in (CURRENT, PREV, MIRROR):
         (folder.folder / name).unlink()
     before = tree(folder.folder)
     with pytest.raises(CheckpointError, match=r"manifest\.json knows snapshots, and none is there"):
         CheckpointFolder(folder.folder).newest()
     assert tree(folder.folder) == before
+
+
+def test_a_first_save_that_came_no_further_than_the_manifest_is_none(folder: CheckpointFolder, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.durable.rotate", refuse)
+        for _ in range(2):
+            with pytest.raises(SaveError):
+                save(folder, 10)
+    assert (folder.folder / manifest.FILE_NAME).exists() and CheckpointFolder(folder.folder).newest() is None
 
 
 def record(folder: CheckpointFolder, **changes) -> None:

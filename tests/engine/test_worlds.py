@@ -79,7 +79,6 @@ def compare(tiny, tmp_path: Path, legs: list[tuple[int, int]], steps: int) -> tu
     saved = [torch.load(tmp_path / name / CURRENT, weights_only=True)["progress"] for name in ("whole", "parts")]
     assert all(saved[0][key] == saved[1][key] for key in ("run", "step", "tokens_in_run", "tokens_total"))
     assert saved[0]["evaluation"]["ce"] == pytest.approx(saved[1]["evaluation"]["ce"], abs=1e-3)
-    print(f"largest difference of a step's losses: {apart:.2e} nats")
     return whole, parts
 
 
