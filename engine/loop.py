@@ -156,6 +156,7 @@ class Run:
             self._leave(self.ranks.agree(self._signals()))  # the next start makes up for it
         self.progress.finished = True
         self._save_at_last()  # whatever signal comes now, the run is done
+        self.reporting.draw_page()
         trained = self.progress.tokens_in_run - begin_tokens
         figures = self.progress.evaluation or {}
         return TrainResult(

@@ -38,8 +38,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Ten
     def install(factor: Callable[[int, torch.Tensor], float]) -> None:
         passes = itertools.count()
 
-        def forward(self: TransformerLM, input_ids: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            loss_sum, token_nll = FORWARD(self, input_ids, *inputs)
+        def forward(
+            self: TransformerLM, input_ids: torch.Tensor, *inputs: Any, **options: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            loss_sum, token_nll = FORWARD(self, input_ids, *inputs, **options)
             scale = factor(next(passes) // PASSES, input_ids) if self.training else 1.0
             return loss_sum * scale, token_nll * scale
 
