@@ -68,6 +68,8 @@ def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: d
                 "eval_interval_tokens": 2_500_000,
                 "log_interval_seconds": 60.0,
                 "seed": model.seed,
+                # not compiled: then a trunk that no objective reaches is that of `off` to the bit
+                "compile": False,
             },
             "data": {"sources": sources, "tokenizer": {"train_bpe": 8192}, "mix_strategy": "weighted"}
             | ({"source_weights": {"python_packages": 4.0, "peps": 2.0}} if corpus is not None else {}),

@@ -39,7 +39,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.1, ge=0, le=1, description="on matrices; never on norms, biases and embeddings")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of a run spent warming up")
     final_learning_rate_fraction: float = Field(0.1, ge=0, le=1, description="learning rate at the end / its peak")
-    gradient_clipping: float = Field(1.0, gt=0, description="largest global gradient norm")
+    gradient_clipping: float = Field(1.0, gt=0, description="largest norm of the trunk's gradients, and of the core's")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed's ZeRO stage")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the hardware multiplies it natively, else fp32; weights are always fp32"

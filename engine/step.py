@@ -77,7 +77,7 @@ def train_step(
     if guard.refuses(verdict):
         zero.discard(engine)
     else:
-        grad_norm = zero.step(engine, clip)
+        grad_norm = zero.step(engine, clip, ranks)
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
     auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)

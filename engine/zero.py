@@ -8,6 +8,7 @@ saved any other can continue.
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -28,8 +29,8 @@ def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, 
         "train_micro_batch_size_per_gpu": train.per_gpu_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps,
         "train_batch_size": train.per_gpu_batch_size * train.accumulation_steps * world_size,
-        # Stage 0 clips in `step`, where the norm can be had; DeepSpeed's own clipping at stage 0 does not tell it.
-        "gradient_clipping": train.gradient_clipping if train.zero_stage else 0.0,
+        # `step` clips, trunk and latent core each by itself; DeepSpeed knows one norm only.
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
@@ -92,23 +93,42 @@ def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
     return engine.optimizer.param_groups[0]["lr"]
 
 
-def step(engine: deepspeed.DeepSpeedEngine, clip: float) -> float:
-    """One optimizer step on the gradients accumulated; returns their global norm before clipping.
+def step(engine: deepspeed.DeepSpeedEngine, clip: float, ranks: Ranks) -> float:
+    """One optimizer step on the gradients accumulated; returns the norm of the trunk's before clipping.
 
-    Where that norm is not finite the step is skipped, on all ranks: weights, moments and their step count stay as they
-    are, and the gradients are gone. Stages 1 to 3 do that themselves.
+    The latent core's gradients are clipped by themselves, so that a core that is detached leaves the trunk as it would
+    be without one. Where a norm is not finite, the step is skipped on all ranks and NaN returned: weights, moments and
+    their step count stay as they are, and the gradients are gone.
     """
-    if engine.zero_optimization_stage() == 0:
-        norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), clip))
-        if math.isfinite(norm):
-            engine.step()
-        else:
-            discard(engine)
-        return norm
+    latent = getattr(engine.module, "latent", None)
+    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
+    parts: tuple[list[torch.Tensor], ...] = ([], [])
+    for parameter, gradient in _gradients(engine):
+        parts[id(parameter) in core].append(gradient)
+    squares = torch.stack([nn.utils.get_total_norm(part).double().square().cpu() for part in parts])
+    # At stage 0 every rank has all gradients, else a share of them.
+    norms = (squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)).sqrt().tolist()
+    if not all(map(math.isfinite, norms)):
+        discard(engine)
+        return math.nan
+    for part, norm in zip(parts, norms, strict=True):
+        if norm > clip:
+            for gradient in part:
+                gradient.mul_(clip / norm)
     engine.step()
-    norm = float(engine.get_global_grad_norm())
-    assert engine.was_step_applied() == math.isfinite(norm)
-    return norm
+    return norms[0]
+
+
+def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """This rank's gradients, or its shares of them, as the optimizer is about to read them, and whose they are."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        yield from ((p, p.grad) for p in engine.module.parameters() if p.grad is not None)
+        return
+    groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
+    for number, gradients in optimizer.averaged_gradients.items():
+        own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+        yield from zip(groups[number], own, strict=True)
 
 
 def discard(engine: deepspeed.DeepSpeedEngine) -> None:

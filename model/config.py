@@ -57,16 +57,17 @@ class AuxiliaryConfig(BaseModel):
     value_weight: float = Field(0.1, ge=0.0)
     dynamics_weight: float = Field(0.1, ge=0.0)
     span_contrastive_weight: float = Field(0.1, ge=0.0)
-    policy_detach_trunk: bool = False
+    # All are detached, because the cross-entropy paid for it where one was not (benchmarks/LOG.md, "Looking ahead").
+    policy_detach_trunk: bool = True
     value_detach_trunk: bool = True
-    dynamics_detach_trunk: bool = False
-    span_contrastive_detach_trunk: bool = False
+    dynamics_detach_trunk: bool = True
+    span_contrastive_detach_trunk: bool = True
     auxiliary_warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
 
     rollout_depth: int = Field(3, ge=1, le=3)
     # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
     rollout_row_fraction: float = Field(0.25, gt=0.0, le=1.0)
-    policy_position_fraction: float = Field(0.125, gt=0.0, le=1.0)
+    policy_position_fraction: float = Field(0.0625, gt=0.0, le=1.0)
     value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 16, 64), strict=False)
     span_length: int = Field(8, ge=1)
     span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)

@@ -26,7 +26,10 @@ EVERYTHING = AuxiliaryConfig(
     enable_value=True,
     enable_dynamics=True,
     enable_span_contrastive=True,
+    policy_detach_trunk=False,
     value_detach_trunk=False,
+    dynamics_detach_trunk=False,
+    span_contrastive_detach_trunk=False,
     auxiliary_warmup_fraction=0.0,
     rollout_row_fraction=0.5,
     value_horizons=(4, 16),
@@ -63,7 +66,10 @@ def plain() -> dict[str, list]:
             output = model(inputs[step, number], labels[step, number], look_ahead=draw)
             (output.loss_sum / labels_in_step).backward()
             nll, figures = nll + output.token_nll.sum(), figures + output.auxiliary.double()
-        told["norms"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.gradient_clipping).item())
+        core = list(model.latent.parameters())
+        trunk = [parameter for name, parameter in model.named_parameters() if not name.startswith("latent.")]
+        norms = [torch.nn.utils.clip_grad_norm_(part, TRAIN.gradient_clipping).item() for part in (trunk, core)]
+        told["norms"].append(norms[0])
         optimizer.step()
         optimizer.zero_grad()
         told["losses"].append((nll / labels_in_step).item())

@@ -46,6 +46,19 @@ def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path
     assert all(event["auxiliary"] == {} for event in steps_of(tmp_path / "off"))
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_path: Path, stage: int):
+    detached = {f"{part}_detach_trunk": True for part in ("policy", "value", "dynamics", "span_contrastive")}
+    # a limit that clips every step: what the core's gradients are must not decide how much
+    options = {"zero_stage": stage, "gradient_clipping": 0.05}
+    for name, auxiliary in (("off", {}), ("on", ON | detached)):
+        train(tiny(auxiliary=auxiliary, train=options), token_budget=6 * STEP, checkpoint_dir=tmp_path / name)
+    off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
+    assert off.keys() < on.keys() and all(torch.equal(on[name], tensor) for name, tensor in off.items())
+    told = [[(event["loss"], event["grad_norm"]) for event in steps_of(tmp_path / name)] for name in ("off", "on")]
+    assert told[0] == told[1] and all(norm > 0.05 for _, norm in told[0])
+
+
 def test_with_every_part_on_a_run_learns_and_logs_every_figure(tiny, tmp_path: Path):
     result = train(tiny(auxiliary=ON), token_budget=40 * STEP, checkpoint_dir=tmp_path / "on")
     train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path / "off")
