@@ -16,6 +16,7 @@ import torch
 from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
+from engine import machine
 from engine.optimizers import adamw
 from engine.preset import TrainConfig
 from engine.ranks import Ranks
@@ -66,6 +67,7 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
     """The engine over `model`, whose weights are already those to start from."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
+    machine.keep_freed_memory(ranks.device)
     logger.addFilter(_is_news)
     # DeepSpeed moves the model itself, but only after it has made flat copies of parameters that stand elsewhere.
     model.to(ranks.device)
