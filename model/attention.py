@@ -4,6 +4,8 @@ Notable here
 - CausalSelfAttention is an nn.MultiheadAttention, so its parameters have the well-known names (in_proj_weight (3D, D),
   in_proj_bias, out_proj) and checkpoints of either load into the other; only forward differs. One fused projection is
   also one large parameter, which suits ZeRO's per-parameter hooks.
+- Options of the `model` section: rotary positions (positions.py), and queries and keys normalised head by head, before
+  they are rotated (QK-norm, arXiv 2010.04245), which keeps the scores from growing.
 - Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
   upper triangle.
 - KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
@@ -12,6 +14,10 @@ Notable here
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.positions import rotate
+
+NORM_EPS = 1e-6
 
 
 class KeyValueCache:
@@ -35,9 +41,11 @@ class KeyValueCache:
 
 
 class CausalSelfAttention(nn.MultiheadAttention):
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, layer: int):
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False):
         super().__init__(hidden_size, num_heads, dropout=dropout, batch_first=True)
         self.layer = layer
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
 
     def forward(
         self,
@@ -45,17 +53,22 @@ class CausalSelfAttention(nn.MultiheadAttention):
         cache: KeyValueCache | None = None,
         causal_mask: Tensor | None = None,
         segment_mask: Tensor | None = None,
+        rotations: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
 
         causal_mask (seq_length, seq_length), True where attention is allowed, is read only when several tokens follow
         a cache that is not empty; every other case is plainly causal or sees all keys. segment_mask (B, 1, T, T), the
-        same inside segments, replaces it where there is no cache.
+        same inside segments, replaces it where there is no cache. rotations (2, T, D/H/2): those of the T positions.
         """
         batch_size, length, hidden_size = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(batch_size, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotations is not None:
+            query, key = rotate(query, rotations), rotate(key, rotations)
 
         mask, is_causal = segment_mask, segment_mask is None
         if cache is not None:

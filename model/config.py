@@ -4,7 +4,7 @@ Both are frozen and refuse unknown keys; types are strict, because a preset is J
 The vocabulary is no key of a preset: it follows from the tokenizer and is handed to the model beside its configuration.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -13,15 +13,19 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=
 
 
 class ModelConfig(BaseModel):
-    """The shape of the trunk: a pre-norm decoder with learned positions."""
+    """The shape of the trunk: a pre-norm decoder."""
 
     model_config = _STRICT
 
-    # num_heads stands before hidden_size so that the latter's check can see it.
+    # num_heads and positions stand before hidden_size so that the latter's check can see them.
     num_layers: int = Field(3, ge=1)
     num_heads: int = Field(4, ge=1)
+    positions: Literal["learned", "rotary"] = "learned"
     hidden_size: int = Field(256, ge=1)
     seq_length: int = Field(256, ge=2)
+    norm: Literal["layer", "rms"] = "layer"
+    qk_norm: bool = False
+    mlp: Literal["gelu", "squared_relu", "swiglu"] = "gelu"
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     init_std: float = Field(0.02, gt=0.0, le=1.0)
@@ -37,6 +41,12 @@ class ModelConfig(BaseModel):
                 "hidden_size",
                 "{hidden_size} cannot be divided among num_heads {num_heads}; use {remedy}",
                 {"hidden_size": hidden_size, "num_heads": num_heads, "remedy": remedy},
+            )
+        if info.data.get("positions") == "rotary" and hidden_size // num_heads % 2:
+            raise PydanticCustomError(
+                "hidden_size",
+                "{hidden_size} over num_heads {num_heads} is odd, and rotary positions turn pairs; make it even",
+                {"hidden_size": hidden_size, "num_heads": num_heads},
             )
         return hidden_size
 

@@ -1,10 +1,13 @@
-"""Learned absolute positions, and how they grow when the sequence is extended.
+"""Where a token stands: learned absolute positions, or rotations of queries and keys; and how both grow.
 
 A learned table knows nothing beyond its last row, so new rows must come from somewhere. Drawn at random they would be
 directions no layer has seen; they are copied from the second half of the learned rows instead, in order and as often as
 needed. Next to each other the copies keep the offsets that attention has learned, and the first half is left out
 because its rows also say "a text begins here", which is untrue at any new position.
 (Copying learned rows to extend a model: Longformer, arXiv 2004.05150.)
+
+Rotations (RoPE, arXiv 2104.09864) tell attention how far apart two tokens are and nothing else, so a segment's own
+count is not needed, nothing is learned, and a longer table is a longer table.
 """
 
 import torch
@@ -36,6 +39,37 @@ class LearnedPositions(nn.Embedding):
         self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
         self.ids = torch.arange(new_length, device=rows.device)
         self.num_embeddings = new_length
+
+
+class RotaryPositions(nn.Module):
+    """A table (2, seq_length, head_size / 2) of cosines and sines, in fp32."""
+
+    BASE = 10_000.0  # the slowest pair turns once in about 2 pi * BASE tokens
+
+    def __init__(self, seq_length: int, head_size: int):
+        super().__init__()
+        self.head_size = head_size
+        self.register_buffer("table", self._make(seq_length, torch.device("cpu")), persistent=False)
+
+    def forward(self, length: int, start: int = 0) -> Tensor:
+        """The rotations (2, length, head_size / 2) of positions start, start + 1, ..."""
+        return self.table[:, start : start + length]
+
+    def extend(self, new_length: int) -> None:
+        """Grow the table to `new_length` positions."""
+        self.table = self._make(new_length, self.table.device)
+
+    def _make(self, length: int, device: torch.device) -> Tensor:
+        pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * self.BASE**-pairs
+        return torch.stack([angles.cos(), angles.sin()]).float().to(device)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turns pairs (i, i + d / 2) of queries or keys x (B, H, T, d) by rotations (2, T, d / 2), in fp32; dtype of x."""
+    cosine, sine = rotations
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
 
 
 def segment_starts(segment_ids: Tensor, ids: Tensor) -> Tensor:

@@ -184,8 +184,8 @@ def restore(model: TransformerLM, state_dict: Mapping[str, Tensor]) -> LoadRepor
     report = LoadReport()
 
     positions = weights.get("positions.weight")
-    own = model.positions.weight
-    if positions is not None and positions.shape[1:] == own.shape[1:] and len(positions) > len(own):
+    own = None if model.positions is None else model.positions.weight
+    if positions is not None and own is not None and positions.shape[1:] == own.shape[1:] and len(positions) > len(own):
         model.extend_max_seq_len(len(positions))
         report.extended.append("positions.weight")
 

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
+from model.attention import NORM_EPS, CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
 from model.config import AuxiliaryConfig, ModelConfig
 from model.curriculum import row_losses, row_weights
 from model.latent.core import LatentCore
 from model.latent.look_ahead import OBJECTIVES, LookAhead
 from model.latent.span import SPAN_LAYER
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
-from model.positions import LearnedPositions
+from model.positions import LearnedPositions, RotaryPositions
 
 VOCAB_MULTIPLE = 64
 
@@ -42,13 +42,24 @@ class LookAheadOutput(NamedTuple):
 
 
 class MLP(nn.Module):
-    def __init__(self, hidden_size: int):
+    """Up, an activation, down; or SwiGLU (arXiv 2002.05202), whose three matrices have as many weights as the others'
+    two, up to a multiple of 64."""
+
+    def __init__(self, hidden_size: int, kind: str):
         super().__init__()
-        self.up = nn.Linear(hidden_size, 4 * hidden_size)
-        self.down = nn.Linear(4 * hidden_size, hidden_size)
+        self.kind = kind
+        inner = 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
+        self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner)
+        self.down = nn.Linear(inner, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        x = self.up(x)
+        if self.kind == "gelu":
+            return self.down(F.gelu(x))
+        if self.kind == "squared_relu":  # Primer, arXiv 2109.08668
+            return self.down(F.relu(x).square())
+        gate, value = x.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -56,17 +67,32 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size)
-        self.attention = CausalSelfAttention(config.hidden_size, config.num_heads, config.dropout, layer)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size)
-        self.mlp = MLP(config.hidden_size)
+        self.attention_norm = norm(config)
+        self.attention = CausalSelfAttention(
+            config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm
+        )
+        self.mlp_norm = norm(config)
+        self.mlp = MLP(config.hidden_size, config.mlp)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
-        self, x: Tensor, cache: KeyValueCache | None, causal_mask: Tensor, segment_mask: Tensor | None
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None,
+        causal_mask: Tensor,
+        segment_mask: Tensor | None,
+        rotations: Tensor | None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache, causal_mask, segment_mask))
+        attended = self.attention(self.attention_norm(x), cache, causal_mask, segment_mask, rotations)
+        x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def norm(config: ModelConfig) -> nn.Module:
+    """Of states (..., D): LayerNorm, or RMSNorm (arXiv 1910.07467), which neither centres nor shifts."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+    return nn.LayerNorm(config.hidden_size)
 
 
 class States(NamedTuple):
@@ -86,10 +112,12 @@ class TransformerLM(nn.Module):
         self.vocab_size = vocab_size
         self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.tokens = nn.Embedding(self.padded_vocab_size, config.hidden_size)
-        self.positions = LearnedPositions(config.seq_length, config.hidden_size)
+        rotary = config.positions == "rotary"
+        self.positions = None if rotary else LearnedPositions(config.seq_length, config.hidden_size)
+        self.rotary = RotaryPositions(config.seq_length, config.hidden_size // config.num_heads) if rotary else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.hidden_size)
+        self.final_norm = norm(config)
         self.lm_head = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, self.padded_vocab_size, bias=False)
@@ -183,9 +211,14 @@ class TransformerLM(nn.Module):
                 "give fewer tokens or call extend_max_seq_len first."
             )
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
-        x = self.dropout(self.tokens(input_ids) + self.positions(length, start, segment_ids))
+        x, rotations = self.tokens(input_ids), None
+        if self.rotary is not None:
+            rotations = self.rotary(length, start)
+        else:
+            x = x + self.positions(length, start, segment_ids)
+        x = self.dropout(x)
         for number, block in enumerate(self.blocks, 1):
-            x = block(x, cache, self.causal_mask, mask)
+            x = block(x, cache, self.causal_mask, mask, rotations)
             if number <= SPAN_LAYER:
                 second_layer = x
         if cache is not None:
@@ -207,13 +240,13 @@ class TransformerLM(nn.Module):
     def extend_max_seq_len(self, new_length: int) -> None:
         """Let the model read `new_length` tokens; learned positions keep their bits, new ones: see positions.py.
 
-        The positions become a new parameter: extend before the optimizer is made. Raises ValueError for less.
+        Learned positions become a new parameter: extend before the optimizer is made. Raises ValueError for less.
         """
         if new_length < self.config.seq_length:
             raise ValueError(
                 f"seq_length {self.config.seq_length} cannot be extended to {new_length}; give a larger length."
             )
-        self.positions.extend(new_length)
+        (self.positions if self.rotary is None else self.rotary).extend(new_length)
         self.causal_mask = causal_mask(new_length, self.causal_mask.device)
         self.config = self.config.model_copy(update={"seq_length": new_length})
 
