@@ -6,6 +6,11 @@ Fused AdamW on CPU and CUDA alike: DeepSpeed's own "AdamW" compiles a kernel fir
 import torch
 from torch import nn
 
+from engine.muon import Fragment, MuonAdamW
+from engine.preset import TrainConfig
+
+OUTPUTS = ("lm_head.weight", "value_head.bins.weight")  # matrices that are read as logits
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: the matrices of linear layers decay; embeddings, norms and biases do not.
@@ -20,6 +25,37 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
+def make_optimizer(model: nn.Module, train: TrainConfig, bf16: bool) -> torch.optim.AdamW:
+    """What train.optimizer names; `bf16` is what the run computes in."""
+    if train.optimizer == "adamw":
+        return adamw(model, train.learning_rate, train.weight_decay)
+    return muon(model, train.learning_rate, train.weight_decay, torch.bfloat16 if bf16 else torch.float32)
+
+
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.95): a second moment of about 20 steps follows a short run's changing gradients."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: torch.dtype) -> MuonAdamW:
+    """Muon for the hidden matrices; embeddings, norms, biases and the matrices that are read as logits have AdamW."""
+    decayed, kept = parameter_groups(model, weight_decay)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    outputs = [parameter for parameter in decayed["params"] if names[parameter].endswith(OUTPUTS)]
+    hidden = [parameter for parameter in decayed["params"] if not names[parameter].endswith(OUTPUTS)]
+    groups = [
+        {"params": hidden, "weight_decay": weight_decay, "muon": True},
+        {"params": outputs, "weight_decay": weight_decay, "muon": False},
+        kept | {"muon": False},
+    ]
+    matrices = {names[parameter]: _matrices_of(names[parameter], parameter) for parameter in hidden}
+    optimizer = MuonAdamW([group for group in groups if group["params"]], matrices, learning_rate, dtype)
+    wholes = [Fragment(matrices[names[parameter]], 0, 0, parameter.numel(), shared=False) for parameter in hidden]
+    optimizer.fragments = {parameter: [whole] for parameter, whole in zip(hidden, wholes, strict=True)}
+    return optimizer
+
+
+def _matrices_of(name: str, weight: torch.Tensor) -> tuple[int, int, int]:
+    """How many matrices a weight fuses, their rows and columns."""
+    fused = 3 if name.endswith("in_proj_weight") else 1  # queries, keys and values
+    return fused, weight.shape[0] // fused, weight.shape[1]

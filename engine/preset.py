@@ -35,7 +35,10 @@ class TrainConfig(BaseModel):
     train_tokens: int | None = Field(None, ge=1, description="accepted and overridden: a run is 100,000,000 tokens")
     eval_tokens: int = Field(500_000, ge=1, description="held-out tokens of one evaluation")
     eval_interval_tokens: int = Field(5_000_000, ge=1, description="training tokens between two evaluations")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="peak of AdamW's learning rate")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for hidden matrices, beside AdamW for the rest"
+    )
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="its peak")
     weight_decay: float = Field(0.1, ge=0, le=1, description="on matrices; never on norms, biases and embeddings")
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of a run spent warming up")
     final_learning_rate_fraction: float = Field(0.1, ge=0, le=1, description="learning rate at the end / its peak")

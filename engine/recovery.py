@@ -119,7 +119,9 @@ def _is_optimizer(optimizer: Any) -> bool:
     return (
         isinstance(optimizer.get("step"), int)
         and isinstance(moments, dict)
-        and all(isinstance(tensors, dict) and tensors.keys() == set(MOMENTS) for tensors in moments.values())
+        and all(
+            isinstance(tensors, dict) and {MOMENTS[0]} <= tensors.keys() <= {*MOMENTS} for tensors in moments.values()
+        )
         and all(isinstance(tensor, torch.Tensor) for tensors in moments.values() for tensor in tensors.values())
         and all(len({tensor.shape for tensor in tensors.values()}) == 1 for tensors in moments.values())
         and all(all_finite(tensors.values()) for tensors in moments.values())

@@ -13,11 +13,13 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
 from engine import machine
-from engine.optimizers import adamw
+from engine.muon import Fragment, MuonAdamW
+from engine.optimizers import make_optimizer
 from engine.preset import TrainConfig
 from engine.ranks import Ranks
 
@@ -73,10 +75,13 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
     model.to(ranks.device)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=adamw(model, train.learning_rate, train.weight_decay),
+        optimizer=make_optimizer(model, train, bf16),
         config=engine_config(train, ranks.world_size, bf16),
         dist_init_required=False,
     )
+    base = _base_optimizer(engine)
+    if isinstance(base, MuonAdamW) and train.zero_stage:
+        base.fragments, base.sum_over_ranks = _fragments(engine, base, ranks), dist.all_reduce
     return engine
 
 
@@ -163,7 +168,7 @@ def weights(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, torch.Te
 
 
 def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, Any]:
-    """AdamW's moments by parameter name, in full, on the CPU, and its step count.
+    """The optimizer's moments by parameter name, in full, on the CPU, and its step count.
 
     All ranks must call it; those that do not `keep` get nothing to hold. Returns {} before the first step.
     """
@@ -173,11 +178,12 @@ def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, 
         return {}
     _link_moments(engine)
     moments = {}
+    kept = _kept_moments(engine)
     for name, parameter in engine.module.named_parameters():
         if engine.zero_optimization_stage() == 0:
-            state = {key: base.state[parameter][key] for key in MOMENTS}
+            state = {key: base.state[parameter][key] for key in kept[name]}
         else:
-            state = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in kept[name]}
         if keep:
             moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
     return {"step": steps[0], "moments": moments}
@@ -195,16 +201,18 @@ def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Any
     stage = engine.zero_optimization_stage()
     # Optimizers make their state at the first step; partitions that have none yet get zeros to write into.
     for partition in _partitions(engine, base):
-        zeros = {key: torch.zeros_like(partition) for key in MOMENTS}
+        keys = MOMENTS[:1] if isinstance(base, MuonAdamW) and partition in base.fragments else MOMENTS
+        zeros = {key: torch.zeros_like(partition) for key in keys}
         base.state[partition] = {"step": torch.tensor(float(step_count), device=_step_device(partition)), **zeros}
     _link_moments(engine)
     missing = []
+    kept = _kept_moments(engine)
     for name, parameter in engine.module.named_parameters():
         shape = list(getattr(parameter, "ds_shape", parameter.shape))
-        if known.get(name) != shape:
+        if any(known.get(name, {}).get(key) != shape for key in kept[name]):
             missing.append(name)
             continue
-        for key in MOMENTS:
+        for key in kept[name]:
             full = state["moments"][name][key] if ranks.is_main else torch.empty(shape)
             full = ranks.broadcast_tensor(full.contiguous()).to(ranks.device)
             if stage == 0:
@@ -217,7 +225,43 @@ def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Any
 def _shapes(state: dict[str, Any] | None) -> tuple[int, dict[str, list[int]]]:
     if not state:
         return 0, {}
-    return state["step"], {name: list(moments[MOMENTS[0]].shape) for name, moments in state["moments"].items()}
+    moments = state["moments"].items()
+    return state["step"], {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in moments}
+
+
+def _kept_moments(engine: deepspeed.DeepSpeedEngine) -> dict[str, tuple[str, ...]]:
+    """Which of MOMENTS the optimizer keeps of each parameter; Muon keeps the first."""
+    base = _base_optimizer(engine)
+    of_muon = base.matrices if isinstance(base, MuonAdamW) else ()
+    return {name: MOMENTS[:1] if name in of_muon else MOMENTS for name, _ in engine.module.named_parameters()}
+
+
+def _fragments(engine: deepspeed.DeepSpeedEngine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tensor, list[Fragment]]:
+    """What is in the tensors that `base` steps with Muon on this rank."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    matrices = {p: base.matrices[name] for name, p in engine.module.named_parameters() if name in base.matrices}
+    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    groups = optimizer.fp16_groups if stage == 3 else optimizer.bit16_groups
+    found = {}
+    for flat, parameters in zip(flats, groups, strict=True):
+        if parameters[0] not in matrices:
+            continue
+        places, end = [], 0  # of each parameter: where in it this rank's part begins, where in `flat`, how long it is
+        for parameter in parameters:
+            if stage == 3:
+                size = parameter.partition_numel()
+                start = ranks.rank * size
+                places.append((start, end, min(size, max(0, parameter.ds_numel - start))))
+                end += size
+            elif parameter._hp_mapping is None:
+                places.append((0, 0, 0))
+            else:
+                own, flat_place = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                places.append((own.start, flat_place.start, own.numel))
+        sizes = ranks.gather_json([numel for *_, numel in places])
+        shared = [sum(numel > 0 for numel in of_ranks) > 1 for of_ranks in zip(*sizes, strict=True)]
+        found[flat] = [Fragment(matrices[p], *place, s) for p, place, s in zip(parameters, places, shared, strict=True)]
+    return found
 
 
 def _base_optimizer(engine: deepspeed.DeepSpeedEngine) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 
 from engine import zero
 from engine.guard import Guard
-from engine.optimizers import adamw
+from engine.optimizers import make_optimizer
 from engine.preset import TrainConfig
 from engine.ranks import Ranks, join, leave
 from engine.step import train_step
@@ -43,11 +43,11 @@ def autocast(bf16: bool):
     return torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
 
 
-def plain_losses(bf16: bool) -> tuple[list[float], list[float]]:
+def plain_losses(train: TrainConfig, bf16: bool) -> tuple[list[float], list[float]]:
     """The same training as a plain PyTorch loop over the whole global batch: losses, gradient norms."""
     inputs, labels = rows()
     model = fresh_model()
-    optimizer = adamw(model, TRAIN.learning_rate, TRAIN.weight_decay)
+    optimizer = make_optimizer(model, train, bf16)
     losses, norms = [], []
     for step in range(STEPS):
         with autocast(bf16):
@@ -77,11 +77,11 @@ def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
     )
 
 
-def engine_losses(stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
+def engine_losses(train: TrainConfig, stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
     """Through DeepSpeed, each rank with its share of every step's rows, in PASSES passes."""
     inputs, labels = rows()
     micro = GLOBAL_ROWS // PASSES // ranks.world_size
-    train = TRAIN.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
+    train = train.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
     engine, guard = zero.initialize(fresh_model(), train, ranks, bf16), Guard(train.on_spike, train.max_skipped_steps)
     losses, norms = [], []
     for step in range(STEPS):
@@ -98,10 +98,12 @@ def main() -> None:
     torch.set_num_threads(1)
     ranks = join()
     results = {}
-    for bf16 in (False, True):
+    for optimizer, bf16 in (("adamw", False), ("adamw", True), ("muon", False)):
+        train = TRAIN.model_copy(update={"optimizer": optimizer})
+        kind = f"{optimizer} {'bf16' if bf16 else 'fp32'}"
         for stage in [int(argument) for argument in sys.argv[2:]]:
-            results[f"stage {stage} {'bf16' if bf16 else 'fp32'}"] = engine_losses(stage, ranks, bf16)
-        results[f"plain {'bf16' if bf16 else 'fp32'}"] = plain_losses(bf16)
+            results[f"stage {stage} {kind}"] = engine_losses(train, stage, ranks, bf16)
+        results[f"plain {kind}"] = plain_losses(train, bf16)
     if ranks.is_main:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file)

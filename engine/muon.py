@@ -1,0 +1,114 @@
+"""Muon (Jordan et al., 2024) for hidden matrices beside AdamW for everything else, on whatever part of the parameters a
+ZeRO stage leaves to a rank.
+
+Muon steps along the orthogonalised momentum of a whole matrix: every direction by the same length. Stages 1 to 3 hand
+an optimizer flat pieces of many parameters, so `fragments` says which matrices are in them; those that ranks share are
+put together for it by one sum over the ranks.
+
+Notable here
+- Updates have the root mean square of AdamW's (arXiv 2502.16982), so both take the same learning rate and decay.
+- A fused projection is as many matrices as it fuses.
+- Momentum is kept as `exp_avg`, an average like AdamW's: a run may change its optimizer and keep it.
+- torch.optim.Muon knows whole matrices only, and DeepSpeed's rewrites gradients before they can be judged and clipped.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOMENTUM, ITERATIONS = 0.95, 5
+COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x x^T x and so on: steep at 0, and between 0.7 and 1.2 after 5 rounds
+ADAMW_RMS = 0.2  # what AdamW's updates have in the root mean square, for a learning rate of 1
+
+
+class Fragment(NamedTuple):
+    """What a rank has of one parameter."""
+
+    shape: tuple[int, int, int]  # of the parameter's matrices: how many, rows, columns
+    start: int  # where in the parameter the fragment begins, in elements
+    place: int  # where it begins in the flat tensor
+    numel: int  # 0: other ranks have the parameter
+    shared: bool  # several ranks have a part of the parameter
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Groups with `muon` true are stepped by Muon, the others by fused AdamW.
+
+    matrices: of each parameter of the former, by name, how many matrices it is, their rows and columns; dtype is what
+    the matrix products run in. Whoever puts flat tensors in the parameters' place says in `fragments` what is in them,
+    in an order that is the same on all ranks, and how to sum a tensor over these, in place.
+    """
+
+    def __init__(
+        self, groups: list[dict], matrices: dict[str, tuple[int, int, int]], learning_rate: float, dtype: torch.dtype
+    ):
+        super().__init__(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+        self.matrices, self.dtype = matrices, dtype
+        self.fragments: dict[Tensor, list[Fragment]] = {}
+        self.sum_over_ranks: Callable[[Tensor], object] = lambda tensor: None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        groups = self.param_groups
+        for group in groups:
+            for parameter in group["params"] if group["muon"] else ():
+                self._step(parameter, group["lr"], group["weight_decay"])
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _step(self, parameter: Tensor, learning_rate: float, weight_decay: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
+        state["step"] += 1
+        state["exp_avg"].lerp_(parameter.grad, 1 - MOMENTUM)
+        update = parameter.grad.lerp(state["exp_avg"], MOMENTUM)
+        self._orthogonalise(update.view(-1), self.fragments[parameter])
+        parameter.mul_(1 - learning_rate * weight_decay).add_(update, alpha=-learning_rate)
+
+    def _orthogonalise(self, flat: Tensor, fragments: list[Fragment]) -> None:
+        """Puts the orthogonalised matrices in the place of the fragments' elements of `flat`."""
+        shared = flat.new_zeros(sum(math.prod(f.shape) for f in fragments if f.shared))
+        own: list[tuple[Tensor, Tensor, Fragment]] = []  # where its elements stand, the whole parameter, it
+        offset = 0
+        for fragment in fragments:
+            place = flat[fragment.place : fragment.place + fragment.numel]
+            whole = place
+            if fragment.shared:
+                whole = shared[offset : offset + math.prod(fragment.shape)]
+                whole[fragment.start : fragment.start + fragment.numel] = place
+                offset += len(whole)
+            if fragment.numel:
+                own.append((place, whole, fragment))
+        if len(shared):
+            self.sum_over_ranks(shared)
+
+        alike: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor, Fragment]]] = defaultdict(list)
+        for entry in own:
+            alike[entry[2].shape[1:]].append(entry)
+        for entries in alike.values():  # matrices of one shape in one batched product
+            matrices = torch.cat([whole.view(fragment.shape) for _, whole, fragment in entries])
+            made = orthogonal(matrices, self.dtype).split([fragment.shape[0] for *_, fragment in entries])
+            for (place, _, fragment), matrix in zip(entries, made, strict=True):
+                place.copy_(matrix.reshape(-1)[fragment.start : fragment.start + fragment.numel])
+
+
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, R, C) -> (N, R, C) fp32: about the nearest matrices with orthogonal rows or columns (all singular values 0.7
+    to 1.2, by Newton and Schulz's iteration), times ADAMW_RMS * sqrt(max(R, C))."""
+    rows, columns = matrices.shape[1:]
+    x = (matrices.mT if rows > columns else matrices).to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    first, second, third = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)
+    x = x.float() * (ADAMW_RMS * math.sqrt(max(rows, columns)))
+    return x.mT if rows > columns else x
