@@ -1,0 +1,339 @@
+"""The trainers of benchmarks.train_speed, each in a process of its own, paused between rounds.
+
+A worker is told on standard input how many steps to make, makes them, and prints seconds and peak memory as a line of
+JSON. All have the same shape, data, batch, precision (bf16 by autocast) and AdamW; gradients are clipped to norm 1.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.overhead import real_bytes
+
+RATE, DECAY, BETAS, CLIP = 1e-3, 0.1, (0.9, 0.95), 1.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int
+    layers: int
+    length: int
+    vocabulary: int
+    rows: int
+
+    @property
+    def heads(self) -> int:
+        return self.width // 64
+
+
+class Gate:
+    """Called before every step: says what the last round took, and waits for the next."""
+
+    def __init__(self, device: torch.device, report: Callable[[str], None]):
+        self.device, self.report, self.left, self.begin = device, report, 0, None
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = None if self.begin is None else time.perf_counter() - self.begin
+            self.report(json.dumps({"seconds": seconds, "memory": self._peak()}))
+            line = sys.stdin.readline()
+            if not line:
+                os._exit(0)  # some of these loops cannot be left otherwise
+            self.left, self.begin = int(line), time.perf_counter()
+        self.left -= 1
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def batches(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels (rows, length) without end: pairs of bytes of the standard library's sources as token ids."""
+    text = real_bytes(4 * shape.rows * shape.length + 2)
+    ids = (256 * text[:-1] + text[1:]) % shape.vocabulary
+    pieces = [ids[i * shape.rows * shape.length :][: shape.rows * shape.length + 1] for i in range(4)]
+    while True:
+        for piece in pieces:
+            yield piece[:-1].view(shape.rows, -1), piece[1:].view(shape.rows, -1)
+
+
+class Plain(nn.Module):
+    """GPT-2's architecture as anyone would write it down."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, heads: int):
+            super().__init__()
+            self.heads = heads
+            self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(*parts, is_causal=True)
+            x = x + self.out(mixed.transpose(1, 2).flatten(2))
+            return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.positions = nn.Embedding(shape.length, shape.width)
+        self.blocks = nn.ModuleList(self.Block(shape.width, shape.heads) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
+
+
+def plain(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    model = Plain(shape).to(device)
+    _loop(model, model.compile if compiled else None, shape, device, gate)
+
+
+def ours_bare(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """Our model in the same plain loop, without the engine."""
+    from engine import machine
+    from model import ModelConfig, TransformerLM
+
+    config = ModelConfig(
+        hidden_size=shape.width, num_layers=shape.layers, num_heads=shape.heads, seq_length=shape.length
+    )
+    machine.keep_freed_memory(device)
+    model = TransformerLM(config, shape.vocabulary).to(device)
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+            return self.model(ids, labels).loss_sum / labels.numel()
+
+    _loop(Mean(), model.compile if compiled else None, shape, device, gate)
+
+
+def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: torch.device, gate: Gate) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, BETAS, weight_decay=DECAY, fused=True)
+    if compile_it is not None:
+        compile_it()
+    for ids, labels in batches(shape):
+        gate()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = model(ids.to(device), labels.to(device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """The step that main.py makes: DeepSpeed's engine, ZeRO-1, guard and all."""
+    from engine import zero
+    from engine.guard import Guard
+    from engine.preset import TrainConfig
+    from engine.ranks import join
+    from engine.step import train_step
+    from model import ModelConfig, TransformerLM
+    from sources.loader import Batch
+
+    ranks = join()
+    config = ModelConfig(
+        hidden_size=shape.width, num_layers=shape.layers, num_heads=shape.heads, seq_length=shape.length
+    )
+    train = TrainConfig(per_gpu_batch_size=shape.rows, learning_rate=RATE)
+    engine = zero.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
+    if compiled:
+        engine.compile()
+    guard, size = Guard("log", 10), (1, shape.rows, shape.length)
+    for ids, labels in batches(shape):
+        gate()
+        segments, sources = torch.zeros(size, dtype=torch.int32), torch.zeros(1, shape.rows, dtype=torch.int64)
+        batch = Batch(ids[None], labels[None], segments, sources, labels.numel(), 0, {}, [])
+        result = train_step(engine, batch, labels.numel(), 1, CLIP, guard, ranks)
+        guard.after_step(result.loss, result.skipped)
+
+
+def trainer(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """transformers' Trainer and its GPT-2."""
+    import transformers
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    transformers.logging.set_verbosity_error()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary,
+            n_positions=shape.length,
+            n_embd=shape.width,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            activation_function="gelu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
+    )
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, Tensor]]:
+            for ids, _ in batches(shape):
+                yield from ({"input_ids": row, "labels": row} for row in ids)  # the model shifts the labels itself
+
+    class Pause(TrainerCallback):
+        def on_step_begin(self, *arguments, **options) -> None:
+            gate()
+
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=shape.rows,
+        max_steps=1_000_000,
+        learning_rate=RATE,
+        weight_decay=DECAY,
+        adam_beta2=BETAS[1],
+        max_grad_norm=CLIP,
+        bf16=True,
+        use_cpu=device.type == "cpu",
+        optim="adamw_torch_fused",
+        torch_compile=compiled,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    Trainer(model, arguments, train_dataset=Rows(), callbacks=[Pause()]).train()
+
+
+def fabric(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """Lightning Fabric around the hand-written model."""
+    from lightning.fabric import Fabric
+
+    lightning = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed")
+    model = Plain(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, BETAS, weight_decay=DECAY, fused=True)
+    model, optimizer = lightning.setup(torch.compile(model) if compiled else model, optimizer)
+    for ids, labels in batches(shape):
+        gate()
+        lightning.backward(model(ids.to(device), labels.to(device)))
+        lightning.clip_gradients(model, optimizer, max_norm=CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def litgpt(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """litgpt's pretraining, which always compiles; its GPT has no learned positions, so it has none here."""
+    from litgpt import Config
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.data import DataModule
+    from litgpt.pretrain import setup
+
+    def collated(gated: bool) -> Iterator[Tensor]:
+        for ids, labels in batches(shape):
+            if gated:
+                gate()
+            yield torch.cat([ids, labels[:, -1:]], 1)
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, gated: bool):
+            self.gated = gated
+
+        def __iter__(self) -> Iterator[Tensor]:
+            return collated(self.gated)
+
+    @dataclass
+    class Text(DataModule):
+        def connect(self, tokenizer=None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+            pass
+
+        def train_dataloader(self) -> torch.utils.data.DataLoader:
+            return torch.utils.data.DataLoader(Stream(True), batch_size=None)
+
+        def val_dataloader(self) -> torch.utils.data.DataLoader:
+            return torch.utils.data.DataLoader(Stream(False), batch_size=None)
+
+    config = Config(
+        block_size=shape.length,
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        vocab_size=shape.vocabulary,
+        padded_vocab_size=shape.vocabulary,
+        parallel_residual=False,
+        rotary_percentage=0.0,
+        attn_bias=True,
+        intermediate_size=4 * shape.width,
+    )
+    folder = Path(tempfile.mkdtemp())
+    setup(
+        "pythia-14m",
+        model_config=config,
+        out_dir=folder,
+        precision="bf16-mixed",
+        data=Text(),
+        train=TrainArgs(
+            save_interval=None,
+            log_interval=1_000_000,
+            global_batch_size=shape.rows,
+            micro_batch_size=shape.rows,
+            max_tokens=10**12,
+            max_norm=CLIP,
+            lr_warmup_steps=100,
+            tie_embeddings=True,
+        ),
+        eval=EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False),
+        optimizer={
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": RATE, "weight_decay": DECAY, "betas": BETAS},
+        },
+        devices=1,
+        logger_name="csv",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("trainer", choices=("ours", "ours_bare", "plain", "trainer", "fabric", "litgpt"))
+    parser.add_argument("shape", help="width,layers,length,vocabulary,rows")
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    out = os.fdopen(os.dup(1), "w")  # what libraries print must not get between
+    os.dup2(2, 1)
+
+    def report(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = Shape(*map(int, arguments.shape.split(",")))
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(sys.stderr):
+        globals()[arguments.trainer](shape, device, Gate(device, report), arguments.compile)
+
+
+if __name__ == "__main__":
+    main()
