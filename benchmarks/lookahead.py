@@ -28,7 +28,8 @@ from model import load, snapshot
 
 ENGLISH = ("c4", "gsm8k", "news", "peps", "shakespeare", "speeches", "wikipedia")
 PRESET = Path("configs/04_lookahead.json")
-# By name: the auxiliary section's changes to "nothing on". The core as it is shipped comes from the preset.
+CORES = ("on", "attached")  # whose core comes from the preset
+# By name: the auxiliary section's changes to "nothing on".
 METHODS: dict[str, dict[str, Any]] = {
     "off": {},
     "curriculum": {"enable_curriculum": True, "curriculum_burn_in_tokens": 1_000_000},
@@ -79,10 +80,13 @@ def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: d
 
 
 def auxiliary(method: str) -> dict[str, Any]:
-    """The section of one method; "on" is what 04_lookahead.json ships."""
-    if method == "on":
-        return load_preset(PRESET).auxiliary.model_dump(mode="json")
-    return METHODS[method]
+    """The section of one method; "on" is what 04_lookahead.json ships, "attached" the same with the trunk in reach of
+    every objective but the value."""
+    if method in METHODS:
+        return METHODS[method]
+    attached = {f"{part}_detach_trunk": False for part in ("policy", "dynamics", "span_contrastive")}
+    shipped = load_preset(PRESET).auxiliary.model_dump(mode="json")
+    return shipped | (attached if method == "attached" else {})
 
 
 def finished(folder: Path, budget: int) -> bool:
@@ -99,7 +103,7 @@ def train_missing(models: list[Model], arguments: argparse.Namespace) -> None:
         folder, budget = arguments.runs / model.folder, int(model.share * arguments.tokens)
         if not finished(folder, budget):
             print(f"training {model.folder}: {budget:,} tokens", flush=True)
-            changes = json.loads(arguments.changes) if model.method == "on" else {}
+            changes = json.loads(arguments.changes) if model.method in CORES else {}
             made = preset(model, arguments.corpus, arguments.shape, changes)
             train(made, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
     leave()
@@ -111,7 +115,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default="off,on", help="of off, on, curriculum, adaptive")
+    parser.add_argument("--methods", default="off,on", help="of off, on, attached, curriculum, adaptive")
     parser.add_argument("--shares", default="", help="tokens of further runs of `off`, as multiples, first seed only")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--changes", default="{}", help="to the core's section, as JSON: for attempts")

@@ -74,7 +74,7 @@ def table(probe: Probe) -> Iterator[str]:
         f"many others for fitting; vocabulary {probe.text.tokenizer.vocab_size:,}"
     )
     yield from gate(probe)
-    on = [(key, lm) for key, lm in probe.models.items() if key.method == "on"]
+    on = [(key, lm) for key, lm in probe.models.items() if lm.model.latent is not None]
     for number, (key, lm) in enumerate(on):
         yield f"\nThe core of {key.folder}"
         yield from Core(lm, probe.text, probe.device, seed=key.seed, baselines=number == 0).rows()

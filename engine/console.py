@@ -90,8 +90,8 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """A count in three digits: 950, 12.3k, 4.56M, 1.20G."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A count in three digits: 950, 12.3k, 4.56M, 1.20G, 989T."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             scaled = number / limit
             return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f}{unit}"
@@ -103,10 +103,11 @@ def _step(event: dict[str, Any]) -> str:
     several = f" ({sources})" if len(event["sources"]) > 1 else ""
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
     ahead = f"  ahead ({figures})" if figures else ""
+    mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
         f"loss [bold]{event['loss']:.4f}[/]{several}{ahead}  {count(event['tokens_per_second'])} tok/s  "
-        f"lr {event['lr']:.2e}  grad {event['grad_norm']:.2f}  data wait {event['data_wait']:.1%}  "
+        f"{mfu}lr {event['lr']:.2e}  grad {event['grad_norm']:.2f}  data wait {event['data_wait']:.1%}  "
         f"ETA {duration(event['eta_seconds'])}"
     )
 

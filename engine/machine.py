@@ -10,6 +10,28 @@ import torch
 from engine.console import Console
 from engine.ranks import Ranks
 
+# Dense products with fp32 accumulation, in TFLOP/s by part of the device's name: (bf16, tf32), from the makers' data
+# sheets, without sparsity. The first that fits counts.
+PEAK_TFLOPS = {
+    "B200": (2250, 1125),
+    "GH200": (989, 495),
+    "H200": (989, 495),
+    "H100 PCIe": (756, 378),
+    "H100 NVL": (835, 418),
+    "H100": (989, 495),
+    "A100": (312, 156),
+    "L40S": (362, 183),
+    "L40": (181, 90),
+    "L4": (121, 60),
+    "A40": (150, 75),
+    "A10G": (70, 35),
+    "A10": (125, 62.5),
+    "RTX A6000": (155, 77),
+    "RTX 5090": (210, 105),
+    "RTX 4090": (165, 83),
+    "RTX 3090": (71, 36),
+}
+
 
 def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
     """Whether to compute in bf16, the same on every rank; `asked` is train.precision."""
@@ -44,6 +66,15 @@ def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 
         synchronize()
         products += 1
     return 2 * 2048 * 256 * 4096 * products / elapsed
+
+
+def peak_flops(device: torch.device, bf16: bool) -> float | None:
+    """FLOP/s that `device` can do at best, by PEAK_TFLOPS; None where the table does not have it, as for every CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
+    return None if found is None else 1e12 * found[0 if bf16 else 1]
 
 
 def keep_freed_memory(device: torch.device) -> None:

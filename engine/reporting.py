@@ -32,6 +32,7 @@ class Reporting:
         self.preset, self.token_budget, self.source_names = preset, token_budget, source_names
         self.ranks, self.console, self.metrics = ranks, console, metrics
         self.tally = Tally(len(source_names))
+        self._flops_per_token, self._peak = 0, None  # the latter of all processes together, FLOP/s
         self._reported_at = time.monotonic()
 
     @property
@@ -46,7 +47,10 @@ class Reporting:
         preset, train = self.preset, self.preset.train
         where = machine.describe(self.ranks.device)
         world_size, padded = self.ranks.world_size, derived["rows_per_pass"]
+        peak = machine.peak_flops(self.ranks.device, derived["precision"] == "bf16")
+        self._flops_per_token, self._peak = derived["flops_per_token"], peak and peak * world_size
         derived = {**derived, "world_size": world_size, "token_budget": self.token_budget, "run": run}
+        derived["peak_flops"] = self._peak
         self.metrics.write("run", preset=preset.model_dump(mode="json", by_alias=True), derived=derived, machine=where)
         rows = train.per_gpu_batch_size * train.accumulation_steps * world_size
         self.console.say(
@@ -55,6 +59,11 @@ class Reporting:
             f"{derived['precision']}, ZeRO-{train.zero_stage}, {world_size} process"
             f"{'es' if world_size > 1 else ''} on {where}."
         )
+        rests = f"{count(self._flops_per_token)}FLOP a token (6 a weight of each product, and attention)"
+        if self._peak is None:
+            self.console.say(f"{rests}; MFU unknown: no table has this device's peak.")
+        else:
+            self.console.say(f"{rests}; MFU is of {count(self._peak)}FLOP/s, the data sheet's peak.")
         if train.train_tokens is not None and train.train_tokens != self.token_budget:
             self.console.say(
                 f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
@@ -101,6 +110,7 @@ class Reporting:
             lr=learning_rate,
             grad_norm=tally.grad_norm,
             tokens_per_second=rate,
+            mfu=None if self._peak is None else rate * self._flops_per_token / self._peak,
             data_wait=tally.wait_seconds / max(tally.seconds, 1e-9),
             eta_seconds=max(0, self.token_budget - progress.tokens_in_run) / max(rate, 1e-9),
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},

@@ -49,6 +49,14 @@ def test_events_are_appended_as_lines_and_shown(tmp_path: Path, capsys: pytest.C
         assert figure in shown, shown
 
 
+@pytest.mark.parametrize(("mfu", "shown"), [(0.4123, True), (None, False)])
+def test_mfu_is_shown_where_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str], mfu, shown: bool):
+    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics.write("step", **STEP, mfu=mfu)
+    metrics.close()
+    assert ("MFU 41.2%" in capsys.readouterr().out) == shown
+
+
 def test_other_ranks_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     metrics = Metrics(tmp_path, Console(enabled=False), enabled=False)
     metrics.write("step", **STEP)
