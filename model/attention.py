@@ -8,6 +8,8 @@ Notable here
   they are rotated (QK-norm, arXiv 2010.04245), which keeps the scores from growing.
 - Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
   upper triangle.
+- In training on a CPU, short rows in bf16 have attention written out as two batched products: SDPA's kernel runs at a
+  quarter of their speed (benchmarks/LOG.md). That keeps every weight for the backward pass, so long rows have SDPA.
 - KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from model.positions import rotate
 
 NORM_EPS = 1e-6
+SHORT = 256  # tokens of a row
 
 
 class KeyValueCache:
@@ -57,9 +60,10 @@ class CausalSelfAttention(nn.MultiheadAttention):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
 
-        causal_mask (seq_length, seq_length), True where attention is allowed, is read only when several tokens follow
-        a cache that is not empty; every other case is plainly causal or sees all keys. segment_mask (B, 1, T, T), the
-        same inside segments, replaces it where there is no cache. rotations (2, T, D/H/2): those of the T positions.
+        causal_mask (seq_length, seq_length), True where attention is allowed, is read when several tokens follow a
+        cache that is not empty, and where attention is written out; else all is plainly causal or sees all keys.
+        segment_mask (B, 1, T, T), the same inside segments, replaces it where there is no cache. rotations
+        (2, T, D/H/2): those of the T positions.
         """
         batch_size, length, hidden_size = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
@@ -80,8 +84,19 @@ class CausalSelfAttention(nn.MultiheadAttention):
                     mask = causal_mask[start : start + length, : start + length]
 
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
+        training = torch.is_grad_enabled() and cache is None and causal_mask is not None and dropout == 0
+        if training and length <= SHORT and value.dtype == torch.bfloat16 and value.device.type == "cpu":
+            mixed = attend(query, key, value, causal_mask[:length, :length] if mask is None else mask)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32."""
+    hidden = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
+    scores = torch.add(hidden, query @ key.transpose(-1, -2), alpha=query.shape[-1] ** -0.5)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def causal_mask(seq_length: int, device: torch.device | None = None) -> Tensor:

@@ -1,9 +1,10 @@
 """model/attention.py against nn.MultiheadAttention itself."""
 
+import pytest
 import torch
 from torch import nn
 
-from model.attention import CausalSelfAttention, KeyValueCache, causal_mask
+from model.attention import CausalSelfAttention, KeyValueCache, attend, causal_mask, segment_mask
 
 
 def pair(dropout=0.0):
@@ -29,6 +30,32 @@ def test_gradients_equal_multihead_attention():
         attention.named_parameters(), reference.named_parameters(), strict=True
     ):
         torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_written_out_for_a_cpu_it_equals_sdpa(segments: bool, monkeypatch):
+    torch.manual_seed(0)
+    attention, x, triangle = CausalSelfAttention(64, 2, 0.0, layer=0), torch.randn(3, 40, 64), causal_mask(48)
+    ids = torch.tensor([[0] * 13 + [1] * 20 + [-1] * 7, [0] * 40, [0] * 39 + [1]])
+    mask = segment_mask(ids, triangle[:40, :40]) if segments else None
+    calls = []
+    monkeypatch.setattr("model.attention.attend", lambda *tensors: calls.append(1) or attend(*tensors))
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            mixed = attention(x, None, triangle, mask)
+        return [mixed.float(), *torch.autograd.grad(mixed.float().square().sum(), list(attention.parameters()))]
+
+    exact = run(torch.float32)
+    assert not calls
+    written_out = run(torch.bfloat16)
+    assert calls
+    monkeypatch.setattr("model.attention.SHORT", 0)
+    with_sdpa = run(torch.bfloat16)
+    assert len(calls) == 1
+    for ours, sdpas, truth in zip(written_out, with_sdpa, exact, strict=True):
+        error = (ours - truth).norm() / truth.norm()
+        assert error < 0.02 and error < 2 * (sdpas - truth).norm() / truth.norm()
 
 
 def test_any_split_into_cached_pieces_equals_one_pass():
