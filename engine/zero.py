@@ -135,7 +135,7 @@ def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter
     groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
     for number, gradients in optimizer.averaged_gradients.items():
         own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-        yield from zip(groups[number], own, strict=True)
+        yield from zip(groups[number], own, strict=False)  # zeros that fill a partition up may follow unmarked
 
 
 def discard(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -254,7 +254,7 @@ def test_threads_and_forked_and_fresh_processes_share_a_sandbox(sandbox, tmp_pat
 def test_where_nothing_forks_each_file_has_an_interpreter(tmp_path, good, monkeypatch):
     expected = Sandbox().read(write(tmp_path, good))
     monkeypatch.setattr(pdf_sandbox, "FORKS", False)
-    with Sandbox(Limits(wall_seconds=2)) as sandbox:
+    with Sandbox(Limits(wall_seconds=2, memory=4 * 2**30)) as sandbox:  # the clock comes first
         assert sandbox.read(write(tmp_path, good)) == expected and sandbox._server is None
         assert sandbox.read(write(tmp_path, laughing_forms(depth=9))) == Extract("time")
 
