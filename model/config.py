@@ -67,7 +67,7 @@ class AuxiliaryConfig(BaseModel):
     value_weight: float = Field(0.1, ge=0.0)
     dynamics_weight: float = Field(0.1, ge=0.0)
     span_contrastive_weight: float = Field(0.1, ge=0.0)
-    # All are detached, because the cross-entropy paid for it where one was not (benchmarks/LOG.md, "Looking ahead").
+    # All are detached, because the cross-entropy paid for it where they were not (benchmarks/LOG.md, "Looking ahead").
     policy_detach_trunk: bool = True
     value_detach_trunk: bool = True
     dynamics_detach_trunk: bool = True
