@@ -9,7 +9,7 @@ input where there is none (`printf '02\\n' | python main.py`).
 import signal
 import sys
 
-from engine import menu, train
+from engine import machine, menu, train
 from engine.checkpoints import CURRENT
 from engine.console import Console, open_streams, printable, redact_process
 from engine.errors import RunError
@@ -31,6 +31,7 @@ def main() -> int:
     refuse_flags(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process
     ranks = join()
+    machine.use_cores(ranks.device)
     console = Console(enabled=ranks.is_main)
     try:
         with watch(ranks, console) as stop:

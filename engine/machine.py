@@ -1,8 +1,11 @@
 """What this machine can do: native bf16, speed, memory. Found out once, agreed on, said aloud."""
 
+import contextlib
 import ctypes
+import math
 import os
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -10,6 +13,8 @@ import torch
 from engine.console import Console
 from engine.ranks import Ranks
 
+CGROUP = Path("/sys/fs/cgroup")  # a container's own
+QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")  # of cgroups 2 and 1: microseconds a period
 # Dense products with fp32 accumulation, in TFLOP/s by part of the device's name: (bf16, tf32), from the makers' data
 # sheets, without sparsity. The first that fits counts.
 PEAK_TFLOPS = {
@@ -45,9 +50,39 @@ def native_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bf16 in hardware. Where it is emulated, bf16 is tens of times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    checks = [getattr(torch.cpu, name, None) for name in names]
-    return any(check() for check in checks if check is not None)
+    return bf16_instructions(device) is not None
+
+
+def bf16_instructions(device: torch.device) -> str | None:
+    """What multiplies bf16 on this CPU, through oneDNN: "AMX" or "AVX-512"; None where nothing does, and on a GPU."""
+    if device.type != "cpu":
+        return None
+    for name, check in (("AMX", "_is_amx_tile_supported"), ("AVX-512", "_is_avx512_bf16_supported")):
+        if getattr(torch.cpu, check, lambda: False)():
+            return name
+    return None
+
+
+def use_cores(device: torch.device) -> None:
+    """On a CPU, one thread for each core that this process has: its share of those that may be used.
+
+    torch counts all cores of the machine, where a container may use a few of them; and with several processes torchrun
+    leaves each a single thread. OMP_NUM_THREADS is heeded in a run of one process.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cpu" and not (processes == 1 and "OMP_NUM_THREADS" in os.environ):
+        torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: by its affinity and by its container's quota, at least one."""
+    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) * physical / logical
+    for files in QUOTAS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no quota
+            quota, period = map(int, " ".join((CGROUP / file).read_text() for file in files).split())
+            cores = min(cores, quota / period) if quota > 0 else cores
+    return max(1, math.ceil(cores))
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
@@ -106,7 +141,7 @@ def choose_num_workers(asked: int | str, device: torch.device) -> int:
         return int(asked)
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(4, cores - 1))
 
 
@@ -119,4 +154,5 @@ def describe(device: torch.device) -> str:
     """The device in words, for the console and the metrics."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({total_memory(device) / 2**30:.0f} GiB)"
-    return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores, {total_memory(device) / 2**30:.0f} GiB"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {total_memory(device) / 2**30:.0f} GiB"
