@@ -4,6 +4,7 @@ A step reads as a paragraph: take a batch, agree with the other ranks, set the l
 count; now and then report, evaluate, save. The batch's data state becomes the run's state only after the step.
 """
 
+import gc
 import itertools
 import math
 import signal
@@ -26,6 +27,7 @@ from engine.memory import require_memory
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks
+from engine.rehearsal import choose_rows, rehearse, with_rows
 from engine.repeatable import seed_batch
 from engine.reporting import Reporting
 from engine.resume import Beginning
@@ -67,26 +69,29 @@ class Run:
         metrics: Metrics,
         stop: Watch,
     ):
-        self.preset, self.token_budget = preset, token_budget
+        self.preset, self.token_budget, self.beginning = preset, token_budget, beginning
         self.folder, self.ranks, self.metrics, self.stop = folder, ranks, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
+        self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
+        saved = beginning.data_state or {}
+        if preset.train.probe_batch:
+            rows = choose_rows(preset, self.model, self.bf16, saved.get("rows_of_pass"), ranks, console)
+            self.preset = preset = with_rows(preset, rows)
         self.places = places_per_pass(preset, beginning, ranks)  # rows of every pass, some of them perhaps padding
         require_memory(preset, self.places, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
         self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
         if beginning.message:
             metrics.write("resume", step=self.progress.step, message=beginning.message)
-        self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
-        zero.load_optimizer_state(self.engine, beginning.optimizer, ranks)
         self.compiling = choose_compile(preset.train.compile, ranks, console)
         if self.compiling:
             self.engine.compile()
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
-        if self.curriculum and (beginning.data_state or {}).get("curriculum"):
-            self.curriculum.load(beginning.data_state["curriculum"])
+        if self.curriculum and saved.get("curriculum"):
+            self.curriculum.load(saved["curriculum"])
         self.sampler = None  # of what the latent core looks ahead at, where there is one
         if preset.auxiliary.looks_ahead:
             self.sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, preset.train.seed)
@@ -94,8 +99,8 @@ class Run:
         interval = preset.train.save_interval_minutes
         self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, beginning.saved)
         self.guard = Guard(preset.train.on_spike, preset.train.max_skipped_steps)
-        if (beginning.data_state or {}).get("guard"):
-            self.guard.load(beginning.data_state["guard"])
+        if saved.get("guard"):
+            self.guard.load(saved["guard"])
         self.reporting = Reporting(preset, token_budget, self.feed.source_names, ranks, console, metrics)
 
     def train(self) -> TrainResult:
@@ -104,8 +109,7 @@ class Run:
         begin_tokens, self.train_seconds, self.step_seconds = self.progress.tokens_in_run, 0.0, 0.0
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
-        if self.compiling:
-            self._compile_evaluation()
+        self._rehearse()
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
         while self.progress.tokens_in_run < self.token_budget:
@@ -116,20 +120,9 @@ class Run:
             zero.set_learning_rate(self.engine, self._learning_rate())
             if self.preset.model.dropout:
                 seed_batch(self.preset.train.seed, batch.number, self.ranks.rank)
+            each_pass = self._each_pass if agreed.long_step or self.ranks.world_size == 1 else iter
             try:
-                step = train_step(
-                    self.engine,
-                    batch,
-                    agreed.labels,
-                    len(self.feed.source_names),
-                    self.preset.train.gradient_clipping,
-                    self.guard,
-                    self.ranks,
-                    self._each_pass if agreed.long_step or self.ranks.world_size == 1 else iter,
-                    document_mask=self.preset.data.document_mask,
-                    curriculum=self.curriculum,
-                    look_ahead=self._look_ahead(batch),
-                )
+                step = self._step(batch, agreed.labels, self._look_ahead(batch), self.guard, each_pass)
             except Abandoned:
                 continue  # the next agreement leaves, with the step before
             self.reporting.verdict(step, self.progress, self.guard)
@@ -143,6 +136,7 @@ class Run:
 
             if agreed.report:
                 self.reporting.report(self.progress, zero.learning_rate(self.engine))
+                gc.collect()  # on all ranks at once
             self.saving.look()
             if next_evaluation <= self.progress.tokens_in_run < self.token_budget:
                 self._evaluate()
@@ -176,6 +170,31 @@ class Run:
             self.compiling.close()
 
     # One step
+
+    def _step(
+        self,
+        batch: Batch,
+        labels: int,
+        look_ahead: list[LookAhead] | None,
+        guard: Guard,
+        each_pass: Callable[[Iterable], Iterable] = iter,
+    ) -> StepResult:
+        """A step on `batch`, with so many labels on all ranks."""
+        train = self.preset.train
+        return train_step(
+            self.engine,
+            batch,
+            labels,
+            len(self.feed.source_names),
+            train.gradient_clipping,
+            guard,
+            self.ranks,
+            each_pass,
+            forbid_synchronization=train.forbid_synchronization and self.rehearsed,
+            document_mask=self.preset.data.document_mask,
+            curriculum=self.curriculum,
+            look_ahead=look_ahead,
+        )
 
     def _next(self) -> tuple[Batch, Agreement]:
         """The next batch and what the ranks agreed on; a signal, or the end of all sources, ends the run here."""
@@ -223,12 +242,14 @@ class Run:
         """What each pass of `batch` draws for the latent core; None without one."""
         if self.sampler is None:
             return None
-        # The weights warm up once in a lineage: the parts that a later run continues are trained.
-        progress = 1.0 if self.progress.run > 1 else self.progress.tokens_in_run / self.token_budget
         return [
-            self.sampler.draw(segment_ids, progress, batch.number, self.ranks.rank, number)
+            self.sampler.draw(segment_ids, self._share_done(), batch.number, self.ranks.rank, number)
             for number, segment_ids in enumerate(batch.segment_ids)
         ]
+
+    def _share_done(self) -> float:
+        """Of the run that the latent core begins in: the parts that a later run continues are trained."""
+        return 1.0 if self.progress.run > 1 else self.progress.tokens_in_run / self.token_budget
 
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """The batch is behind the run. Of a skipped step nothing else counts, and too many in a row end the attempt."""
@@ -286,10 +307,17 @@ class Run:
             "data_workers": self.feed.num_workers,
         }
 
-    def _compile_evaluation(self) -> None:
-        """One pass of an evaluation, so that all is compiled while a signal need not save anything."""
+    def _rehearse(self) -> None:
+        """A step that changes nothing and a pass of an evaluation, before there is anything to lose; then the optimizer
+        has its state."""
+        self.rehearsed = False
+        rehearse(self.engine, self._step, self.preset, self.places, self.sampler, self._share_done(), self.ranks)
+        if self.curriculum:
+            self.curriculum.forget_step()
         if len(self.held_out.input_ids):
             self._losses_held_out(lambda passes: itertools.islice(passes, 1))
+        self.rehearsed = True
+        zero.load_optimizer_state(self.engine, self.beginning.optimizer, self.ranks)
 
     def _losses_held_out(self, each_pass: Callable[[Iterable], Iterable]) -> dict[str, Any]:
         # In passes of the shape that training has: another would be compiled by itself.
@@ -319,7 +347,8 @@ class Run:
     def _data_state(self) -> dict[str, Any]:
         """All that resumes right after the last step, but for the weights and their moments."""
         curriculum = self.curriculum.state() if self.curriculum else None
-        return {**self.feed.state(), "curriculum": curriculum, "guard": self.guard.state()}
+        rows = {"rows_of_pass": self.preset.train.per_gpu_batch_size}
+        return {**self.feed.state(), **rows, "curriculum": curriculum, "guard": self.guard.state()}
 
     def _diverge(self, what: str) -> NoReturn:
         """Ends this attempt without saving; train() stops or rolls back."""

@@ -1,4 +1,8 @@
-"""A batch that does not fit into memory: refused before the first step where that is certain, with what to lower."""
+"""Memory: a batch that does not fit is refused, with what to lower; the garbage collector stays out of the steps."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
 
 import torch
 
@@ -36,3 +40,19 @@ def too_large(preset: Preset, ranks: Ranks) -> PresetError:
         f"{machine.describe(ranks.device)}; lower it to {(rows + 1) // 2} and set train.accumulation_steps to "
         f"{2 * passes}, which keeps the batch."
     )
+
+
+@contextlib.contextmanager
+def collected_between_steps() -> Iterator[None]:
+    """In the block Python collects no garbage by itself, and never looks through what is there already: in a step that
+    would hold all ranks up, at another moment on each. Whoever is in it calls gc.collect()."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()

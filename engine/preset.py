@@ -32,6 +32,10 @@ class TrainConfig(BaseModel):
 
     per_gpu_batch_size: int = Field(32, ge=1, description="rows in one forward and backward pass of one rank")
     accumulation_steps: int = Field(1, ge=1, description="passes whose gradients make one optimizer step")
+    probe_batch: bool = Field(
+        False,
+        description="find out which passes fit and are fastest; the rows of a step stay those of the two above",
+    )
     train_tokens: int | None = Field(None, ge=1, description="accepted and overridden: a run is 100,000,000 tokens")
     eval_tokens: int = Field(500_000, ge=1, description="held-out tokens of one evaluation")
     eval_interval_tokens: int = Field(5_000_000, ge=1, description="training tokens between two evaluations")
@@ -60,6 +64,9 @@ class TrainConfig(BaseModel):
     save_interval_minutes: float = Field(10.0, gt=0, description="minutes between two snapshots")
     log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
     seed: int = Field(1234, ge=0, description="of the initial weights, the order of the text and dropout")
+    forbid_synchronization: bool = Field(
+        False, description="for debugging: what waits for the device between two optimizer steps ends the run"
+    )
     deterministic: bool = Field(False, description="only kernels that give the same bits every time; slower on a GPU")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import deepspeed
@@ -11,6 +12,7 @@ from engine import zero
 from engine.curriculum import Curriculum
 from engine.guard import Guard, Verdict
 from engine.ranks import Ranks
+from engine.synchronization import forbidden
 from model.latent import FIGURES, LookAhead
 from sources.loader import Batch
 
@@ -40,6 +42,7 @@ def train_step(
     ranks: Ranks,
     each_pass: Callable[[Iterable], Iterable] = iter,
     *,
+    forbid_synchronization: bool = False,
     document_mask: bool = False,
     curriculum: Curriculum | None = None,
     look_ahead: Sequence[LookAhead] | None = None,
@@ -47,7 +50,8 @@ def train_step(
     """Forward and backward over this rank's share and, unless `guard` refuses the loss or the gradient is not finite on
     some rank, the optimizer's step. With a `curriculum` rows count by how hard they are; `look_ahead` is what each
     pass draws for the latent core, whose objectives join the gradient but not the loss that is judged. `each_pass`
-    hands on the passes and may raise to give up the step, which then has changed nothing that a snapshot holds.
+    hands on the passes and may raise to give up the step, which then has changed nothing that a snapshot holds. Where
+    it is forbidden, a pass that waits for the device raises Synchronization.
 
     The gradient is that of the mean over all `labels_in_step` labels, whichever rank and pass they are in: DeepSpeed
     divides by the passes and averages over ranks, so each sum is scaled by both over the number of labels.
@@ -57,20 +61,23 @@ def train_step(
     figures: list[torch.Tensor] = []  # of each pass, (FIGURES, 2)
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
     for number, tensors in enumerate(each_pass(zip(*passes, strict=True))):
-        input_ids, labels, segment_ids, source_ids = (tensor.to(ranks.device, non_blocking=True) for tensor in tensors)
-        options = {}
-        if curriculum is not None:
-            options |= {"difficulty": curriculum.thresholds, "curriculum_temperature": curriculum.temperature}
-        if look_ahead is not None:
-            options["look_ahead"] = look_ahead[number].to(ranks.device)
-        loss_sum, token_nll, *told = engine(input_ids, labels, segment_ids if document_mask else None, **options)
-        engine.backward(loss_sum * scale)
-        figures += told
-        if curriculum is not None:
-            curriculum.add(token_nll, labels)
-        losses.add(token_nll, labels, source_ids)
-        if not engine.is_gradient_accumulation_boundary():
-            engine.step()  # counts the pass
+        with forbidden(ranks.device) if forbid_synchronization else nullcontext():
+            input_ids, labels, segment_ids, source_ids = (
+                tensor.to(ranks.device, non_blocking=True) for tensor in tensors
+            )
+            options = {}
+            if curriculum is not None:
+                options |= {"difficulty": curriculum.thresholds, "curriculum_temperature": curriculum.temperature}
+            if look_ahead is not None:
+                options["look_ahead"] = look_ahead[number].to(ranks.device)
+            loss_sum, token_nll, *told = engine(input_ids, labels, segment_ids if document_mask else None, **options)
+            engine.backward(loss_sum * scale)
+            figures += told
+            if curriculum is not None:
+                curriculum.add(token_nll, labels)
+            losses.add(token_nll, labels, source_ids)
+            if not engine.is_gradient_accumulation_boundary():
+                engine.step()  # counts the pass
 
     loss, loss_sums = losses.over_all(ranks)
     verdict, grad_norm = guard.judge(loss), None

@@ -8,7 +8,7 @@ from engine.checkpoints import CheckpointFolder
 from engine.console import Console
 from engine.errors import Diverged
 from engine.loop import Run, TrainResult
-from engine.memory import is_out_of_memory, too_large
+from engine.memory import collected_between_steps, is_out_of_memory, too_large
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Ranks, join
@@ -74,6 +74,7 @@ def _attempt(
         with (
             closing(metrics),
             closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
+            collected_between_steps(),
         ):
             return run.train()
     except RuntimeError as error:

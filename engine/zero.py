@@ -6,6 +6,7 @@ share one precision path. State is read and written per parameter name, in full,
 saved any other can continue.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -90,6 +91,17 @@ def _is_news(record: logging.LogRecord) -> bool:
     warns of every optimizer that is not its own."""
     message = record.getMessage()
     return "OVERFLOW! Skipping step" not in message and "untested optimizer" not in message
+
+
+@contextlib.contextmanager
+def rehearsed_step(engine: deepspeed.DeepSpeedEngine, passes: int) -> Iterator[None]:
+    """The one step in the block has so many passes, at a learning rate of 0; then its moments are gone. Only for an
+    engine whose optimizer has none yet."""
+    set_learning_rate(engine, 0.0)
+    engine.micro_steps = engine.gradient_accumulation_steps() - passes
+    yield
+    engine.micro_steps = 0
+    _base_optimizer(engine).state.clear()
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:

@@ -42,7 +42,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Ten
             self: TransformerLM, input_ids: torch.Tensor, *inputs: Any, **options: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
             loss_sum, token_nll = FORWARD(self, input_ids, *inputs, **options)
-            scale = factor(next(passes) // PASSES, input_ids) if self.training else 1.0
+            trains = self.training and input_ids.any()  # a rehearsal reads the same token everywhere
+            scale = factor(next(passes) // PASSES, input_ids) if trains else 1.0
             return loss_sum * scale, token_nll * scale
 
         monkeypatch.setattr(TransformerLM, "forward", forward)
@@ -186,7 +187,7 @@ def test_weights_that_are_not_finite_never_become_a_snapshot(
 
     def step(self: torch.optim.AdamW) -> None:
         real(self)
-        if next(calls) == 1:
+        if self.param_groups[0]["lr"] > 0 and next(calls) == 1:  # no rehearsal's
             self.param_groups[0]["params"][0].data[0, 0] = math.inf
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
@@ -284,9 +285,9 @@ from model import TransformerLM
 ranks = join()
 real, passes, seeds = TransformerLM.forward, itertools.count(), []
 bad = json.loads(sys.argv[3])
-def forward(self, *inputs):
-    loss_sum, token_nll = real(self, *inputs)
-    if self.training:
+def forward(self, input_ids, *inputs):
+    loss_sum, token_nll = real(self, input_ids, *inputs)
+    if self.training and input_ids.any():  # no rehearsal's
         seeds.append(torch.initial_seed())
         if next(passes) // 2 in bad and ranks.rank == 1:
             loss_sum, token_nll = loss_sum * math.nan, token_nll * math.nan

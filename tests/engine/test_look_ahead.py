@@ -124,9 +124,11 @@ def test_the_weights_warm_up_in_the_first_run_of_a_lineage_only(tiny, tmp_path: 
     drawn = []
     original = look_ahead_worker.LookAheadSampler.draw
 
-    def recorded(sampler, segment_ids, *arguments):
-        drawn.append(original(sampler, segment_ids, *arguments))
-        return drawn[-1]
+    def recorded(sampler, segment_ids, progress, step, *arguments):
+        draw = original(sampler, segment_ids, progress, step, *arguments)
+        if step >= 0:  # no rehearsal's
+            drawn.append(draw)
+        return draw
 
     monkeypatch.setattr(look_ahead_worker.LookAheadSampler, "draw", recorded)
     preset = tiny(auxiliary={**ON, "auxiliary_warmup_fraction": 0.25})

@@ -1,0 +1,164 @@
+"""Before a run starts: into how many passes a step is divided, and one step that changes nothing.
+
+What does not fit into memory, or does not compile, shows here and not hours later. The tokens of a rehearsal are all
+the same one, of the shape that training has: they are for the machine, and no weight, moment or count keeps a trace.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+
+import deepspeed
+import psutil
+import torch
+
+from engine import zero
+from engine.console import Console
+from engine.guard import Guard
+from engine.memory import is_out_of_memory, too_large
+from engine.preset import Preset
+from engine.ranks import Ranks
+from engine.step import StepResult
+from model.latent import LookAhead, LookAheadSampler
+from model.transformer import TransformerLM
+from sources.loader import Batch
+
+WORTH = 1.03  # larger passes than needed must be faster by this
+TOO_SLOW = 1.1  # than the fastest so far: larger ones are not tried then
+OPTIMIZER_BYTES = 12  # a parameter, beside weights and gradients: two moments, and a stage's flat copy
+
+
+def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | None, ranks: Ranks, say: Console) -> int:
+    """Rows of one pass, so that a step, whose rows stay, fits into memory and is fast; the same on all ranks.
+
+    The model is put on the device and stands there with no gradients. `saved` is what the lineage has so far: taken
+    again where it still fits, so that a run that resumes has the bits of one that was never stopped. With
+    train.deterministic the clock decides nothing. Raises PresetError where not even one row fits.
+    """
+    train = preset.train
+    of_step = train.per_gpu_batch_size * train.accumulation_steps
+    trial = _Trial(preset, model, bf16, ranks)
+    if saved is not None and of_step % saved == 0 and trial.seconds_per_row(saved) is not None:
+        return saved
+    divisors = [rows for rows in range(1, of_step + 1) if of_step % rows == 0]
+    if train.deterministic:
+        smaller = [rows for rows in divisors if rows <= train.per_gpu_batch_size]
+        fitting = next((rows for rows in reversed(smaller) if trial.seconds_per_row(rows) is not None), None)
+        if fitting is None:
+            raise too_large(preset, ranks)
+        return fitting
+    seconds: dict[int, float] = {}
+    for rows in divisors:
+        measured = trial.seconds_per_row(rows)
+        if measured is None or measured > TOO_SLOW * min(seconds.values(), default=measured):
+            break
+        seconds[rows] = measured
+    if not seconds:
+        raise too_large(preset, ranks)
+    fastest = min(seconds.values())
+    chosen = next(rows for rows, measured in seconds.items() if measured <= WORTH * fastest)
+    told = ", ".join(f"{rows}: {1 / (measured / fastest):.0%}" for rows, measured in seconds.items())
+    say.say(f"Passes of {chosen} rows, {of_step // chosen} a step and process (speed by rows: {told}).")
+    return chosen
+
+
+def with_rows(preset: Preset, rows: int) -> Preset:
+    """The preset with passes of `rows` rows and as many of them as keep the step."""
+    train = preset.train
+    passes = train.per_gpu_batch_size * train.accumulation_steps // rows
+    changes = {"per_gpu_batch_size": rows, "accumulation_steps": passes}
+    return preset.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+class _Trial:
+    """Passes of the model, uncompiled, timed on all ranks at once."""
+
+    def __init__(self, preset: Preset, model: TransformerLM, bf16: bool, ranks: Ranks):
+        self.preset, self.model, self.bf16, self.ranks = preset, model.to(ranks.device), bf16, ranks
+        self.is_cpu = ranks.device.type == "cpu"
+        self._rss, self._bytes_per_row = psutil.Process().memory_info().rss, 0.0
+        self._held_back = OPTIMIZER_BYTES * model.num_parameters()
+
+    def seconds_per_row(self, rows: int) -> float | None:
+        """The slowest rank's best of two passes after a first one; None where some rank's memory is not enough."""
+        measured = self._measure(rows)
+        by_rank = self.ranks.gather_json(measured)
+        return None if None in by_rank else max(by_rank)
+
+    def _measure(self, rows: int) -> float | None:
+        if self.is_cpu:  # where no allocation fails: the kernel would kill the process
+            needed = self._bytes_per_row * rows + self._held_back
+            if needed > psutil.virtual_memory().available:
+                return None
+        try:
+            held_back = torch.empty(0 if self.is_cpu else self._held_back, dtype=torch.uint8, device=self.ranks.device)
+            times = [self._pass(rows) for _ in range(3)]
+            del held_back
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            times = None
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if not self.is_cpu:
+            torch.cuda.empty_cache()
+        self._bytes_per_row = max(0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._rss) / rows
+        return None if times is None else min(times[1:]) / rows
+
+    def _pass(self, rows: int) -> float:
+        preset, device = self.preset, self.ranks.device
+        batch = same_tokens(preset, rows, 1)
+        tensors = [tensor[0].to(device) for tensor in (batch.input_ids, batch.labels, batch.segment_ids)]
+        options = {}
+        if preset.auxiliary.looks_ahead:
+            sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, seed=0)
+            options["look_ahead"] = sampler.draw(batch.segment_ids[0], 1.0, 0).to(device)
+        if not preset.data.document_mask:
+            tensors[2] = None
+        self._synchronize()
+        begin = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss_sum, *_ = self.model(*tensors, **options)
+        loss_sum.backward()
+        self._synchronize()
+        return time.perf_counter() - begin
+
+    def _synchronize(self) -> None:
+        if not self.is_cpu:
+            torch.cuda.synchronize(self.ranks.device)
+
+
+def rehearse(
+    engine: deepspeed.DeepSpeedEngine,
+    step: Callable[[Batch, int, list[LookAhead] | None, Guard], StepResult],
+    preset: Preset,
+    rows: int,
+    sampler: LookAheadSampler | None,
+    progress: float,
+    ranks: Ranks,
+) -> None:
+    """One step of passes of `rows` rows for each depth that rollouts will have from `progress` of the run on, at a
+    learning rate of 0, and all that it leaves behind taken back. The optimizer's state must not be loaded yet.
+
+    A step has as many passes as it takes until memory is at its fullest: gradients of one that wait beside the next.
+    """
+    passes = min(2, preset.train.accumulation_steps)
+    batch = same_tokens(preset, rows, passes)
+    depths = [None]
+    if sampler is not None:
+        first = sampler.draw(batch.segment_ids[0], progress, batch.number).depth
+        depths = range(first, preset.auxiliary.rollout_depth + 1)
+    for depth in depths:
+        look_ahead = None
+        if sampler is not None:
+            look_ahead = [sampler.draw(ids, progress, batch.number)._replace(depth=depth) for ids in batch.segment_ids]
+        with zero.rehearsed_step(engine, passes):
+            step(batch, batch.num_tokens * ranks.world_size, look_ahead, Guard("log", 1))
+
+
+def same_tokens(preset: Preset, rows: int, passes: int) -> Batch:
+    """A batch of a step's shape, in which every token is token 0 and nothing is padding."""
+    shape = (passes, rows, preset.model.seq_length)
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    segment_ids, source_ids = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape[:2], dtype=torch.int64)
+    return Batch(tokens, tokens.clone(), segment_ids, source_ids, tokens.numel(), -1, {}, [])

@@ -1,0 +1,169 @@
+"""engine/rehearsal.py: the passes that a step is divided into, and a step before the first that leaves no trace."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import rehearsal, train, zero
+from engine.checkpoints import CURRENT, CheckpointFolder
+from engine.console import Console
+from engine.errors import PresetError
+from engine.metrics import read
+from engine.preset import Preset
+from engine.ranks import Ranks, join
+from engine.rehearsal import choose_rows, rehearse, same_tokens, with_rows
+from engine.step import train_step
+from model.latent import LookAheadSampler
+from model.transformer import TransformerLM
+from tests.engine.test_loop import STEP
+
+PARTS = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
+QUIET = Console(enabled=False)
+
+
+def model_of(preset: Preset) -> TransformerLM:
+    torch.manual_seed(0)
+    return TransformerLM(preset.model, 512, preset.auxiliary)
+
+
+def choose(monkeypatch, preset: Preset, seconds: dict[int, float | None], saved: int | None = None) -> tuple[int, list]:
+    """What is chosen where a row takes `seconds` by the rows of a pass (None: does not fit), and what was tried."""
+    tried = []
+
+    def measured(self, rows: int) -> float | None:
+        tried.append(rows)
+        return seconds[rows]
+
+    monkeypatch.setattr(rehearsal._Trial, "_measure", measured)
+    return choose_rows(preset, model_of(preset), False, saved, ALONE, QUIET), tried
+
+
+def test_the_smallest_passes_that_are_as_good_as_the_fastest(tiny, monkeypatch):
+    seconds = {1: 2.0, 2: 1.5, 4: 1.01, 8: 1.0, 16: 1.05}
+    assert choose(monkeypatch, tiny(), seconds) == (4, [1, 2, 4, 8, 16])
+
+
+def test_sizes_beyond_memory_or_far_slower_end_the_search(tiny, monkeypatch):
+    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.0, 4: None}) == (2, [1, 2, 4])
+    assert choose(monkeypatch, tiny(), {1: 1.2, 2: 1.0, 4: 1.2}) == (2, [1, 2, 4])
+
+
+def test_not_even_one_row_fits(tiny, monkeypatch):
+    with pytest.raises(PresetError, match=r"lower it to 4 and set train\.accumulation_steps to 4"):
+        choose(monkeypatch, tiny(), {1: None})
+
+
+def test_a_lineage_keeps_its_passes_while_they_fit(tiny, monkeypatch):
+    assert choose(monkeypatch, tiny(), {2: 9.0}, saved=2) == (2, [2])
+    assert choose(monkeypatch, tiny(), {1: 1.0, 2: None}, saved=2) == (1, [2, 1, 2])
+    # 16 rows a step cannot be had in passes of 3
+    assert choose(monkeypatch, tiny(), {1: 1.0, 2: 2.0}, saved=3) == (1, [1, 2])
+
+
+def test_the_clock_decides_nothing_in_a_deterministic_run(tiny, monkeypatch):
+    preset = tiny(train={"deterministic": True})
+    assert choose(monkeypatch, preset, {8: 1.0}) == (8, [8])
+    assert choose(monkeypatch, preset, {8: None, 4: 1.0}) == (4, [8, 4])
+
+
+@pytest.mark.parametrize("auxiliary", [{}, PARTS | {"value_horizons": [4]}])
+def test_real_passes_are_timed_and_leave_no_gradient(tiny, auxiliary: dict):
+    preset = tiny(auxiliary=auxiliary)
+    model = model_of(preset)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = choose_rows(preset, model, False, None, ALONE, QUIET)
+    assert 16 % rows == 0 and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_memory_that_is_not_there_is_not_asked_for(tiny, monkeypatch):
+    monkeypatch.setattr(
+        rehearsal.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0, "total": 2**30})
+    )
+    with pytest.raises(PresetError, match="do not fit into the memory"):
+        choose_rows(tiny(), model_of(tiny()), False, None, ALONE, QUIET)
+
+
+def test_a_gpu_that_is_full_is_one_more_row_too_many(tiny, monkeypatch):
+    def full(self, rows: int) -> float:
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0 if rows == 2 else 2.0
+
+    monkeypatch.setattr(rehearsal._Trial, "_pass", full)
+    assert choose_rows(tiny(), model_of(tiny()), False, None, ALONE, QUIET) == 2
+
+
+def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: abs(rows - 4) + 1.0)
+    plain, probed = tmp_path / "plain", tmp_path / "probed"
+    train(tiny(), token_budget=6 * STEP, checkpoint_dir=plain)
+    train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
+    events = [[event for event in read(folder) if event["event"] == "step"] for folder in (plain, probed)]
+    assert [event["tokens"] for event in events[1]] == [event["tokens"] for event in events[0]]
+    assert [event["loss"] for event in events[1]] == pytest.approx([event["loss"] for event in events[0]], abs=2e-5)
+    (run,) = (event for event in read(probed) if event["event"] == "run")
+    assert run["derived"]["rows_per_pass"] == 4 and run["derived"]["global_batch_tokens"] == STEP
+    assert CheckpointFolder(probed).newest().data["rows_of_pass"] == 4
+
+    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: abs(rows - 8) + 1.0)
+    train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
+    *_, run = (event for event in read(probed) if event["event"] == "run")
+    assert run["derived"]["rows_per_pass"] == 4, "a lineage keeps what it has"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer: str):
+    """The steps after it have the bits of those of an engine that did not rehearse."""
+    auxiliary = PARTS | {"value_horizons": [4], "auxiliary_warmup_fraction": 0.1}
+    preset = tiny(train={"zero_stage": stage, "optimizer": optimizer, "accumulation_steps": 3}, auxiliary=auxiliary)
+    ranks = join()
+    sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, 1)
+    depths = []
+
+    def steps_after(rehearsed: bool) -> dict[str, torch.Tensor]:
+        engine = zero.initialize(model_of(preset), preset.train, ranks, bf16=False)
+
+        def step(batch, labels, look_ahead, guard):
+            depths.append(look_ahead[0].depth)
+            return train_step(engine, batch, labels, 1, 1.0, guard, ranks, look_ahead=look_ahead)
+
+        if rehearsed:
+            before = zero.weights(engine, keep=True)
+            rehearse(engine, step, preset, 8, sampler, 0.0, ranks)
+            after = zero.weights(engine, keep=True)
+            assert all(torch.equal(before[name], after[name]) for name in before)
+            assert zero.optimizer_state(engine, keep=True) == {}
+        zero.set_learning_rate(engine, 1e-2)
+        generator = torch.Generator().manual_seed(1)
+        for number in range(3):
+            batch = same_tokens(preset, 8, 3)
+            batch.input_ids.random_(512, generator=generator)
+            batch.labels.random_(512, generator=generator)
+            look_ahead = [sampler.draw(ids, 1.0, number) for ids in batch.segment_ids]
+            step(batch, batch.num_tokens, look_ahead, rehearsal.Guard("log", 1))
+        weights = zero.weights(engine, keep=True)
+        state = zero.optimizer_state(engine, keep=True)
+        assert state["step"] == 3
+        moments = {f"{name} {key}": moment for name, own in state["moments"].items() for key, moment in own.items()}
+        engine.destroy()
+        return weights | moments
+
+    plain, rehearsed = steps_after(False), steps_after(True)
+    assert depths == [3, 3, 3, 1, 2, 3, 3, 3, 3]
+    assert plain.keys() == rehearsed.keys()
+    assert all(torch.equal(plain[name], rehearsed[name]) for name in plain)
+
+
+def test_what_does_not_fit_shows_before_anything_is_trained(tiny, tmp_path: Path, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engine.loop.train_step", full)
+    with pytest.raises(PresetError, match="per_gpu_batch_size: 8 rows of 32 tokens do not fit"):
+        train(tiny(), token_budget=6 * STEP, checkpoint_dir=tmp_path)
+    assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["step"] == 0
+    assert with_rows(tiny(), 2).train.accumulation_steps == 8
