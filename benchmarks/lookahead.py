@@ -52,31 +52,38 @@ class Model:
 
 def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: dict[str, Any]) -> Preset:
     """The run's preset; only `auxiliary` and the seed differ between two."""
+    # not compiled: then a trunk that no objective reaches is that of `off` to the bit
+    shipped = {key: getattr(load_preset(PRESET).train, key) for key in ("optimizer", "learning_rate")}
+    sections = {"train": shipped | {"compile": False}, "auxiliary": auxiliary(model.method) | changes}
+    return corpus_preset(model.folder, corpus, shape, model.seed, sections)
+
+
+def corpus_preset(
+    name: str, corpus: Path | None, shape: tuple[int, int], seed: int, sections: dict[str, dict[str, Any]]
+) -> Preset:
+    """A small run on python_packages and the English of `corpus`, `sections` changing its sections."""
     sources: list[dict[str, Any]] = [{"type": "python_packages"}]
-    for name in ENGLISH if corpus is not None else ():
-        spec = {"type": "hf", "name": name, "dataset": str(corpus / name)}
-        if name == "gsm8k":
+    for source in ENGLISH if corpus is not None else ():
+        spec = {"type": "hf", "name": source, "dataset": str(corpus / source)}
+        if source == "gsm8k":
             spec |= {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}
         sources.append(spec)
     width, layers = shape
-    return parse_preset(
-        {
-            "name": model.folder,
-            "model": {"hidden_size": width, "num_layers": layers, "num_heads": width // 64, "seq_length": 256},
-            "train": {
-                "per_gpu_batch_size": 16,
-                "eval_tokens": 150_000,
-                "eval_interval_tokens": 2_500_000,
-                "log_interval_seconds": 60.0,
-                "seed": model.seed,
-                # not compiled: then a trunk that no objective reaches is that of `off` to the bit
-                "compile": False,
-            },
-            "data": {"sources": sources, "tokenizer": {"train_bpe": 8192}, "mix_strategy": "weighted"}
-            | ({"source_weights": {"python_packages": 4.0, "peps": 2.0}} if corpus is not None else {}),
-            "auxiliary": auxiliary(model.method) | changes,
-        }
-    )
+    values = {
+        "model": {"hidden_size": width, "num_layers": layers, "num_heads": width // 64, "seq_length": 256},
+        "train": {
+            "per_gpu_batch_size": 16,
+            "eval_tokens": 150_000,
+            "eval_interval_tokens": 2_500_000,
+            "log_interval_seconds": 60.0,
+            "seed": seed,
+        },
+        "data": {"sources": sources, "tokenizer": {"train_bpe": 8192}, "mix_strategy": "weighted"}
+        | ({"source_weights": {"python_packages": 4.0, "peps": 2.0}} if corpus is not None else {}),
+        "auxiliary": {},
+    }
+    merged = {section: own | sections.get(section, {}) for section, own in values.items()}
+    return parse_preset({"name": name, **merged})
 
 
 def auxiliary(method: str) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class Told(nn.Module):
     """Multi-token prediction that is told the tokens (DeepSeek-V3, arXiv 2412.19437): the transition's own shape,
     trained on nothing but the cross-entropy of what comes."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
-        self.transition = Transition(hidden_size)
+        self.transition = Transition(hidden_size, num_heads)
 
     def forward(self, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
         return rollout(self.transition, hidden, embeddings, depth)

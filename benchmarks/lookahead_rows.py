@@ -128,13 +128,13 @@ class Core:
 
     @cached_property
     def probes(self) -> dict[str, Any]:
-        size = self.model.config.hidden_size
+        size, heads = self.model.config.hidden_size, self.model.config.num_heads
         parameters = sum(p.numel() for p in self.core.transition.parameters())
         torch.manual_seed(0)
         probes = {
-            "psi without h": TokensOnly(size),
+            "psi without h": TokensOnly(size, heads),
             "MTP heads": Heads(size, parameters),
-            "MTP told tokens": Told(size),
+            "MTP told tokens": Told(size, heads),
         }
         probes = {name: probe.to(self.device) for name, probe in probes.items()}
         batches = self.text.training(self.text.probe_tokens, seed=self.seed + 1000)

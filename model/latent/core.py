@@ -31,17 +31,26 @@ class LatentCore(nn.Module):
         require_room(auxiliary, config.seq_length)
         self.auxiliary = auxiliary
         size = config.hidden_size
-        self.transition = Transition(size) if auxiliary.enable_policy or auxiliary.enable_dynamics else None
+        self.transition = (
+            Transition(size, config.num_heads) if auxiliary.enable_policy or auxiliary.enable_dynamics else None
+        )
         self.value_head = ValueHead(size, auxiliary.value_horizons) if auxiliary.enable_value else None
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
 
-    def step(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
-        """States h_t and the embeddings of x_{t+1}, both (..., D) -> predicted states h^_{t+1} (..., D)."""
-        return self.transition(hidden, embeddings)
+    def remember(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+        """What `step` may recall of texts read so far: see Transition.remember."""
+        return self.transition.remember(hidden, embeddings)
 
-    def rollout(self, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
+    def step(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """States h_t and the embeddings of x_{t+1}, both (B, N, D), and what is remembered of the text up to x_t ->
+        predicted states h^_{t+1} (B, N, D): see Transition.forward."""
+        return self.transition(hidden, embeddings, slots, allowed)
+
+    def rollout(
+        self, hidden: Tensor, embeddings: Tensor, depth: int, segment_ids: Tensor | None = None
+    ) -> list[Tensor]:
         """`depth` steps from every state along the text itself: see transition.rollout."""
-        return rollout(self.transition, hidden, embeddings, depth)
+        return rollout(self.transition, hidden, embeddings, depth, segment_ids)
 
     def value(self, hidden: Tensor) -> Tensor:
         """States, true or predicted, (..., D) -> logits (..., H, NUM_BINS) over the mean NLL of the next K tokens, for
@@ -60,7 +69,9 @@ class LatentCore(nn.Module):
         auxiliary, depth = self.auxiliary, self.auxiliary.rollout_depth
         head, flops = hidden_size * head_rows, 0.0
         if self.transition is not None:
-            flops += 6 * _matrices(self.transition) * depth * auxiliary.rollout_row_fraction
+            once = self.transition.memory.weight.numel()
+            each = _matrices(self.transition) - once + 2 * self.transition.width * seq_length
+            flops += 6 * (once + each * depth) * auxiliary.rollout_row_fraction
         if auxiliary.enable_policy:
             # the teacher's logits once; a prediction's logits and its gradient
             flops += (2 + 4 * depth) * head * auxiliary.policy_position_fraction
@@ -128,7 +139,8 @@ class LatentCore(nn.Module):
         auxiliary, rows, columns, depth = self.auxiliary, look_ahead.rows, look_ahead.columns, look_ahead.depth
         hidden, ahead = hidden[rows], ahead[rows]
         true, figures = hidden.detach(), {}
-        to_read, to_compare = self._rollouts(hidden, embeddings.detach(), depth)
+        segment_ids = look_ahead.segment_ids[rows]
+        to_read, to_compare = self._rollouts(hidden, embeddings.detach(), depth, segment_ids)
 
         comparable = [ahead[:, :-i] > i for i in range(1, depth + 1)]
         if auxiliary.enable_dynamics:
@@ -148,13 +160,15 @@ class LatentCore(nn.Module):
             figures["rolled_out_value"] = self._value_figure(read, targets, known & valid[..., None])
         return figures
 
-    def _rollouts(self, hidden: Tensor, embeddings: Tensor, depth: int) -> tuple[list[Tensor], list[Tensor]]:
+    def _rollouts(
+        self, hidden: Tensor, embeddings: Tensor, depth: int, segment_ids: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """The rollouts that the heads read and those that the dynamics compare: the same ones, unless one objective is
         to reach the trunk and the other is not."""
         auxiliary = self.auxiliary
 
         def rollouts(detached: bool) -> list[Tensor]:
-            return self.rollout(hidden.detach() if detached else hidden, embeddings, depth)
+            return self.rollout(hidden.detach() if detached else hidden, embeddings, depth, segment_ids)
 
         if not auxiliary.enable_policy:
             both = rollouts(auxiliary.dynamics_detach_trunk)

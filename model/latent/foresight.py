@@ -34,10 +34,11 @@ def foresee(model: nn.Module, input_ids: Tensor, labels: Tensor, depth: int, bes
     core = model.latent
     hidden = model.hidden_states(input_ids[None])[0]
     token_nll = F.cross_entropy(model.logits(hidden), labels, reduction="none")
-    states, places = hidden, []
+    states, places, slots = hidden, [], None
     for _ in range(1 + (depth if core is not None and core.transition is not None else 0)):
         if places:
-            states = core.step(states, model.tokens(places[-1].indices[:, 0]))
+            slots = core.remember(hidden[None], model.tokens(input_ids)[None]) if slots is None else slots
+            states = core.step(states[None], model.tokens(places[-1].indices[:, 0])[None], slots)[0]
         places.append(model.logits(states).softmax(-1).topk(best))
     none = token_nll.new_empty(len(input_ids), 0)
     expected, realised, known = none, none, none.bool()

@@ -153,6 +153,8 @@ def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
 
     expected = {name: [] for name in OBJECTIVES}
     with torch.no_grad():
+        slots = core.transition.remember(hidden, embeddings, segment_ids)
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
         for row in range(4):
             for column in range(32):
                 if segment_ids[row, column] >= 0:
@@ -164,7 +166,9 @@ def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
                     if not same_piece(row, column, column + step):
                         break
                     target = column + step
-                    state = core.step(state, embeddings[row, target])
+                    known = (same[row, column] & (torch.arange(32) <= column))[None, None]
+                    parts = state[None, None], embeddings[row, target][None, None], slots[row : row + 1], known
+                    state = core.step(*parts)[0, 0]
                     expected["dynamics"].append(dynamics_losses(state, hidden[row, target]))
                     if target in look_ahead.columns:
                         teacher, student = (model.logits(h).log_softmax(-1) for h in (hidden[row, target], state))
@@ -321,10 +325,14 @@ def test_a_model_on_paper_takes_no_memory(config, everything):
 
 def test_counts_of_parameters_and_flops(config, everything):
     plain, model = TransformerLM(config, 512), TransformerLM(config, 512, everything)
-    transition, value, span = 64 * 64 + 64 * 64 + 64 * 32, 32 * 32 + 32 * 2 * 64, 32 * 32 + 32 * 32
-    biases = (64 + 64 + 32) + 2 * 64 + 32 + (32 + 2 * 64) + (32 + 32)  # with the norms' weights
-    assert model.num_parameters() - plain.num_parameters() == transition + value + span + biases
-    # 3 steps in 3/4 of the rows; 1/4 of the positions are read; 4 spans in 32 positions
-    rollouts, policy = 6 * transition * 3 * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
+    step, memory = 64 * 64 + 64 * 64 + 64 * 32 + (64 * 16 + 16 * 64), 64 * 32
+    value, span = 32 * 32 + 32 * 2 * 64, 32 * 32 + 32 * 32
+    biases = (
+        (64 + 64 + 32) + 2 * 64 + 32 + (16 + 32 + 32 + 2 * 16) + (32 + 2 * 64) + (32 + 32)
+    )  # with the norms' weights
+    assert model.num_parameters() - plain.num_parameters() == step + memory + value + span + biases
+    # 3 steps in 3/4 of the rows, each with 2 products of attention over 32 slots; 1/4 of the positions are read;
+    # 4 spans in 32 positions
+    rollouts, policy = 6 * ((step + 2 * 16 * 32) * 3 + memory) * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
     values, spans = 6 * value * (1 + 3 * 0.25), 6 * span * 4 / 32
     assert model.flops_per_token() - plain.flops_per_token() == round(rollouts + policy + values + spans)

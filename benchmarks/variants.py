@@ -1,0 +1,162 @@
+"""Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
+
+    python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
+                                  [--only train|table] [--rounds 5]
+
+`muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
+Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
+made again. Speeds are those of steps taken in turns, one variant after the other, so a shared machine's noise meets all
+alike. Bits per byte compare vocabularies; all other columns are of the same tokens.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lookahead import corpus_preset, finished
+from benchmarks.overhead import real_bytes
+from engine import machine, train
+from engine.checkpoints import CURRENT
+from engine.optimizers import make_optimizer
+from engine.preset import Preset
+from engine.ranks import join, leave, local_device
+from model import TransformerLM, snapshot
+
+MUON: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3}
+# By name: changes to the sections of a plain preset with AdamW.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "adamw-1e-3": {"train": {"learning_rate": 1e-3}},
+    "adamw": {"train": {"learning_rate": 2e-3}},
+    "adamw-4e-3": {"train": {"learning_rate": 4e-3}},
+    "muon-2e-3": {"train": MUON | {"learning_rate": 2e-3}},
+    "muon": {"train": MUON},
+    "muon-1e-2": {"train": MUON | {"learning_rate": 1e-2}},
+    "muon-to-zero": {"train": MUON | {"final_learning_rate_fraction": 0.0}},
+    "rotary": {"train": MUON, "model": {"positions": "rotary"}},
+    "rms": {"train": MUON, "model": {"norm": "rms"}},
+    "qk-norm": {"train": MUON, "model": {"qk_norm": True}},
+    "squared-relu": {"train": MUON, "model": {"mlp": "squared_relu"}},
+    "swiglu": {"train": MUON, "model": {"mlp": "swiglu"}},
+    "untied": {"train": MUON, "model": {"tie_embeddings": False}},
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """One run that is trained already, or is to be."""
+
+    variant: str
+    share: float
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return self.variant + (f"@{self.share:g}" if self.share != 1.0 else "")
+
+    @property
+    def folder(self) -> str:
+        return f"{self.label}-{self.seed}"
+
+
+def preset(made: Made, corpus: Path | None) -> Preset:
+    return corpus_preset(made.folder, corpus, (256, 3), made.seed, VARIANTS[made.variant])
+
+
+def speeds(variants: list[str], corpus: Path | None, rounds: int) -> dict[str, float]:
+    """Seconds of a step of each variant, relative to the first's in the same round; medians."""
+    device = local_device()
+    bf16 = machine.native_bf16(device)
+    machine.keep_freed_memory(device)
+    steps = {name: _stepper(preset(Made(name, 1.0, 0), corpus), device, bf16) for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    first = seconds[variants[0]]
+    return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
+
+
+def _stepper(made: Preset, device: torch.device, bf16: bool):
+    """A function that makes one step of that preset, uncompiled."""
+    torch.manual_seed(0)
+    model = TransformerLM(made.model, 8192).to(device)
+    optimizer = make_optimizer(model, made.train, bf16)
+    shape = made.train.per_gpu_batch_size, made.model.seq_length
+    ids = real_bytes(math.prod(shape)).view(shape).to(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss_sum, *_ = model(ids, ids.roll(-1, 1))
+        (loss_sum / ids.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def table(runs: list[Made], folder: Path, tokens: int, relative: dict[str, float]) -> None:
+    first = runs[0].label
+    figures = {}
+    for made in runs:
+        contents = snapshot.read(folder / made.folder / CURRENT, verify=False)
+        figures[made.label, made.seed] = contents.progress["evaluation"]
+    seeds = sorted({made.seed for made in runs})
+    print(f"  {'':22} {'tokens':>10} {'time':>6} {'held-out CE':>12} {'bits/byte':>10}   CE less {first}'s, by seed")
+    for label in dict.fromkeys(made.label for made in runs):
+        made = next(made for made in runs if made.label == label)
+        own = [figures[label, seed] for seed in seeds if (label, seed) in figures]
+        against = [
+            figures[label, seed]["ce"] - figures[first, seed]["ce"]
+            for seed in seeds
+            if (label, seed) in figures and (first, seed) in figures
+        ]
+        ce, bits = (statistics.mean(each[key] for each in own) for key in ("ce", "bits_per_byte"))
+        print(
+            f"  {label:22} {made.share * tokens / 1e6:8.2f} M {made.share * relative[made.variant]:6.2f} {ce:12.4f} "
+            f"{bits:10.4f}   {'  '.join(f'{difference:+.4f}' for difference in against)}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("corpus", type=Path, nargs="?")
+    parser.add_argument("--of", default="adamw,muon,muon@0.5")
+    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
+    parser.add_argument("--only", choices=("train", "table"))
+    arguments = parser.parse_args()
+    specs = [spec.partition("@") for spec in arguments.of.split(",")]
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    runs = [Made(name, float(share or 1.0), seed) for seed in seeds for name, _, share in specs]
+    if arguments.only != "table":
+        ranks = join()
+        for made in runs:
+            folder, budget = arguments.runs / made.folder, int(made.share * arguments.tokens)
+            if not finished(folder, budget):
+                print(f"training {made.folder}: {budget:,} tokens", flush=True)
+                train(preset(made, arguments.corpus), token_budget=budget, checkpoint_dir=folder, ranks=ranks)
+        leave()
+    if arguments.only == "train":
+        return
+    print(f"{machine.describe(local_device())}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    there = [made for made in runs if (arguments.runs / made.folder / CURRENT).exists()]
+    relative = speeds(list(dict.fromkeys(made.variant for made in runs)), arguments.corpus, arguments.rounds)
+    print(f"3 x 256, sequence 256, {arguments.tokens:,} tokens; time relative to a whole run of {runs[0].variant}")
+    table(there, arguments.runs, arguments.tokens, relative)
+
+
+if __name__ == "__main__":
+    main()
