@@ -2,11 +2,12 @@
 
     python -m benchmarks.lookahead RUNS [CORPUS] [--tokens 10000000] [--seeds 0,1,2] [--only train|table]
 
-Trains 3 x 256 (or --shape 512x6) on `python_packages` and, where a folder CORPUS is given, on the English datasets in
-it (NAME/data/*.parquet), with the project's own `train`. RUNS keeps a folder for each model: one that is finished is
-taken as it is, one that was stopped goes on. Then the table is printed, over held-out documents that no model, no
-regression and no head was fitted to. Intervals are 95%, from 1,000 resamples of documents, paired where two figures
-are compared. What the core costs is measured by benchmarks.lookahead_cost.
+Trains 3 x 256 (or --shape 512x6), with the optimizer and the kind of trunk that 04_lookahead.json ships, on
+`python_packages` and, where a folder CORPUS is given, on the English datasets in it (NAME/data/*.parquet), with the
+project's own `train`. RUNS keeps a folder for each model: one that is finished is taken as it is, one that was stopped
+goes on. Then the table is printed, over held-out documents that no model, no regression and no head was fitted to.
+Intervals are 95%, from 1,000 resamples of documents, paired where two figures are compared. What the core costs is
+measured by benchmarks.lookahead_cost.
 """
 
 import argparse
@@ -53,8 +54,12 @@ class Model:
 def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: dict[str, Any]) -> Preset:
     """The run's preset; only `auxiliary` and the seed differ between two."""
     # not compiled: then a trunk that no objective reaches is that of `off` to the bit
-    shipped = {key: getattr(load_preset(PRESET).train, key) for key in ("optimizer", "learning_rate")}
-    sections = {"train": shipped | {"compile": False}, "auxiliary": auxiliary(model.method) | changes}
+    shipped = load_preset(PRESET)
+    sections = {
+        "model": {key: getattr(shipped.model, key) for key in ("positions", "norm", "qk_norm", "mlp")},
+        "train": {key: getattr(shipped.train, key) for key in ("optimizer", "learning_rate")} | {"compile": False},
+        "auxiliary": auxiliary(model.method) | changes,
+    }
     return corpus_preset(model.folder, corpus, shape, model.seed, sections)
 
 

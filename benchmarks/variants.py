@@ -1,7 +1,7 @@
 """Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
 
     python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
-                                  [--only train|table] [--rounds 5]
+                                  [--only train|table] [--rounds 9] [--gpt2 FOLDER]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
 Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
@@ -27,6 +27,8 @@ from engine.optimizers import make_optimizer
 from engine.preset import Preset
 from engine.ranks import join, leave, local_device
 from model import TransformerLM, snapshot
+from sources.config import TrainBPE
+from sources.tokenizer import load_tokenizer
 
 MUON: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3}
 # By name: changes to the sections of a plain preset with AdamW.
@@ -43,7 +45,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "qk-norm": {"train": MUON, "model": {"qk_norm": True}},
     "squared-relu": {"train": MUON, "model": {"mlp": "squared_relu"}},
     "swiglu": {"train": MUON, "model": {"mlp": "swiglu"}},
+    "all": {
+        "train": MUON,
+        "model": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
+    },
     "untied": {"train": MUON, "model": {"tie_embeddings": False}},
+    "bpe-4096": {"train": MUON, "data": {"tokenizer": {"train_bpe": 4096}}},
+    "bpe-16384": {"train": MUON, "data": {"tokenizer": {"train_bpe": 16384}}},
+    "gpt2": {"train": MUON, "data": {"tokenizer": "gpt2"}},
 }
 
 
@@ -68,6 +77,11 @@ def preset(made: Made, corpus: Path | None) -> Preset:
     return corpus_preset(made.folder, corpus, (256, 3), made.seed, VARIANTS[made.variant])
 
 
+def vocabulary(made: Preset) -> int:
+    spec = made.data.tokenizer
+    return spec.train_bpe if isinstance(spec, TrainBPE) else load_tokenizer(spec).vocab_size
+
+
 def speeds(variants: list[str], corpus: Path | None, rounds: int) -> dict[str, float]:
     """Seconds of a step of each variant, relative to the first's in the same round; medians."""
     device = local_device()
@@ -88,7 +102,7 @@ def speeds(variants: list[str], corpus: Path | None, rounds: int) -> dict[str, f
 def _stepper(made: Preset, device: torch.device, bf16: bool):
     """A function that makes one step of that preset, uncompiled."""
     torch.manual_seed(0)
-    model = TransformerLM(made.model, 8192).to(device)
+    model = TransformerLM(made.model, vocabulary(made)).to(device)
     optimizer = make_optimizer(model, made.train, bf16)
     shape = made.train.per_gpu_batch_size, made.model.seq_length
     ids = real_bytes(math.prod(shape)).view(shape).to(device)
@@ -136,8 +150,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
+    parser.add_argument("--gpt2", help="a folder with GPT-2's tokenizer, where the hub cannot be reached")
     parser.add_argument("--only", choices=("train", "table"))
     arguments = parser.parse_args()
+    if arguments.gpt2:
+        VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     runs = [Made(name, float(share or 1.0), seed) for seed in seeds for name, _, share in specs]
