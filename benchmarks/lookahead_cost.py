@@ -1,12 +1,14 @@
 """What the latent core costs in training, and that it costs nothing when it is off.
 
-    python -m benchmarks.lookahead_cost [--shapes 256x3,768x12] [--vocabulary 8192] [--rows 16] [--rounds 7]
+    python -m benchmarks.lookahead_cost [--shapes 256x3,768x12] [--vocabulary 8192] [--rows 16] [--passes 4]
 
-One process, the engine's own step, on the standard library's text. Both models take turns step by step, so that a
-shared machine's noise meets both alike; the figure is the median of the ratios of neighbouring steps.
+One process, the engine's own step with the optimizer and the kind of trunk that 04_lookahead.json ships, on the
+standard library's text. Both models take turns step by step, so that a shared machine's noise meets both alike; the
+figure is the median of the ratios of neighbouring steps.
 """
 
 import argparse
+import math
 import statistics
 import time
 
@@ -24,7 +26,8 @@ from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.latent import LookAheadSampler
 from sources.loader import Batch
 
-CORE = load_preset("configs/04_lookahead.json").auxiliary
+SHIPPED = load_preset("configs/04_lookahead.json")
+CORE = SHIPPED.auxiliary
 OFF = AuxiliaryConfig(policy_kl_weight=1.0, rollout_depth=1, value_horizons=(2,), span_length=3)  # weights, no switch
 
 
@@ -32,11 +35,16 @@ class Trainer:
     """A model and its engine, which makes one step after the other on the same batch."""
 
     def __init__(
-        self, config: ModelConfig, vocabulary: int, auxiliary: AuxiliaryConfig | None, rows: int, ranks: Ranks
+        self, config: ModelConfig, auxiliary: AuxiliaryConfig | None, arguments: argparse.Namespace, ranks: Ranks
     ):
-        train = TrainConfig(per_gpu_batch_size=rows)
+        train = TrainConfig(
+            per_gpu_batch_size=arguments.rows,
+            accumulation_steps=arguments.passes,
+            optimizer=SHIPPED.train.optimizer,
+            learning_rate=SHIPPED.train.learning_rate,
+        )
         torch.manual_seed(0)
-        model = TransformerLM(config, vocabulary, auxiliary)
+        model = TransformerLM(config, arguments.vocabulary, auxiliary)
         self.parameters, self.flops = model.num_parameters(), model.flops_per_token()
         self.ranks, self.clip = ranks, train.gradient_clipping
         self.engine = zero.initialize(model, train, ranks, machine.choose_bf16("auto", ranks, Console(enabled=False)))
@@ -49,7 +57,12 @@ class Trainer:
     def step(self, batch: Batch) -> float:
         """Seconds."""
         begin = time.perf_counter()
-        draws = self.sampler and [self.sampler.draw(batch.segment_ids[0], 1.0, self.steps)]
+        draws = None
+        if self.sampler is not None:
+            draws = [
+                self.sampler.draw(ids, 1.0, self.steps, pass_index=number)
+                for number, ids in enumerate(batch.segment_ids)
+            ]
         train_step(self.engine, batch, batch.num_tokens, 1, self.clip, self.guard, self.ranks, look_ahead=draws)
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
@@ -62,6 +75,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="256x3,768x12")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--passes", type=int, default=4, help="a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
@@ -69,28 +83,27 @@ def main() -> None:
     print(f"{machine.describe(ranks.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     for shape in arguments.shapes.split(","):
         width, layers = map(int, shape.split("x"))
-        config = ModelConfig(hidden_size=width, num_layers=layers, num_heads=width // 64)
+        size = {"hidden_size": width, "num_layers": layers, "num_heads": width // 64, "seq_length": 256}
+        config = SHIPPED.model.model_copy(update=size)
         compare(config, arguments, ranks)
     leave()
 
 
 def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) -> None:
-    shape = (arguments.rows, config.seq_length)
-    ids = real_bytes(arguments.rows * config.seq_length + 1)
+    shape = (arguments.passes, arguments.rows, config.seq_length)
+    ids = real_bytes(math.prod(shape) + 1)
     batch = Batch(
-        ids[None, :-1].view(1, *shape).to(ranks.device),
-        ids[None, 1:].view(1, *shape).to(ranks.device),
-        segment_ids=torch.zeros(1, *shape, dtype=torch.int32),
-        source_ids=torch.zeros(1, arguments.rows, dtype=torch.int64),
+        ids[:-1].view(shape).to(ranks.device),
+        ids[1:].view(shape).to(ranks.device),
+        segment_ids=torch.zeros(shape, dtype=torch.int32),
+        source_ids=torch.zeros(shape[:2], dtype=torch.int64),
         num_tokens=ids.numel() - 1,
         number=0,
         state={},
         events=[],
     )
     kinds = {"none": None, "off": OFF, "on": CORE}
-    trainers = {
-        name: Trainer(config, arguments.vocabulary, core, arguments.rows, ranks) for name, core in kinds.items()
-    }
+    trainers = {name: Trainer(config, core, arguments, ranks) for name, core in kinds.items()}
     compiling = choose_compile(True, ranks, Console(enabled=False)) if arguments.compile else None
     if compiling:
         for trainer in trainers.values():
@@ -109,7 +122,7 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
     compiled = "compiled" if compiling else "eager"
     print(
         f"\n{config.num_layers} x {config.hidden_size}, vocabulary {arguments.vocabulary:,}, {tokens:,} tokens a step, "
-        f"{precision}, {compiled}, ZeRO-1"
+        f"{arguments.passes} passes, {precision}, {compiled}, ZeRO-1"
     )
     for name in times:
         trainer, rate = trainers[name], tokens / statistics.median(times[name])
