@@ -43,12 +43,19 @@ class KeyValueCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm in the dtype of what it is given: weights of another one keep torch from its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class CausalSelfAttention(nn.MultiheadAttention):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False):
         super().__init__(hidden_size, num_heads, dropout=dropout, batch_first=True)
         self.layer = layer
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.query_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.key_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
 
     def forward(
         self,

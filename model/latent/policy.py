@@ -47,30 +47,24 @@ def _fused(
     with torch.autocast(hidden.device.type, enabled=False):
         low_hidden, low_predicted, low_weight = hidden.to(dtype), predicted.to(dtype), weight.to(dtype)
 
-        def logits_of(states: Tensor) -> Tensor:
+        def log_probabilities(states: Tensor) -> Tensor:
             logits = F.linear(states, low_weight).to(accumulate)
             logits[:, vocab_size:] = _LOWEST
-            return logits
+            return logits.log_softmax(dim=1)
 
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            # KL(p || q) = sum p log p - sum p logits_q + logsumexp(logits_q)
-            logits = logits_of(low_hidden[rows])
-            total = logits.logsumexp(dim=1)
-            teacher = (logits - total[:, None]).exp_()
-            negative_entropy = torch.linalg.vecdot(teacher, logits) - total
+            # KL(p || q) = sum p log p - sum p log q
+            log_p = log_probabilities(low_hidden[rows])
+            teacher = log_p.exp()
+            negative_entropy = torch.linalg.vecdot(teacher, log_p)
             for depth, counted in enumerate(valid[:, rows]):
-                logits = logits_of(low_predicted[depth, rows])
-                agreement = torch.linalg.vecdot(teacher, logits)
-                largest = logits.amax(dim=1, keepdim=True)
-                exponentials = logits.sub_(largest).exp_()
-                total = exponentials.sum(dim=1, keepdim=True)
-                each = negative_entropy - agreement + (total.log() + largest).squeeze(1)
+                log_q = log_probabilities(low_predicted[depth, rows])
+                each = negative_entropy - torch.linalg.vecdot(teacher, log_q)
                 kl[depth, rows] = each.masked_fill(~counted, 0.0)
                 if with_gradients:
                     # d KL / d logits_q = q - p
-                    weights = counted[:, None].to(accumulate)
-                    grad_logits = exponentials.mul_(weights / total).addcmul_(teacher, -weights).to(dtype)
+                    grad_logits = log_q.exp_().sub_(teacher).mul_(counted[:, None]).to(dtype)
                     gradient[depth, rows] = (grad_logits @ low_weight).to(gradient.dtype)
     return kl, gradient
 
