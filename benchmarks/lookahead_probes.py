@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine import machine
+from engine.optimizers import muon
 from engine.schedule import learning_rate
 from model import TransformerLM
 from model.latent.look_ahead import remaining
@@ -18,7 +20,7 @@ from model.objectives import IGNORE_INDEX, linear_cross_entropy
 from sources.loader import Batch
 
 DEPTH = 3
-RATE, COLUMNS = 1e-3, 64  # the peak learning rate of AdamW; columns of each row that are read by the head
+RATE, COLUMNS = 5e-3, 64  # the peak learning rate; columns of each row that are read by the head
 RIDGES = (1e-4, 1e-2, 1.0)  # times the number of positions, on standardised features
 
 
@@ -73,9 +75,11 @@ class TokensOnly(Told):
 def train_probes(
     probes: dict[str, nn.Module], model: TransformerLM, batches: Iterable[Batch], tokens: int, device: torch.device
 ) -> None:
-    """Trains all of them beside one another, on the same batches: TokensOnly on the states, the others on tokens."""
+    """Trains all of them beside one another, on the same batches and with the core's optimizer: TokensOnly on states,
+    the others on tokens."""
     generator = torch.Generator().manual_seed(0)
-    optimizers = {name: torch.optim.AdamW(probe.parameters(), RATE, weight_decay=0.0) for name, probe in probes.items()}
+    dtype = torch.bfloat16 if machine.native_bf16(device) else torch.float32
+    optimizers = {name: muon(probe, RATE, 0.0, dtype) for name, probe in probes.items()}
     weight, bias, done = model.head_weight.detach(), model.output_bias, 0
     for batch in batches:
         ids, labels = batch.input_ids[0].to(device), batch.labels[0].to(device)
