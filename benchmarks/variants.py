@@ -74,7 +74,7 @@ class Made:
 
 
 def preset(made: Made, corpus: Path | None) -> Preset:
-    return corpus_preset(made.folder, corpus, (256, 3), made.seed, VARIANTS[made.variant])
+    return corpus_preset(made.variant, corpus, (256, 3), made.seed, VARIANTS[made.variant])
 
 
 def vocabulary(made: Preset) -> int:

@@ -4,6 +4,7 @@ What does not fit into memory, or does not compile, shows here and not hours lat
 the same one, of the shape that training has: they are for the machine, and no weight, moment or count keeps a trace.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -23,8 +24,8 @@ from model.latent import LookAhead, LookAheadSampler
 from model.transformer import TransformerLM
 from sources.loader import Batch
 
-WORTH = 1.03  # larger passes than needed must be faster by this
-TOO_SLOW = 1.1  # than the fastest so far: larger ones are not tried then
+WORTH = 1.03  # what larger passes must be faster by; if they are not, still larger ones are not tried
+LONG_SECONDS = 1.0  # a pass that takes longer is timed once only
 OPTIMIZER_BYTES = 12  # a parameter, beside weights and gradients: two moments, and a stage's flat copy
 
 
@@ -48,16 +49,16 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
             raise too_large(preset, ranks)
         return fitting
     seconds: dict[int, float] = {}
+    fastest = math.inf
     for rows in divisors:
         measured = trial.seconds_per_row(rows)
-        if measured is None or measured > TOO_SLOW * min(seconds.values(), default=measured):
+        if measured is None or measured * WORTH > fastest:
             break
-        seconds[rows] = measured
+        seconds[rows] = fastest = measured
     if not seconds:
         raise too_large(preset, ranks)
-    fastest = min(seconds.values())
-    chosen = next(rows for rows, measured in seconds.items() if measured <= WORTH * fastest)
-    told = ", ".join(f"{rows}: {1 / (measured / fastest):.0%}" for rows, measured in seconds.items())
+    chosen = max(seconds)
+    told = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
     say.say(f"Passes of {chosen} rows, {of_step // chosen} a step and process (speed by rows: {told}).")
     return chosen
 
@@ -80,7 +81,7 @@ class _Trial:
         self._held_back = OPTIMIZER_BYTES * model.num_parameters()
 
     def seconds_per_row(self, rows: int) -> float | None:
-        """The slowest rank's best of two passes after a first one; None where some rank's memory is not enough."""
+        """The slowest rank's best pass after a first one; None where some rank's memory is not enough."""
         measured = self._measure(rows)
         by_rank = self.ranks.gather_json(measured)
         return None if None in by_rank else max(by_rank)
@@ -92,7 +93,8 @@ class _Trial:
                 return None
         try:
             held_back = torch.empty(0 if self.is_cpu else self._held_back, dtype=torch.uint8, device=self.ranks.device)
-            times = [self._pass(rows) for _ in range(3)]
+            first = self._pass(rows)
+            times = [self._pass(rows) for _ in range(1 if first > LONG_SECONDS else 2)]
             del held_back
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -103,7 +105,7 @@ class _Trial:
         if not self.is_cpu:
             torch.cuda.empty_cache()
         self._bytes_per_row = max(0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._rss) / rows
-        return None if times is None else min(times[1:]) / rows
+        return None if times is None else min(times) / rows
 
     def _pass(self, rows: int) -> float:
         preset, device = self.preset, self.ranks.device
@@ -140,16 +142,16 @@ def rehearse(
     """One step of passes of `rows` rows for each depth that rollouts will have from `progress` of the run on, at a
     learning rate of 0, and all that it leaves behind taken back. The optimizer's state must not be loaded yet.
 
-    A step has as many passes as it takes until memory is at its fullest: gradients of one that wait beside the next.
+    The deepest step has as many passes as it takes until memory is at its fullest: the gradients of one wait beside the
+    next.
     """
-    passes = min(2, preset.train.accumulation_steps)
-    batch = same_tokens(preset, rows, passes)
-    depths = [None]
+    depths: list[int | None] = [None]
     if sampler is not None:
-        first = sampler.draw(batch.segment_ids[0], progress, batch.number).depth
-        depths = range(first, preset.auxiliary.rollout_depth + 1)
+        first = sampler.draw(same_tokens(preset, rows, 1).segment_ids[0], progress, -1).depth
+        depths = list(range(first, preset.auxiliary.rollout_depth + 1))
     for depth in depths:
-        look_ahead = None
+        passes = min(2, preset.train.accumulation_steps) if depth == depths[-1] else 1
+        batch, look_ahead = same_tokens(preset, rows, passes), None
         if sampler is not None:
             look_ahead = [sampler.draw(ids, progress, batch.number)._replace(depth=depth) for ids in batch.segment_ids]
         with zero.rehearsed_step(engine, passes):

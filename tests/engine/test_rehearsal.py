@@ -40,14 +40,15 @@ def choose(monkeypatch, preset: Preset, seconds: dict[int, float | None], saved:
     return choose_rows(preset, model_of(preset), False, saved, ALONE, QUIET), tried
 
 
-def test_the_smallest_passes_that_are_as_good_as_the_fastest(tiny, monkeypatch):
-    seconds = {1: 2.0, 2: 1.5, 4: 1.01, 8: 1.0, 16: 1.05}
-    assert choose(monkeypatch, tiny(), seconds) == (4, [1, 2, 4, 8, 16])
+def test_passes_grow_while_that_pays(tiny, monkeypatch):
+    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.5, 4: 1.2, 8: 1.1, 16: 1.0}) == (16, [1, 2, 4, 8, 16])
+    # beyond a size that is not worth it none is tried
+    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.5, 4: 1.49}) == (2, [1, 2, 4])
+    assert choose(monkeypatch, tiny(), {1: 1.0, 2: 1.2}) == (1, [1, 2])
 
 
-def test_sizes_beyond_memory_or_far_slower_end_the_search(tiny, monkeypatch):
+def test_passes_end_where_memory_does(tiny, monkeypatch):
     assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.0, 4: None}) == (2, [1, 2, 4])
-    assert choose(monkeypatch, tiny(), {1: 1.2, 2: 1.0, 4: 1.2}) == (2, [1, 2, 4])
 
 
 def test_not_even_one_row_fits(tiny, monkeypatch):
