@@ -49,7 +49,7 @@ class RotaryPositions(nn.Module):
     def __init__(self, seq_length: int, head_size: int):
         super().__init__()
         self.head_size = head_size
-        self.register_buffer("table", self._make(seq_length, torch.device("cpu")), persistent=False)
+        self.register_buffer("table", self._make(seq_length), persistent=False)
 
     def forward(self, length: int, start: int = 0) -> Tensor:
         """The rotations (2, length, head_size / 2) of positions start, start + 1, ..."""
@@ -57,12 +57,12 @@ class RotaryPositions(nn.Module):
 
     def extend(self, new_length: int) -> None:
         """Grow the table to `new_length` positions."""
-        self.table = self._make(new_length, self.table.device)
+        self.table = self._make(new_length).to(self.table.device)
 
-    def _make(self, length: int, device: torch.device) -> Tensor:
+    def _make(self, length: int) -> Tensor:
         pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angles = torch.arange(length, dtype=torch.float64)[:, None] * self.BASE**-pairs
-        return torch.stack([angles.cos(), angles.sin()]).float().to(device)
+        return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

@@ -54,10 +54,17 @@ def test_the_estimate_is_this_presets_own_speed_once_it_was_measured(tmp_path: P
     assert menu._seconds_per_run(preset, model, rate, tmp_path) == pytest.approx(TOKENS_PER_RUN / 5000.0)
 
 
-def test_a_model_on_paper_takes_no_memory():
-    model = menu._on_paper(load_preset(CONFIGS / "03_reference.json"))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert model.num_parameters() == pytest.approx(15.3e6, rel=0.01)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_model_on_paper_takes_no_memory(path: Path):
+    model = menu._on_paper(load_preset(path))
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert model.flops_per_token() > 6 * model.num_parameters() * 0.9
+
+
+def test_the_reference_has_as_many_parameters_as_it_says():
+    assert menu._on_paper(load_preset(CONFIGS / "03_reference.json")).num_parameters() == pytest.approx(
+        15.3e6, rel=0.01
+    )
 
 
 def test_unreachable_data_is_told_by_source(tmp_path: Path):
