@@ -15,8 +15,9 @@ from engine.schedule import learning_rate
 from model import TransformerLM
 from model.latent.look_ahead import remaining
 from model.latent.policy import linear_kl
-from model.latent.transition import Transition, dynamics_losses, rollout
+from model.latent.transition import Rollout, Transition, dynamics_losses, roll_out
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
+from model.transformer import States
 from sources.loader import Batch
 
 DEPTH = 3
@@ -44,9 +45,9 @@ class Heads(nn.Module):
         )
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_size, eps=1e-6) for _ in range(DEPTH))
 
-    def forward(self, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
-        """As transition.rollout, but for the embeddings, which are not read."""
-        length = hidden.shape[1]
+    def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
+        """As TransformerLM.rollout; the tokens are not read."""
+        hidden, length = states.final, input_ids.shape[1]
         return [
             norm(hidden + head(hidden))[:, : length - step]
             for step, (head, norm) in enumerate(zip(self.heads, self.norms, strict=True), 1)
@@ -61,15 +62,20 @@ class Told(nn.Module):
         super().__init__()
         self.transition = Transition(hidden_size, num_heads)
 
-    def forward(self, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
-        return rollout(self.transition, hidden, embeddings, depth)
+    def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
+        text = model.text(input_ids, states)
+        return roll_out(Rollout(self.transition, model.last_block, text), text.hidden, text.embeddings, depth)
 
 
 class TokensOnly(Told):
-    """The transition without h: it begins at nothing, and is trained on the core's own two objectives."""
+    """The transition without h, of which every column knows its own token and those that follow; trained on the core's
+    own two objectives."""
 
-    def forward(self, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
-        return rollout(self.transition, torch.zeros_like(hidden), embeddings, depth)
+    def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
+        text = model.text(input_ids, States(*map(torch.zeros_like, states)))
+        alone = torch.eye(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)[None, None]
+        rollout = Rollout(self.transition, model.last_block, text._replace(allowed=alone))
+        return roll_out(rollout, text.hidden, text.embeddings, depth)
 
 
 def train_probes(
@@ -85,11 +91,12 @@ def train_probes(
         ids, labels = batch.input_ids[0].to(device), batch.labels[0].to(device)
         ahead = remaining(batch.segment_ids[0].to(device), labels)
         with torch.no_grad():
-            hidden, embeddings = model.hidden_states(ids).float(), model.tokens(ids)
+            read = model.states(ids)
+        hidden = read.final
         columns = DEPTH + torch.randperm(ids.shape[1] - DEPTH, generator=generator)[:COLUMNS].to(device)
         rate = learning_rate(done, tokens, peak=RATE, warmup_fraction=0.02, final_fraction=0.05, continued=False)
         for name, probe in probes.items():
-            states = probe(hidden, embeddings, DEPTH)
+            states = probe(model, ids, read, DEPTH)
             valid = torch.stack([(ahead[:, :-i] > i)[:, columns - i] for i in range(1, DEPTH + 1)])
             read = torch.stack([state[:, columns - i] for i, state in enumerate(states, 1)])
             if isinstance(probe, TokensOnly):

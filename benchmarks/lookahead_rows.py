@@ -18,6 +18,7 @@ from model.latent import expected_nll
 from model.latent.span import span_keys
 from model.latent.value import value_targets
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
+from model.transformer import States
 
 DEPTHS = range(1, 9)
 ROWS = 32  # read at a time
@@ -25,6 +26,8 @@ HORIZON = 16  # the value's, for the figures
 RIDGE_POSITIONS, OVERLAP_POSITIONS = 150_000, 20_000
 SPAN_STARTS, CANDIDATES, SPAN_BEFORE = 16, 1024, 32  # the last: tokens that the baselines read before a span
 PAST = (8, 32, 128)
+
+Rolls = Callable[[TransformerLM, Tensor, States, int], list[Tensor]]  # of texts, their states and a depth
 
 
 class Reading:
@@ -47,11 +50,11 @@ class Reading:
         return (self.remaining > max(depth, least - 1)).nonzero(as_tuple=True)
 
     @torch.no_grad()
-    def rolled_out(self, rollout: Callable[[Tensor, Tensor, int], list[Tensor]], depth: int) -> Tensor:
+    def rolled_out(self, rollout: Rolls, depth: int) -> Tensor:
         """(N, T, D): at each column the prediction of its state, made `depth` steps before; zeros in the first."""
         parts = []
-        for hidden, ids in zip(self.hidden.split(ROWS), self.documents.input_ids.split(ROWS), strict=True):
-            states = rollout(hidden, self.model.tokens(ids), depth)[-1]
+        for ids in self.documents.input_ids.split(ROWS):
+            states = rollout(self.model, ids, self.model.states(ids), depth)[-1]
             parts.append(F.pad(states, (0, 0, depth, 0)))
         return torch.cat(parts)
 
@@ -184,7 +187,7 @@ class Core:
     def predicted(self, name: str, depth: int) -> Tensor:
         """(N, T, D): a prediction of every state of the test documents from `depth` steps before."""
         if name == "psi":
-            return self.test.rolled_out(self.core.rollout, depth)
+            return self.test.rolled_out(lambda model, ids, _, depth: model.rollout(ids, depth), depth)
         if name == "identity":
             return F.pad(self.test.hidden[:, :-depth], (0, 0, depth, 0))
         if name == "ridge":
@@ -348,7 +351,7 @@ class Core:
         hits: dict[str, list[Tensor]] = {}
         for rows in full.split(group):
             ids = documents.input_ids[rows]
-            states = self.model._states(ids)
+            states = self.model.states(ids)
             valid = torch.ones(len(rows), len(starts), dtype=torch.bool, device=rows.device)
             keys = span_keys(states.second_layer, starts, length, valid).flatten(0, 1)
             inside = starts[:, None] + 1 + torch.arange(length, device=rows.device)

@@ -52,8 +52,11 @@ class RotaryPositions(nn.Module):
         self.register_buffer("table", self._make(seq_length), persistent=False)
 
     def forward(self, length: int, start: int = 0) -> Tensor:
-        """The rotations (2, length, head_size / 2) of positions start, start + 1, ..."""
-        return self.table[:, start : start + length]
+        """The rotations (2, length, head_size / 2) of positions start, start + 1, ...: also of those beyond seq_length
+        that look-ahead comes to."""
+        end = start + length
+        table = self.table if end <= self.table.shape[1] else self._make(end).to(self.table.device)
+        return table[:, start:end]
 
     def extend(self, new_length: int) -> None:
         """Grow the table to `new_length` positions."""

@@ -22,8 +22,10 @@ from model.attention import NORM_EPS, CausalSelfAttention, KeyValueCache, causal
 from model.config import AuxiliaryConfig, ModelConfig
 from model.curriculum import row_losses, row_weights
 from model.latent.core import LatentCore
+from model.latent.last_block import LastBlock
 from model.latent.look_ahead import OBJECTIVES, LookAhead
 from model.latent.span import SPAN_LAYER
+from model.latent.transition import Text, roll_out
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
 from model.positions import LearnedPositions, RotaryPositions
 
@@ -53,13 +55,16 @@ class MLP(nn.Module):
         self.down = nn.Linear(inner, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
+        return self.down(self.activate(self.up(x)))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What `up` has made -> what `down` reads."""
         if self.kind == "gelu":
-            return self.down(F.gelu(x))
+            return F.gelu(x)
         if self.kind == "squared_relu":  # Primer, arXiv 2109.08668
-            return self.down(F.relu(x).square())
+            return F.relu(x).square()
         gate, value = x.chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value)
+        return F.silu(gate) * value
 
 
 class Block(nn.Module):
@@ -98,6 +103,7 @@ def norm(config: ModelConfig) -> nn.Module:
 class States(NamedTuple):
     final: Tensor  # (B, T, D), normalised: what the head reads
     second_layer: Tensor  # (B, T, D), not normalised; the only layer's, where there is but one
+    before_last: Tensor  # (B, T, D), not normalised: what the last block reads
 
 
 class TransformerLM(nn.Module):
@@ -168,7 +174,7 @@ class TransformerLM(nn.Module):
         rows; their losses are found first, by one more pass over the head. look_ahead: what this pass draws for the
         latent core's objectives, which join the loss.
         """
-        states = self._states(input_ids, segment_ids=segment_ids)
+        states = self.states(input_ids, segment_ids=segment_ids)
         hidden = states.final.flatten(0, 1)
         head = (self.head_weight, self.output_bias, labels.flatten())
         token_weights = None
@@ -183,7 +189,17 @@ class TransformerLM(nn.Module):
         if look_ahead is None:
             return TrainingOutput(loss_sum, token_nll)
         embeddings = self.tokens(input_ids[look_ahead.rows])
-        figures = self.latent(look_ahead, *states, embeddings, labels, token_nll, self.head_weight, self.vocab_size)
+        figures = self.latent(
+            look_ahead,
+            *states,
+            embeddings,
+            labels,
+            token_nll,
+            self.head_weight,
+            self.vocab_size,
+            self.last_block,
+            self._allowed(input_ids.shape[1], segment_ids),
+        )
         sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
         blended = (look_ahead.weights * sums / counts.clamp_min(1.0)).sum()
         return LookAheadOutput(loss_sum + blended * (labels != IGNORE_INDEX).sum(), token_nll, figures.detach())
@@ -197,11 +213,12 @@ class TransformerLM(nn.Module):
         Each is then read as if it stood alone. They do not go together with a cache.
         Raises ValueError when more positions are asked for than the model has.
         """
-        return self._states(input_ids, cache, segment_ids).final
+        return self.states(input_ids, cache, segment_ids).final
 
-    def _states(
+    def states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
     ) -> States:
+        """As hidden_states, with what else the latent core reads."""
         assert cache is None or segment_ids is None, "a cache holds one document a row"
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
@@ -216,14 +233,37 @@ class TransformerLM(nn.Module):
             rotations = self.rotary(length, start)
         else:
             x = x + self.positions(length, start, segment_ids)
-        x = self.dropout(x)
+        x = before_last = self.dropout(x)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, cache, self.causal_mask, mask, rotations)
             if number <= SPAN_LAYER:
                 second_layer = x
+            if number == len(self.blocks) - 1:
+                before_last = x
         if cache is not None:
             cache.length += length
-        return States(self.final_norm(x), second_layer)
+        return States(self.final_norm(x), second_layer, before_last)
+
+    @property
+    def last_block(self) -> LastBlock:
+        """What makes the final states, as the latent core's transition reads it."""
+        return LastBlock(self.blocks[-1], self.final_norm, self.rotary)
+
+    def text(self, input_ids: Tensor, states: States, segment_ids: Tensor | None = None) -> Text:
+        """What a rollout remembers of texts (B, T) whose states are `states`; segment_ids as given for these."""
+        allowed = self._allowed(input_ids.shape[1], segment_ids)
+        return Text(states.final, states.before_last, self.tokens(input_ids), allowed)
+
+    def rollout(self, input_ids: Tensor, depth: int, segment_ids: Tensor | None = None) -> list[Tensor]:
+        """`depth` steps from every state of texts (B, T) along the texts themselves: see transition.roll_out. For a
+        model whose latent core has a transition."""
+        text = self.text(input_ids, self.states(input_ids, segment_ids=segment_ids), segment_ids)
+        return roll_out(self.latent.begin(self.last_block, text), text.hidden, text.embeddings, depth)
+
+    def _allowed(self, length: int, segment_ids: Tensor | None) -> Tensor:
+        """(1 or B, 1, T, T): what attention may look at."""
+        mask = self.causal_mask[:length, :length]
+        return mask[None, None] if segment_ids is None else segment_mask(segment_ids, mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocab_size): the real vocabulary only, in fp32."""

@@ -6,14 +6,18 @@ Stop-gradients: no loss here moves the head, the embeddings or the true states t
 `detach_trunk` reads states that are cut off from the trunk; the value's loss then leaves the transition alone as well.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from model.config import AuxiliaryConfig, ModelConfig
+from model.latent.last_block import LastBlock
 from model.latent.look_ahead import OBJECTIVES, LookAhead, num_spans, remaining, require_room
 from model.latent.policy import linear_kl
 from model.latent.span import SpanProjector, info_nce, span_keys
-from model.latent.transition import Transition, dynamics_losses, rollout, variance_ratio
+from model.latent.transition import Rollout, Text, Transition, dynamics_losses, roll_out, variance_ratio
 from model.latent.value import ValueHead, expected_nll, value_losses, value_targets
 
 # What LatentCore.forward returns: the objectives, and a figure that tells collapse.
@@ -37,20 +41,9 @@ class LatentCore(nn.Module):
         self.value_head = ValueHead(size, auxiliary.value_horizons) if auxiliary.enable_value else None
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
 
-    def remember(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
-        """What `step` may recall of texts read so far: see Transition.remember."""
-        return self.transition.remember(hidden, embeddings)
-
-    def step(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """States h_t and the embeddings of x_{t+1}, both (B, N, D), and what is remembered of the text up to x_t ->
-        predicted states h^_{t+1} (B, N, D): see Transition.forward."""
-        return self.transition(hidden, embeddings, slots, allowed)
-
-    def rollout(
-        self, hidden: Tensor, embeddings: Tensor, depth: int, segment_ids: Tensor | None = None
-    ) -> list[Tensor]:
-        """`depth` steps from every state along the text itself: see transition.rollout."""
-        return rollout(self.transition, hidden, embeddings, depth, segment_ids)
+    def begin(self, last_block: LastBlock, text: Text, start: int = 0) -> Rollout:
+        """A rollout, whose `step` follows, from states of a text of the trunk that `last_block` belongs to."""
+        return Rollout(self.transition, last_block, text, start)
 
     def value(self, hidden: Tensor) -> Tensor:
         """States, true or predicted, (..., D) -> logits (..., H, NUM_BINS) over the mean NLL of the next K tokens, for
@@ -69,9 +62,11 @@ class LatentCore(nn.Module):
         auxiliary, depth = self.auxiliary, self.auxiliary.rollout_depth
         head, flops = hidden_size * head_rows, 0.0
         if self.transition is not None:
-            once = self.transition.memory.weight.numel()
-            each = _matrices(self.transition) - once + 2 * self.transition.width * seq_length
-            flops += 6 * (once + each * depth) * auxiliary.rollout_row_fraction
+            # What is remembered is made once; the last block's weights get no gradient.
+            key, outcome = self.transition.query.weight.numel(), self.transition.outcome.weight.numel()
+            each = _matrices(self.transition) - outcome + 2 * (self.transition.width + hidden_size) * seq_length
+            once = 6 * (key + outcome) + 2 * 2 * hidden_size**2
+            flops += (once + (6 * each + 4 * 12 * hidden_size**2) * depth) * auxiliary.rollout_row_fraction
         if auxiliary.enable_policy:
             # the teacher's logits once; a prediction's logits and its gradient
             flops += (2 + 4 * depth) * head * auxiliary.policy_position_fraction
@@ -87,16 +82,21 @@ class LatentCore(nn.Module):
         look_ahead: LookAhead,
         hidden: Tensor,
         second_layer: Tensor,
+        before_last: Tensor,
         embeddings: Tensor,
         labels: Tensor,
         token_nll: Tensor,
         head_weight: Tensor,
         vocab_size: int,
+        last_block: LastBlock,
+        allowed: Tensor,
     ) -> Tensor:
         """What the pass that made hidden (B, T, D) says of each of FIGURES: a sum and how many it is over (F, 2), fp32.
 
-        second_layer (B, T, D): that layer's states; embeddings (R, T, D): those of the tokens of look_ahead.rows;
-        labels (B, T) and token_nll (B, T) as in TransformerLM; head_weight (V, D). Rows of parts that are off are 0.
+        second_layer (B, T, D): that layer's states; before_last (B, T, D): those before the trunk's last block;
+        embeddings (R, T, D): those of the tokens of look_ahead.rows; labels (B, T) and token_nll (B, T) as in
+        TransformerLM; head_weight (V, D); allowed (1 or B, 1, T, T): what attention may look at. Rows of parts that are
+        off are 0.
         """
         ahead = remaining(look_ahead.segment_ids, labels)
         figures, realised = {}, None
@@ -106,8 +106,11 @@ class LatentCore(nn.Module):
         if self.span_projector is not None:
             figures["span_contrastive"] = self._span_figure(look_ahead.spans, hidden, second_layer, ahead)
         if self.transition is not None:
-            head = (head_weight, vocab_size)
-            figures |= self._rollout_figures(look_ahead, hidden, embeddings, ahead, realised, head)
+            rows, head = look_ahead.rows, (head_weight, vocab_size)
+            allowed = allowed if len(allowed) == 1 else allowed[rows]
+            text = Text(hidden[rows], before_last[rows], embeddings, allowed)
+            begin = functools.partial(self.begin, last_block, text)
+            figures |= self._rollout_figures(look_ahead, hidden, embeddings, ahead, realised, head, begin)
         absent = hidden.new_zeros(2, dtype=torch.float32)
         return torch.stack([figures.get(name, absent) for name in FIGURES])
 
@@ -134,13 +137,14 @@ class LatentCore(nn.Module):
         ahead: Tensor,
         realised: tuple[Tensor, Tensor] | None,
         head: tuple[Tensor, int],
+        begin: Callable[[], Rollout],
     ) -> dict[str, Tensor]:
-        """What is said of predicted states; `realised` are the value's targets where there is a value."""
+        """What is said of predicted states; `realised` are the value's targets where there is a value; `begin` makes a
+        rollout of the rows that look_ahead names."""
         auxiliary, rows, columns, depth = self.auxiliary, look_ahead.rows, look_ahead.columns, look_ahead.depth
         hidden, ahead = hidden[rows], ahead[rows]
         true, figures = hidden.detach(), {}
-        segment_ids = look_ahead.segment_ids[rows]
-        to_read, to_compare = self._rollouts(hidden, embeddings.detach(), depth, segment_ids)
+        to_read, to_compare = self._rollouts(hidden, embeddings.detach(), depth, begin)
 
         comparable = [ahead[:, :-i] > i for i in range(1, depth + 1)]
         if auxiliary.enable_dynamics:
@@ -161,14 +165,14 @@ class LatentCore(nn.Module):
         return figures
 
     def _rollouts(
-        self, hidden: Tensor, embeddings: Tensor, depth: int, segment_ids: Tensor
+        self, hidden: Tensor, embeddings: Tensor, depth: int, begin: Callable[[], Rollout]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The rollouts that the heads read and those that the dynamics compare: the same ones, unless one objective is
         to reach the trunk and the other is not."""
         auxiliary = self.auxiliary
 
         def rollouts(detached: bool) -> list[Tensor]:
-            return self.rollout(hidden.detach() if detached else hidden, embeddings, depth, segment_ids)
+            return roll_out(begin(), hidden.detach() if detached else hidden, embeddings, depth)
 
         if not auxiliary.enable_policy:
             both = rollouts(auxiliary.dynamics_detach_trunk)

@@ -32,13 +32,14 @@ def foresee(model: nn.Module, input_ids: Tensor, labels: Tensor, depth: int, bes
     the model's rows.
     """
     core = model.latent
-    hidden = model.hidden_states(input_ids[None])[0]
+    read = model.states(input_ids[None])
+    hidden = read.final[0]
     token_nll = F.cross_entropy(model.logits(hidden), labels, reduction="none")
-    states, places, slots = hidden, [], None
+    states, places, rollout = hidden, [], None
     for _ in range(1 + (depth if core is not None and core.transition is not None else 0)):
         if places:
-            slots = core.remember(hidden[None], model.tokens(input_ids)[None]) if slots is None else slots
-            states = core.step(states[None], model.tokens(places[-1].indices[:, 0])[None], slots)[0]
+            rollout = rollout or core.begin(model.last_block, model.text(input_ids[None], read))
+            states = rollout.step(states[None], model.tokens(places[-1].indices[:, 0])[None])[0]
         places.append(model.logits(states).softmax(-1).topk(best))
     none = token_nll.new_empty(len(input_ids), 0)
     expected, realised, known = none, none, none.bool()

@@ -1,24 +1,32 @@
 """psi: where the hidden state goes if a given token comes next (MuZero's dynamics; NextLat, arXiv 2511.05963).
 
 h_t is the trunk's final normalised state after x_t, so that logits(h_t) predict x_{t+1}. Then
-psi(h_t, e(x_{t+1})) = h^_{t+1}, and logits(h^_{t+1}) predict x_{t+2}, as logits(h_{t+1}) do. Beside h_t it has what was
-read up to x_t, as pairs of a state and the token after it: the trunk's own attention fetches more than one state holds.
+psi(h_t, e(x_{t+1})) = h^_{t+1}, and logits(h^_{t+1}) predict x_{t+2}, as logits(h_{t+1}) do.
+
+The transition foretells what reaches the trunk's last block once x_{t+1} is read; that block, which looks back at the
+text itself, and the final norm make the state of it (last_block.py). So what the last block knows is neither learned
+again nor followed while it changes. What one state does not hold is recalled: for every token of the text a slot
+remembers what state met it and what came of that.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.latent.last_block import KeysAndValues, LastBlock
+
 STATE_GRADIENT = 0.5  # of what each step passes back into the state it starts from (EfficientZero, arXiv 2111.00210)
 
 
 class Transition(nn.Module):
-    """Norms of the state and of the token, a 3-layer MLP on both and on what attention recalls, a residual, and
-    RMSNorm, without which the scale drifts from step to step.
+    """Norms of the state and of the token, a 3-layer MLP on both and on what attention recalls, and the token's
+    embedding beside it, as in the trunk.
 
     State and token have a norm each: an embedding is some fifty times smaller than a state, and one norm over both
-    would leave it so. What one state cannot hold is recalled: for every token read so far a slot remembers the state
-    before it and the token, and a step attends to the slots of the text up to where its rollout began.
+    would leave it so. Keys and queries are one projection of a state and the token after it, so that like transitions
+    find one another from the beginning.
     """
 
     def __init__(self, hidden_size: int, num_heads: int):
@@ -27,63 +35,81 @@ class Transition(nn.Module):
         self.width = num_heads * max(1, hidden_size // num_heads // 2)  # half of the trunk's: it is there to be cheap
         self.state_norm = nn.LayerNorm(hidden_size)
         self.token_norm = nn.LayerNorm(hidden_size)
-        self.memory = nn.Linear(2 * hidden_size, 2 * self.width)
-        self.nothing = nn.Parameter(torch.zeros(2 * self.width))
         self.query = nn.Linear(2 * hidden_size, self.width)
+        self.outcome_norm = nn.LayerNorm(hidden_size)
+        self.outcome = nn.Linear(hidden_size, self.width)
+        self.nothing = nn.Parameter(torch.zeros(2 * self.width))
         self.recall_norm = nn.LayerNorm(self.width)
         self.recall = nn.Linear(self.width, 2 * hidden_size, bias=False)
+        self.copy = nn.Linear(self.width, hidden_size, bias=False)
         self.up = nn.Linear(2 * hidden_size, 2 * hidden_size)
         self.middle = nn.Linear(2 * hidden_size, 2 * hidden_size)
         self.down = nn.Linear(2 * hidden_size, hidden_size)
-        self.out_norm = nn.RMSNorm(hidden_size, eps=1e-6)
 
-    def remember(self, hidden: Tensor, embeddings: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        """Slots (B, T, 2 * width): at column t what is kept of h_{t-1} and x_t, and where a row or, by segment_ids
-        (B, T), one of its segments begins, a slot that stands for nothing.
-
-        hidden (B, T, D): h_0 ... h_{T-1}; embeddings (B, T, D): those of x_0 ... x_{T-1}.
-        """
+    def remember(self, hidden: Tensor, outcomes: Tensor, embeddings: Tensor, continues: Tensor) -> Tensor:
+        """Slots (B, T, 2 * width): at column t a key of h_{t-1} and x_t and a value of what came of them, outcomes (B,
+        T, D); where a text does not continue at t by `continues` (1 or B, T - 1), and at 0, what stands for nothing."""
         before = F.pad(self.state_norm(hidden[:, :-1]), (0, 0, 1, 0))
-        slots = self.memory(torch.cat([before, self.token_norm(embeddings)], dim=-1))
-        first = torch.ones_like(slots[..., 0], dtype=torch.bool)
-        first[:, 1:] = False if segment_ids is None else segment_ids[:, 1:] != segment_ids[:, :-1]
-        return torch.where(first[..., None], self.nothing.to(slots.dtype), slots)
+        key = self.query(torch.cat([before, self.token_norm(embeddings)], dim=-1))
+        slots = torch.cat([key, self.outcome(self.outcome_norm(outcomes))], dim=-1)
+        return torch.where(F.pad(continues, (1, 0))[..., None], slots, self.nothing.to(slots.dtype))
 
-    def forward(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """States and the embeddings of the tokens that follow them, both (B, N, D) -> the next states (B, N, D).
+    def forward(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor) -> Tensor:
+        """States and the embeddings of the tokens that follow them, both (B, N, D) -> what reaches the last block.
 
-        slots (B, S, 2 * width): see `remember`; allowed (B or 1, N, S): which of them a state may look at, None where
-        S is N and column t, whatever step of a rollout from h_t it has come to, may look at the slots up to t.
+        slots (B, S, 2 * width): see `remember`; allowed, broadcast to (B, H, N, S): which of them a state may look at.
         """
         x = torch.cat([self.state_norm(hidden), self.token_norm(embeddings)], dim=-1)
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.query(x), *slots.chunk(2, -1))
         )
-        mask = None if allowed is None else allowed[:, None]
-        recalled = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+        recalled = F.scaled_dot_product_attention(query, key, value, allowed)
         recalled = self.recall_norm(recalled.transpose(1, 2).flatten(2))
         x = F.gelu(self.up(x) + self.recall(recalled))
-        return self.out_norm(hidden + self.down(F.gelu(self.middle(x))))
+        return embeddings + self.down(F.gelu(self.middle(x))) + self.copy(recalled)
 
 
-def rollout(
-    transition: Transition, hidden: Tensor, embeddings: Tensor, depth: int, segment_ids: Tensor | None = None
-) -> list[Tensor]:
+class Text(NamedTuple):
+    """What was read before a rollout; none of it gets a gradient."""
+
+    hidden: Tensor  # (B, S, D): its final states
+    before_last: Tensor  # (B, S, D): its states before the trunk's last block
+    embeddings: Tensor  # (B, S, D)
+    allowed: Tensor  # (1 or B, 1, S, S): what each token may look at, as in the trunk
+
+
+class Rollout:
+    """Steps from the states of a text, of one column or of many side by side; `start` is the first one's column."""
+
+    def __init__(self, transition: Transition, last_block: LastBlock, text: Text, start: int = 0):
+        text = Text(*(part.detach() for part in text))
+        self.transition, self.last_block, self.allowed, self.start = transition, last_block, text.allowed, start
+        continues = text.allowed.diagonal(-1, dim1=-2, dim2=-1)[:, 0]
+        self.slots = transition.remember(text.hidden, text.before_last, text.embeddings, continues)
+        self.keys, self.values = last_block.remember(text.before_last)
+        self.steps: list[KeysAndValues] = []
+
+    def step(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+        """States (B, N, D), one for each column from `start` on, as they are or as the last step left them, and the
+        embeddings of the tokens that follow them -> the next states. N must not grow from step to step."""
+        end = self.start + hidden.shape[1]
+        allowed = self.allowed[..., self.start : end, :end]
+        x = self.transition(hidden, embeddings, self.slots[:, :end], allowed)
+        text = self.keys[:, :, :end], self.values[:, :, :end]
+        return self.last_block(x, self.start + len(self.steps) + 1, text, allowed, self.steps)
+
+
+def roll_out(rollout: Rollout, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:
     """Chain `depth` steps along the tokens that really come.
 
-    hidden (B, T, D): h_0 ... h_{T-1}; embeddings (B, T, D): those of x_0 ... x_{T-1}; segment_ids (B, T): of each row's
-    segments, where a row has several. Item i - 1 of the result is (B, T - i, D): at column t what i steps make of h_t
-    and x_{t+1} ... x_{t+i}, to be compared with h_{t+i}. Nothing is recalled from another segment, but a rollout does
-    not know where its own ends: see `remaining` in look_ahead.py.
+    hidden (B, T, D): h_0 ... h_{T-1}; embeddings (B, T, D): those of x_0 ... x_{T-1}. Item i - 1 of the result is
+    (B, T - i, D): at column t what i steps make of h_t and x_{t+1} ... x_{t+i}, to be compared with h_{t+i}. A rollout
+    does not know where its document ends: see `remaining` in look_ahead.py.
     """
-    slots, allowed = transition.remember(hidden, embeddings, segment_ids), None
-    if segment_ids is not None:
-        allowed = (segment_ids[:, :, None] == segment_ids[:, None, :]).tril()
     states = []
     for _ in range(depth):
-        hidden, embeddings, slots = hidden[:, :-1], embeddings[:, 1:], slots[:, :-1]
-        allowed = None if allowed is None else allowed[:, :-1, :-1]
-        hidden = transition(_scale_gradient(hidden, STATE_GRADIENT), embeddings, slots, allowed)
+        hidden, embeddings = hidden[:, :-1], embeddings[:, 1:]
+        hidden = rollout.step(_scale_gradient(hidden, STATE_GRADIENT), embeddings)
         states.append(hidden)
     return states
 

@@ -72,8 +72,7 @@ def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
 def test_the_policy_reaches_the_entropy_at_every_depth(trained):
     model, text, chain = trained
     with torch.no_grad():
-        hidden, embeddings = model.hidden_states(text[:, :-1]), model.tokens(text[:, :-1])
-        states = [hidden, *model.latent.rollout(hidden, embeddings, DEPTH)]
+        states = [model.hidden_states(text[:, :-1]), *model.rollout(text[:, :-1], DEPTH)]
         for depth, predicted in enumerate(states):
             log_p = model.logits(predicted).log_softmax(-1)
             start = 10  # a column: x_start, x_{start+1} ... are told, and what follows the last of them is asked
@@ -97,8 +96,7 @@ def test_the_value_of_a_prediction_is_that_of_the_state_it_predicts(trained):
     model, text, chain = trained
     entropies = -(chain.next * chain.next.log()).sum(-1)
     with torch.no_grad():
-        hidden, embeddings = model.hidden_states(text[:, :-1]), model.tokens(text[:, :-1])
-        states = [hidden, *model.latent.rollout(hidden, embeddings, DEPTH)]
+        states = [model.hidden_states(text[:, :-1]), *model.rollout(text[:, :-1], DEPTH)]
         for depth, predicted in enumerate(states):
             value = expected_nll(model.latent.value(predicted[:, 10]))[:, 0]
             known = entropies[text[:, 10 + depth - 1], text[:, 10 + depth]]
@@ -111,6 +109,6 @@ def test_predicted_states_explain_the_true_ones(trained):
     model, text, _ = trained
     with torch.no_grad():
         hidden = model.hidden_states(text[:, :-1])
-        for depth, predicted in enumerate(model.latent.rollout(hidden, model.tokens(text[:, :-1]), DEPTH), 1):
+        for depth, predicted in enumerate(model.rollout(text[:, :-1], DEPTH), 1):
             error = (predicted - hidden[:, depth:]).flatten(0, 1).square().mean()
             assert error < 0.5 * hidden.flatten(0, 1).var(dim=0).mean(), f"depth {depth}"

@@ -8,6 +8,7 @@ from model import AuxiliaryConfig, TransformerLM
 from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler
 from model.latent.transition import dynamics_losses
 from model.latent.value import two_hot
+from model.transformer import States
 
 SWITCHES = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"]
 DETACH = ["policy_detach_trunk", "value_detach_trunk", "dynamics_detach_trunk", "span_contrastive_detach_trunk"]
@@ -34,9 +35,7 @@ def test_a_prediction_depends_on_nothing_after_the_tokens_it_was_told(model, tok
     after = before.clone()
     after[0, 9:] = (after[0, 9:] + 1) % 500
     with torch.no_grad():
-        predicted = [
-            model.latent.rollout(model.hidden_states(ids), model.tokens(ids), depth)[-1] for ids in (before, after)
-        ]
+        predicted = [model.rollout(ids, depth)[-1] for ids in (before, after)]
         logits = [model.logits(states) for states in predicted]
         values = [model.latent.value(states) for states in predicted]
     for one, other in (predicted, logits, values):
@@ -64,10 +63,14 @@ def test_what_may_not_move_gets_no_gradient_at_all(config, everything, pieces, s
     torch.manual_seed(0)
     core = LatentCore(config, only(everything, switch, **{key: detach}))
     look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, 1.0, 0)
-    hidden, second_layer, head = torch.randn(4, 32, 32), torch.randn(4, 32, 32), torch.randn(512, 32)
-    embeddings, token_nll = torch.randn(len(look_ahead.rows), 32, 32), torch.rand(4, 32)
-    leaves = [tensor.requires_grad_() for tensor in (hidden, second_layer, embeddings, token_nll, head)]
-    figures = core(look_ahead, hidden, second_layer, embeddings, labels, token_nll, head, 500)
+    trunk = TransformerLM(config, 500)
+    hidden, second_layer, before_last = torch.randn(3, 4, 32, 32).unbind()
+    embeddings, token_nll, head = torch.randn(len(look_ahead.rows), 32, 32), torch.rand(4, 32), torch.randn(512, 32)
+    leaves = [x.requires_grad_() for x in (hidden, second_layer, before_last, embeddings, token_nll, head)]
+    leaves += [*trunk.parameters()]
+    states = hidden, second_layer, before_last
+    allowed = trunk._allowed(32, None)
+    figures = core(look_ahead, *states, embeddings, labels, token_nll, head, 500, trunk.last_block, allowed)
     of_objectives = figures[: len(OBJECTIVES), 0].sum()
     into_hidden, *others = torch.autograd.grad(of_objectives, leaves, retain_graph=True, allow_unused=True)
     assert all(gradient is None for gradient in others)
@@ -153,22 +156,22 @@ def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
 
     expected = {name: [] for name in OBJECTIVES}
     with torch.no_grad():
-        slots = core.transition.remember(hidden, embeddings, segment_ids)
-        same = segment_ids[:, :, None] == segment_ids[:, None, :]
+        states = model.states(input_ids)
         for row in range(4):
             for column in range(32):
                 if segment_ids[row, column] >= 0:
                     expected["value"] += value_loss(hidden[row, column], row, column)
                 if row not in look_ahead.rows:
                     continue
-                state = hidden[row, column]
+                state, read = hidden[row, column], slice(0, column + 1)
+                so_far = States(*(part[row : row + 1, read] for part in states))
+                text = model.text(input_ids[row : row + 1, read], so_far)
+                rollout = core.begin(model.last_block, text, start=column)
                 for step in range(1, depth + 1):
                     if not same_piece(row, column, column + step):
                         break
                     target = column + step
-                    known = (same[row, column] & (torch.arange(32) <= column))[None, None]
-                    parts = state[None, None], embeddings[row, target][None, None], slots[row : row + 1], known
-                    state = core.step(*parts)[0, 0]
+                    state = rollout.step(state[None, None], embeddings[row, target][None, None])[0, 0]
                     expected["dynamics"].append(dynamics_losses(state, hidden[row, target]))
                     if target in look_ahead.columns:
                         teacher, student = (model.logits(h).log_softmax(-1) for h in (hidden[row, target], state))
@@ -325,14 +328,13 @@ def test_a_model_on_paper_takes_no_memory(config, everything):
 
 def test_counts_of_parameters_and_flops(config, everything):
     plain, model = TransformerLM(config, 512), TransformerLM(config, 512, everything)
-    step, memory = 64 * 64 + 64 * 64 + 64 * 32 + (64 * 16 + 16 * 64), 64 * 32
+    step, outcome = 64 * 64 + 64 * 64 + 64 * 32 + 64 * 16 + 16 * 64 + 16 * 32, 32 * 16
     value, span = 32 * 32 + 32 * 2 * 64, 32 * 32 + 32 * 32
-    biases = (
-        (64 + 64 + 32) + 2 * 64 + 32 + (16 + 32 + 32 + 2 * 16) + (32 + 2 * 64) + (32 + 32)
-    )  # with the norms' weights
-    assert model.num_parameters() - plain.num_parameters() == step + memory + value + span + biases
-    # 3 steps in 3/4 of the rows, each with 2 products of attention over 32 slots; 1/4 of the positions are read;
-    # 4 spans in 32 positions
-    rollouts, policy = 6 * ((step + 2 * 16 * 32) * 3 + memory) * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
+    biases = (64 + 64 + 32) + 3 * 64 + (16 + 16 + 32 + 32) + (32 + 2 * 64) + (32 + 32)  # with the norms' weights
+    assert model.num_parameters() - plain.num_parameters() == step + outcome + value + span + biases
+    # 3 steps in 3/4 of the rows, each with 2 products of attention over 32 slots and 32 keys, and through a block whose
+    # weights get no gradient; slots, keys and values are made once; 1/4 of the positions are read; 4 spans in 32
+    each, once = 6 * (step + 2 * (16 + 32) * 32) + 4 * 12 * 32 * 32, 6 * (64 * 16 + outcome) + 2 * 2 * 32 * 32
+    rollouts, policy = (each * 3 + once) * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
     values, spans = 6 * value * (1 + 3 * 0.25), 6 * span * 4 / 32
     assert model.flops_per_token() - plain.flops_per_token() == round(rollouts + policy + values + spans)

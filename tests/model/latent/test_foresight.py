@@ -24,14 +24,14 @@ def test_guesses_follow_the_likeliest_token_step_by_step(model, token_ids):
     ids = token_ids[:33]
     said = foresee(model, ids[:-1], ids[1:], depth=2, best=4)
     with torch.no_grad():
-        hidden = model.hidden_states(ids[None, :21])  # of what was read, and nothing after it
-        slots, state = model.latent.remember(hidden, model.tokens(ids[None, :21])), hidden[0, 20]
-        every = torch.ones(1, 1, 21, dtype=torch.bool)
+        states = model.states(ids[None, :21])  # of what was read, and nothing after it
+        rollout = model.latent.begin(model.last_block, model.text(ids[None, :21], states), start=20)
+        state = states.final[0, 20]
         for place in range(3):
             probabilities, tokens = model.logits(state).softmax(-1).topk(4)
             assert torch.equal(said.guesses[20, place], tokens)
             torch.testing.assert_close(said.probabilities[20, place], probabilities, atol=1e-6, rtol=1e-4)
-            state = model.latent.step(state[None, None], model.tokens(tokens[:1])[None], slots, every)[0, 0]
+            state = rollout.step(state[None, None], model.tokens(tokens[:1])[None])[0, 0]
 
 
 def test_expected_and_realised_difficulty(model, token_ids):

@@ -1,9 +1,16 @@
-"""model/latent/transition.py: what a rollout reads, the gradient's way back, the sign of a collapse."""
+"""model/latent/transition.py, last_block.py: what a rollout reads, the gradient's way back, the sign of a collapse."""
 
 import pytest
 import torch
 
-from model.latent.transition import Transition, dynamics_losses, rollout, variance_ratio
+from model import ModelConfig, TransformerLM
+from model.latent.transition import Rollout, Transition, dynamics_losses, roll_out, variance_ratio
+
+KINDS = [
+    {},
+    {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
+    {"positions": "rotary", "mlp": "swiglu", "num_layers": 1},
+]
 
 
 @pytest.fixture
@@ -14,54 +21,100 @@ def transition() -> Transition:
     return made
 
 
-def recalled(transition: Transition, hidden: torch.Tensor, embeddings: torch.Tensor, first: int, column: int):
-    """The slots that a rollout from `column` may look at, in the segment that begins at column `first`, one by one."""
-    slots = [transition.nothing]
-    for at in range(first + 1, column + 1):
-        pair = torch.cat([transition.state_norm(hidden[at - 1]), transition.token_norm(embeddings[at])])
-        slots.append(transition.memory(pair))
-    return torch.stack(slots)
+def trunk(**changes) -> TransformerLM:
+    torch.manual_seed(0)
+    config = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "seq_length": 12, "init_std": 0.3}
+    return TransformerLM(ModelConfig(**(config | changes)), 50)
+
+
+def begin(transition: Transition, model: TransformerLM, ids: torch.Tensor, segments=None, start: int = 0) -> Rollout:
+    text = model.text(ids, model.states(ids, segment_ids=segments), segments)
+    return Rollout(transition, model.last_block, text, start)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("segments", [None, [0] * 4 + [1] * 6])
+def test_the_last_block_makes_of_what_the_trunk_gives_it_the_trunks_own_states(kind, segments):
+    """Each position by itself, with the keys and values of those before it: first of the text, then of steps."""
+    model, ids = trunk(**kind), torch.randint(50, (2, 10))
+    segments = None if segments is None else torch.tensor([segments] * 2)
+    states, allowed = model.states(ids, segment_ids=segments), model._allowed(10, segments)
+    keys, values = model.last_block.remember(states.before_last)
+    for read in (1, 5, 7):
+        steps = []
+        for at in range(read, 10):
+            same = segments is None or segments[0, at] == segments[0, read]
+            if not same:
+                break
+            text = keys[:, :, :read], values[:, :, :read]
+            made = model.last_block(
+                states.before_last[:, at : at + 1], at, text, allowed[..., at : at + 1, :read], steps
+            )
+            torch.testing.assert_close(made[:, 0], states.final[:, at], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("segments", [None, [0] * 4 + [1] * 6])
-def test_a_rollout_chains_steps_along_the_text(transition, depth, segments):
-    """And recalls pairs of a state and the token after it, of its own segment and up to where it began."""
-    hidden, embeddings = torch.randn(2, 2, 10, 16)
-    segment_ids = None if segments is None else torch.tensor([segments] * 2)
-    states = rollout(transition, hidden, embeddings, depth, segment_ids)
+def test_a_rollout_chains_steps_along_the_text(transition, depth, kind, segments):
+    """All columns at once are each column by itself, from a text that ends there, in the segment that it is in."""
+    model, ids = trunk(**kind), torch.randint(50, (2, 10))
+    segments = None if segments is None else torch.tensor([segments] * 2)
+    hidden, embeddings = model.hidden_states(ids, segment_ids=segments), model.tokens(ids)
+    states = roll_out(begin(transition, model, ids, segments), hidden, embeddings, depth)
     assert [tuple(each.shape) for each in states] == [(2, 10 - i, 16) for i in range(1, depth + 1)]
     for column in (0, 4, 6):
-        first = 0 if segments is None or column < 4 else 4
-        slots = recalled(transition, hidden[1], embeddings[1], first, column)[None]
-        expected = hidden[1:, column : column + 1]
+        cut = None if segments is None else segments[:, : column + 1]
+        rollout = begin(transition, model, ids[:, : column + 1], cut, start=column)
+        expected = hidden[:, column : column + 1]
         for step in range(1, depth + 1):
-            allowed = torch.ones(1, 1, slots.shape[1], dtype=torch.bool)
-            expected = transition(expected, embeddings[1:, column + step : column + step + 1], slots, allowed)
-            torch.testing.assert_close(states[step - 1][1:, column : column + 1], expected, atol=1e-5, rtol=1e-4)
+            expected = rollout.step(expected, embeddings[:, column + step : column + step + 1])
+            torch.testing.assert_close(states[step - 1][:, column : column + 1], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_what_was_read_is_recalled(transition):
-    """The same state and token after another text are another prediction; what comes later changes nothing."""
-    hidden, embeddings = torch.randn(2, 1, 10, 16)
-    other = embeddings.clone()
-    other[:, 4] = torch.randn(16)
-    one, two = (rollout(transition, hidden, each, 2) for each in (embeddings, other))
+def test_what_came_of_like_transitions_is_recalled(transition):
+    """A slot holds what met and what came of it; where a text begins it stands for nothing."""
+    model, ids = trunk(), torch.randint(50, (1, 10))
+    segments = torch.tensor([[0] * 4 + [1] * 6])
+    slots = begin(transition, model, ids, segments).slots
+    states, embeddings = model.states(ids, segment_ids=segments), model.tokens(ids)
+    for column in range(10):
+        expected = transition.nothing
+        if column not in (0, 4):
+            met = transition.state_norm(states.final[0, column - 1]), transition.token_norm(embeddings[0, column])
+            came = transition.outcome_norm(states.before_last[0, column])
+            expected = torch.cat([transition.query(torch.cat(met)), transition.outcome(came)])
+        torch.testing.assert_close(slots[0, column], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_read_matters_and_what_comes_later_does_not(transition):
+    model, ids = trunk(), torch.randint(50, (1, 10))
+    hidden, embeddings = torch.randn(1, 10, 16), torch.randn(1, 10, 16)
+    other = ids.clone()
+    other[0, 4] = (other[0, 4] + 1) % 50
+    one, two = (roll_out(begin(transition, model, each), hidden, embeddings, 2) for each in (ids, other))
     for step, (before, after) in enumerate(zip(one, two, strict=True), 1):
         differs = ~torch.isclose(before[0], after[0]).all(dim=-1)
-        assert differs.tolist() == [False] * (4 - step) + [True] * 6
+        assert differs.tolist() == [False] * 4 + [True] * (6 - step)
+
+
+def test_the_trunk_gets_no_gradient_from_what_is_remembered_or_read(transition):
+    model, ids = trunk(), torch.randint(50, (1, 10))
+    rollout = begin(transition, model, ids)
+    hidden = torch.randn(1, 10, 16, requires_grad=True)
+    states = roll_out(rollout, hidden, torch.randn(1, 10, 16), 2)
+    torch.stack([state.square().sum() for state in states]).sum().backward()
+    assert hidden.grad.any() and all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad.any() for parameter in transition.parameters())
 
 
 def test_the_gradient_into_the_state_is_halved_at_every_step_and_the_value_keeps_its_bits():
-    class Nothing(torch.nn.Module):
-        def remember(self, hidden, *_):
-            return hidden.detach()
-
-        def forward(self, hidden, *_):
+    class Nothing:
+        def step(self, hidden, embeddings):
             return hidden
 
     hidden = torch.randn(2, 10, 16, requires_grad=True)
-    states = rollout(Nothing(), hidden, torch.zeros(2, 10, 16), 3)
+    states = roll_out(Nothing(), hidden, torch.zeros(2, 10, 16), 3)
     for step, predicted in enumerate(states, 1):
         assert torch.equal(predicted, hidden[:, : 10 - step])
         (gradient,) = torch.autograd.grad(predicted.sum(), hidden, retain_graph=True)
@@ -69,8 +122,12 @@ def test_the_gradient_into_the_state_is_halved_at_every_step_and_the_value_keeps
 
 
 def test_the_scale_does_not_drift(transition):
-    hidden, embeddings = 5.0 * torch.randn(2, 40, 16), torch.randn(2, 40, 16)
-    scale = [state.square().mean().sqrt().item() for state in rollout(transition, hidden, embeddings, 20)]
+    model, ids = trunk(norm="rms"), torch.randint(50, (1, 10))
+    rollout, state = begin(transition, model, ids, start=9), 5.0 * torch.randn(1, 1, 16)
+    scale = []
+    for _ in range(20):
+        state = rollout.step(state, torch.randn(1, 1, 16))
+        scale.append(state.square().mean().sqrt().item())
     assert scale == pytest.approx([1.0] * 20, abs=1e-3)
 
 
