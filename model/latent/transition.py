@@ -46,12 +46,12 @@ class Transition(nn.Module):
         self.middle = nn.Linear(2 * hidden_size, 2 * hidden_size)
         self.down = nn.Linear(2 * hidden_size, hidden_size)
 
-    def remember(self, hidden: Tensor, outcomes: Tensor, embeddings: Tensor, continues: Tensor) -> Tensor:
-        """Slots (B, T, 2 * width): at column t a key of h_{t-1} and x_t and a value of what came of them, outcomes (B,
-        T, D); where a text does not continue at t by `continues` (1 or B, T - 1), and at 0, what stands for nothing."""
+    def remember(self, hidden: Tensor, embeddings: Tensor, continues: Tensor) -> Tensor:
+        """Slots (B, T, 2 * width): at column t a key of h_{t-1} and x_t and a value of what came of them, h_t; where a
+        text does not continue at t by `continues` (1 or B, T - 1), and at 0, what stands for nothing."""
         before = F.pad(self.state_norm(hidden[:, :-1]), (0, 0, 1, 0))
         key = self.query(torch.cat([before, self.token_norm(embeddings)], dim=-1))
-        slots = torch.cat([key, self.outcome(self.outcome_norm(outcomes))], dim=-1)
+        slots = torch.cat([key, self.outcome(self.outcome_norm(hidden))], dim=-1)
         return torch.where(F.pad(continues, (1, 0))[..., None], slots, self.nothing.to(slots.dtype))
 
     def forward(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Rollout:
         text = Text(*(part.detach() for part in text))
         self.transition, self.last_block, self.allowed, self.start = transition, last_block, text.allowed, start
         continues = text.allowed.diagonal(-1, dim1=-2, dim2=-1)[:, 0]
-        self.slots = transition.remember(text.hidden, text.before_last, text.embeddings, continues)
+        self.slots = transition.remember(text.hidden, text.embeddings, continues)
         self.keys, self.values = last_block.remember(text.before_last)
         self.steps: list[KeysAndValues] = []
 

@@ -82,7 +82,7 @@ def test_what_came_of_like_transitions_is_recalled(transition):
         expected = transition.nothing
         if column not in (0, 4):
             met = transition.state_norm(states.final[0, column - 1]), transition.token_norm(embeddings[0, column])
-            came = transition.outcome_norm(states.before_last[0, column])
+            came = transition.outcome_norm(states.final[0, column])
             expected = torch.cat([transition.query(torch.cat(met)), transition.outcome(came)])
         torch.testing.assert_close(slots[0, column], expected, atol=1e-5, rtol=1e-4)
 
