@@ -91,12 +91,12 @@ def train_probes(
         ids, labels = batch.input_ids[0].to(device), batch.labels[0].to(device)
         ahead = remaining(batch.segment_ids[0].to(device), labels)
         with torch.no_grad():
-            read = model.states(ids)
-        hidden = read.final
+            trunk = model.states(ids)
+        hidden = trunk.final
         columns = DEPTH + torch.randperm(ids.shape[1] - DEPTH, generator=generator)[:COLUMNS].to(device)
         rate = learning_rate(done, tokens, peak=RATE, warmup_fraction=0.02, final_fraction=0.05, continued=False)
         for name, probe in probes.items():
-            states = probe(model, ids, read, DEPTH)
+            states = probe(model, ids, trunk, DEPTH)
             valid = torch.stack([(ahead[:, :-i] > i)[:, columns - i] for i in range(1, DEPTH + 1)])
             read = torch.stack([state[:, columns - i] for i, state in enumerate(states, 1)])
             if isinstance(probe, TokensOnly):

@@ -76,7 +76,7 @@ class AuxiliaryConfig(BaseModel):
 
     rollout_depth: int = Field(3, ge=1, le=3)
     # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
-    rollout_row_fraction: float = Field(0.1875, gt=0.0, le=1.0)
+    rollout_row_fraction: float = Field(0.125, gt=0.0, le=1.0)
     policy_position_fraction: float = Field(0.0625, gt=0.0, le=1.0)
     value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 16, 64), strict=False)
     span_length: int = Field(8, ge=1)

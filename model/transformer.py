@@ -252,7 +252,7 @@ class TransformerLM(nn.Module):
     def text(self, input_ids: Tensor, states: States, segment_ids: Tensor | None = None) -> Text:
         """What a rollout remembers of texts (B, T) whose states are `states`; segment_ids as given for these."""
         allowed = self._allowed(input_ids.shape[1], segment_ids)
-        return Text(states.final, states.before_last, self.tokens(input_ids), allowed)
+        return Text(states.final.detach(), states.before_last.detach(), self.tokens(input_ids).detach(), allowed)
 
     def rollout(self, input_ids: Tensor, depth: int, segment_ids: Tensor | None = None) -> list[Tensor]:
         """`depth` steps from every state of texts (B, T) along the texts themselves: see transition.roll_out. For a

@@ -108,7 +108,7 @@ class LatentCore(nn.Module):
         if self.transition is not None:
             rows, head = look_ahead.rows, (head_weight, vocab_size)
             allowed = allowed if len(allowed) == 1 else allowed[rows]
-            text = Text(hidden[rows], before_last[rows], embeddings, allowed)
+            text = Text(hidden[rows].detach(), before_last[rows].detach(), embeddings.detach(), allowed)
             begin = functools.partial(self.begin, last_block, text)
             figures |= self._rollout_figures(look_ahead, hidden, embeddings, ahead, realised, head, begin)
         absent = hidden.new_zeros(2, dtype=torch.float32)

@@ -70,7 +70,7 @@ class Transition(nn.Module):
 
 
 class Text(NamedTuple):
-    """What was read before a rollout; none of it gets a gradient."""
+    """What was read before a rollout. It is given detached: what is remembered sends the trunk no gradient."""
 
     hidden: Tensor  # (B, S, D): its final states
     before_last: Tensor  # (B, S, D): its states before the trunk's last block
@@ -82,7 +82,6 @@ class Rollout:
     """Steps from the states of a text, of one column or of many side by side; `start` is the first one's column."""
 
     def __init__(self, transition: Transition, last_block: LastBlock, text: Text, start: int = 0):
-        text = Text(*(part.detach() for part in text))
         self.transition, self.last_block, self.allowed, self.start = transition, last_block, text.allowed, start
         continues = text.allowed.diagonal(-1, dim1=-2, dim2=-1)[:, 0]
         self.slots = transition.remember(text.hidden, text.embeddings, continues)

@@ -63,7 +63,7 @@ def test_switches_are_off_until_asked_for(key):
 def test_positions_that_cannot_lie_in_the_rows_are_refused():
     assert refusal(AuxiliaryConfig, policy_position_fraction=0.5) == (
         "policy_position_fraction",
-        "0.5 of all positions cannot lie in rollout_row_fraction 0.1875 of the rows; lower it or raise "
+        "0.5 of all positions cannot lie in rollout_row_fraction 0.125 of the rows; lower it or raise "
         "rollout_row_fraction.",
     )
     AuxiliaryConfig(policy_position_fraction=0.5, rollout_row_fraction=0.5)
