@@ -2,8 +2,9 @@
 
 A part exists only when its switch is on. There is no second head: TransformerLM.logits reads predicted states too.
 
-Stop-gradients: no loss here moves the head, the embeddings or the true states that it compares with. An objective with
-`detach_trunk` reads states that are cut off from the trunk; the value's loss then leaves the transition alone as well.
+Stop-gradients: no loss here moves the head, the embeddings, the last block as the transition reads it or the true
+states that it compares with. An objective with `detach_trunk` reads states that are cut off from the trunk; the value's
+loss then leaves the transition alone as well.
 """
 
 import functools

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import ModelConfig, TransformerLM
-from model.positions import extended_rows
+from model.positions import RotaryPositions, extended_rows
 
 
 def test_new_rows_continue_with_the_second_half():
@@ -42,3 +42,9 @@ def test_the_extended_model_reads_and_learns_at_the_new_positions(trained, token
 def test_shortening_is_refused():
     with pytest.raises(ValueError, match="seq_length 32 cannot be extended to 16; give a larger length"):
         TransformerLM(ModelConfig(hidden_size=8, seq_length=32), 64).extend_max_seq_len(16)
+
+
+def test_rotations_go_on_beyond_the_table():
+    """Look-ahead from the last tokens of a full row stands there; the table itself stays as long as it is."""
+    short, long = RotaryPositions(16, 8), RotaryPositions(32, 8)
+    assert torch.equal(short(6, start=13), long(6, start=13)) and short.table.shape == (2, 16, 4)
