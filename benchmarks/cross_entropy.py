@@ -1,21 +1,24 @@
 """The head and its loss, forward and backward: ours beside torch's, and what bf16 costs where it is emulated.
 
-    python -m benchmarks.cross_entropy [--rounds 5]
+    python -m benchmarks.cross_entropy [--rounds 5] [--chunks]
 
-Peers: F.linear with F.cross_entropy, and F.linear_cross_entropy where this torch has it. They take turns; medians. The
-hidden states and weights are drawn at random, since the time does not depend on them.
+Peers: F.linear with F.cross_entropy, as it is and compiled, and F.linear_cross_entropy where this torch has it. They
+take turns; medians. The hidden states and weights are drawn at random, since the time does not depend on them. On a GPU
+in bf16; --chunks tries sizes of ours.
 """
 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from engine import machine
 from engine.ranks import local_device
-from model.objectives import linear_cross_entropy
+from model import objectives
 
 WIDTH = 256
 
@@ -23,35 +26,52 @@ WIDTH = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunks", action="store_true")
     arguments = parser.parse_args()
     device = local_device()
-    print(f"{machine.describe(device)}, torch {torch.__version__}, width {WIDTH}, fp32, medians of {arguments.rounds}")
-    for tokens, vocabulary in ((2048, 16_384), (2048, 50_304)):
+    on_gpu = device.type == "cuda"
+    tokens, precision = (32_768, "bf16") if on_gpu else (2048, "fp32")
+    print(
+        f"{machine.describe(device)}, torch {torch.__version__}, width {WIDTH}, {precision}, "
+        f"medians of {arguments.rounds}"
+    )
+    for vocabulary in (16_384, 50_304):
         hidden = torch.randn(tokens, WIDTH, device=device, requires_grad=True)
         weight = torch.randn(vocabulary, WIDTH, device=device).mul_(0.02).requires_grad_()
         labels = torch.randint(vocabulary, (tokens,), device=device)
-        losses = {
-            "ours": lambda h=hidden, w=weight, y=labels: linear_cross_entropy(h, w, None, y)[0],
-            "F.linear + F.cross_entropy": lambda h=hidden, w=weight, y=labels: F.cross_entropy(
-                F.linear(h, w), y, reduction="sum"
-            ),
-        }
+
+        def plain(h=hidden, w=weight, y=labels) -> Tensor:
+            return F.cross_entropy(F.linear(h, w), y, reduction="sum")
+
+        def ours(chunk_bytes: int | None = None, h=hidden, w=weight, y=labels) -> Tensor:
+            if chunk_bytes is not None:
+                objectives.CPU_CHUNK_BYTES = objectives.GPU_CHUNK_BYTES = chunk_bytes
+            return objectives.linear_cross_entropy(h, w, None, y)[0]
+
+        losses = {"ours": ours, "F.linear + F.cross_entropy": plain}
+        if on_gpu:
+            losses["F.linear + F.cross_entropy, compiled"] = torch.compile(plain)
         if hasattr(F, "linear_cross_entropy"):
             losses["F.linear_cross_entropy"] = lambda h=hidden, w=weight, y=labels: F.linear_cross_entropy(
                 h, w, y, reduction="sum"
             )
+        if arguments.chunks:
+            sizes = [2**power for power in (range(26, 34) if on_gpu else range(22, 30))]
+            losses = {f"chunks of {size / 2**20:,.0f} MiB": partial(ours, size) for size in sizes}
         seconds: dict[str, list[float]] = {name: [] for name in losses}
         for _ in range(arguments.rounds + 1):
             for name, loss in losses.items():
                 hidden.grad = weight.grad = None
                 begin = time.perf_counter()
-                loss().backward()
-                if device.type == "cuda":
+                with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                    total = loss()
+                total.backward()
+                if on_gpu:
                     torch.cuda.synchronize()
                 seconds[name].append(time.perf_counter() - begin)
         print(f"\n{tokens:,} tokens x {vocabulary:,}")
         for name, times in seconds.items():
-            print(f"  {name:28} {statistics.median(times[1:]):7.3f} s")  # the first round warms up
+            print(f"  {name:36} {1e3 * statistics.median(times[1:]):9.2f} ms")  # the first round warms up
     print("\nmatrix products, (2048, 256) x (256, 4096)")
     for dtype in (torch.float32, torch.bfloat16):
         rate = machine.flops_per_second(device, dtype) / 1e9

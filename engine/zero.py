@@ -57,6 +57,8 @@ def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, 
             "allgather_bucket_size": 50_000_000,
             "stage3_prefetch_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 10_000,
+            # `squared_norms` has taken it; a second time would cost some hundred kernels and a wait for the device.
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) else {}),
         },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
@@ -114,30 +116,43 @@ def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
     return engine.optimizer.param_groups[0]["lr"]
 
 
-def step(engine: deepspeed.DeepSpeedEngine, clip: float, ranks: Ranks) -> float:
-    """One optimizer step on the gradients accumulated; returns the norm of the trunk's before clipping.
+def squared_norms(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor:
+    """(2,) fp64, on the device: of this rank's share of the gradients accumulated, the trunk's and the core's."""
+    core = _core(engine)
+    parts: tuple[list[torch.Tensor], ...] = ([], [])
+    for parameter, gradient in _gradients(engine):
+        parts[id(parameter) in core].append(gradient)
+    return torch.stack([nn.utils.get_total_norm(part).double().square().to(engine.device) for part in parts])
+
+
+def step(engine: deepspeed.DeepSpeedEngine, squares: torch.Tensor, clip: float, ranks: Ranks) -> float:
+    """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`; returns the norm of the
+    trunk's before clipping.
 
     The latent core's gradients are clipped by themselves, so that a core that is detached leaves the trunk as it would
     be without one. Where a norm is not finite, the step is skipped on all ranks and NaN returned: weights, moments and
     their step count stay as they are, and the gradients are gone.
     """
-    latent = getattr(engine.module, "latent", None)
-    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
-    parts: tuple[list[torch.Tensor], ...] = ([], [])
-    for parameter, gradient in _gradients(engine):
-        parts[id(parameter) in core].append(gradient)
-    squares = torch.stack([nn.utils.get_total_norm(part).double().square().cpu() for part in parts])
+    squares = squares.cpu()
     # At stage 0 every rank has all gradients, else a share of them.
     norms = (squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)).sqrt().tolist()
     if not all(map(math.isfinite, norms)):
         discard(engine)
         return math.nan
-    for part, norm in zip(parts, norms, strict=True):
-        if norm > clip:
-            for gradient in part:
+    if max(norms) > clip:
+        core = _core(engine)
+        for parameter, gradient in _gradients(engine):
+            norm = norms[id(parameter) in core]
+            if norm > clip:
                 gradient.mul_(clip / norm)
     engine.step()
     return norms[0]
+
+
+def _core(engine: deepspeed.DeepSpeedEngine) -> set[int]:
+    """The ids of the latent core's parameters."""
+    latent = getattr(engine.module, "latent", None)
+    return set() if latent is None else {id(parameter) for parameter in latent.parameters()}
 
 
 def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -162,7 +177,9 @@ def discard(engine: deepspeed.DeepSpeedEngine) -> None:
     for gradients in engine.optimizer.averaged_gradients.values():
         for gradient in gradients:
             gradient.fill_(torch.nan)
+    engine.optimizer.check_grad_overflow = True  # stages 1 and 2 do not look unless they are told to
     engine.step()
+    engine.optimizer.check_grad_overflow = False
     assert not engine.was_step_applied()
 
 

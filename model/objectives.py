@@ -9,16 +9,22 @@ Notable here
 - Matrix products run in autocast's dtype; log-sum-exp, the loss and the head's gradient are accumulated in fp32.
 - It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
   breaks the graph at it.
+- On a GPU a kernel of our own makes NLLs and gradients of a chunk's logits (softmax_kernel.py); elsewhere, and in fp64,
+  torch's operators do.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import softmax_kernel
+
 IGNORE_INDEX = -100
-# Bytes of fp32 logits a chunk: on a CPU what stays in its cache (measured: benchmarks/LOG.md); on a GPU enough rows to
-# fill it, not yet measured.
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 512 * 2**20
+# Bytes of fp32 logits a chunk: on a CPU what stays in its cache, on a GPU enough rows to fill it (both measured:
+# benchmarks/LOG.md).
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 2 * 2**30
 
 
 def linear_cross_entropy(
@@ -66,29 +72,17 @@ def _fused(
     token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
     grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
-    chunk = chunk_tokens(weight)
+    chunks = max(1, math.ceil(len(labels) / chunk_tokens(weight)))
+    chunk = math.ceil(len(labels) / chunks)  # all of one size: a small rest would not fill a GPU
     with torch.autocast(hidden.device.type, enabled=False):
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         low_bias = None if bias is None else bias.to(dtype)
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
-            target = labels[rows, None]
-            ignored = target == IGNORE_INDEX
-            target = target.masked_fill(ignored, 0)
-            logits = F.linear(low_hidden[rows], low_weight, low_bias).to(accumulate)
-            target_logit = logits.gather(1, target)
-            # log_softmax by hand, in place: on a CPU torch.log_softmax and then exp take longer
-            largest = logits.amax(dim=1, keepdim=True)
-            exponentials = logits.sub_(largest).exp_()
-            total = exponentials.sum(dim=1, keepdim=True)
-            nll = total.log() + largest - target_logit
-            token_nll[rows] = nll.masked_fill(ignored, 0.0).squeeze(1)
-            if with_gradients:
-                # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
-                counted = (~ignored).to(accumulate)
-                if token_weights is not None:
-                    counted *= token_weights[rows, None]
-                grad_logits = exponentials.mul_(counted / total).scatter_add_(1, target, -counted).to(dtype)
+            weights = None if token_weights is None else token_weights[rows]
+            logits = F.linear(low_hidden[rows], low_weight, low_bias)
+            grad_logits = _read(logits, labels[rows], weights, token_nll[rows], with_gradients)
+            if grad_logits is not None:
                 grad_hidden[rows] = grad_logits @ low_weight
                 if dtype == accumulate:
                     grad_weight.addmm_(grad_logits.T, low_hidden[rows])
@@ -96,6 +90,34 @@ def _fused(
                     grad_weight += grad_logits.T @ low_hidden[rows]
     weighted = token_nll if token_weights is None else token_nll * token_weights
     return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _read(
+    logits: Tensor, labels: Tensor, token_weights: Tensor | None, token_nll: Tensor, with_gradients: bool
+) -> Tensor | None:
+    """Fills token_nll (N,) from a chunk's logits (N, V), which are used up; returns d loss_sum / d logits, in their
+    dtype, where that is asked for."""
+    if logits.is_cuda and token_nll.dtype == torch.float32 and softmax_kernel.AVAILABLE:
+        softmax_kernel.nll_and_gradient(logits, labels, token_weights, token_nll, IGNORE_INDEX, with_gradients)
+        return logits if with_gradients else None
+    dtype, logits = logits.dtype, logits.to(token_nll.dtype)
+    target = labels[:, None]
+    ignored = target == IGNORE_INDEX
+    target = target.masked_fill(ignored, 0)
+    target_logit = logits.gather(1, target)
+    # log_softmax by hand, in place: on a CPU torch.log_softmax and then exp take longer
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    nll = total.log() + largest - target_logit
+    token_nll.copy_(nll.masked_fill(ignored, 0.0).squeeze(1))
+    if not with_gradients:
+        return None
+    # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
+    counted = (~ignored).to(logits.dtype)
+    if token_weights is not None:
+        counted *= token_weights[:, None]
+    return exponentials.mul_(counted / total).scatter_add_(1, target, -counted).to(dtype)
 
 
 @_fused.register_fake
