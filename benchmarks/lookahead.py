@@ -1,13 +1,16 @@
 """Whether the model looks ahead: models with the latent core on and off, and every claim beside what it must beat.
 
-    python -m benchmarks.lookahead RUNS [CORPUS] [--tokens 10000000] [--seeds 0,1,2] [--only train|table]
+    python -m benchmarks.lookahead RUNS [CORPUS] [--methods off,on,off@1.25] [--tokens 10000000] [--seeds 0,1,2]
+                                   [--only train|table]
+
+`off@1.25` is a run of so many times the tokens: what the plain model reaches in the time that the core takes.
 
 Trains 3 x 256 (or --shape 512x6), with the optimizer and the kind of trunk that 04_lookahead.json ships, on
 `python_packages` and, where a folder CORPUS is given, on the English datasets in it (NAME/data/*.parquet), with the
 project's own `train`. RUNS keeps a folder for each model: one that is finished is taken as it is, one that was stopped
-goes on. Then the table is printed, over held-out documents that no model, no regression and no head was fitted to.
-Intervals are 95%, from 1,000 resamples of documents, paired where two figures are compared. What the core costs is
-measured by benchmarks.lookahead_cost.
+goes on; the table leaves out what is not finished. It is printed over held-out documents that no model, no regression
+and no head was fitted to. Intervals are 95%, from 1,000 resamples of documents, paired where two figures are compared.
+What the core costs is measured by benchmarks.lookahead_cost.
 """
 
 import argparse
@@ -47,8 +50,15 @@ class Model:
     share: float = 1.0
 
     @property
+    def label(self) -> str:
+        return self.method + (f"@{self.share:g}" if self.share != 1.0 else "")
+
+    @property
     def folder(self) -> str:
-        return f"{self.method}-{self.seed}" + (f"-{self.share:.2f}" if self.share != 1.0 else "")
+        return f"{self.label}-{self.seed}"
+
+    def tokens(self, of_whole: int) -> int:
+        return int(self.share * of_whole)
 
 
 def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: dict[str, Any]) -> Preset:
@@ -112,7 +122,7 @@ def finished(folder: Path, budget: int) -> bool:
 def train_missing(models: list[Model], arguments: argparse.Namespace) -> None:
     ranks = join()
     for model in models:
-        folder, budget = arguments.runs / model.folder, int(model.share * arguments.tokens)
+        folder, budget = arguments.runs / model.folder, model.tokens(arguments.tokens)
         if not finished(folder, budget):
             print(f"training {model.folder}: {budget:,} tokens", flush=True)
             changes = json.loads(arguments.changes) if model.method in CORES else {}
@@ -127,30 +137,34 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default="off,on", help="of off, on, attached, curriculum, adaptive")
-    parser.add_argument("--shares", default="", help="tokens of further runs of `off`, as multiples, first seed only")
+    parser.add_argument("--methods", default="off,on,off@1.25", help="of off, on, attached, curriculum, adaptive")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--changes", default="{}", help="to the core's section, as JSON: for attempts")
     parser.add_argument("--held-out", type=int, default=600_000, help="held-out tokens for the table")
     parser.add_argument("--probe-tokens", type=int, default=2_600_000, help="training tokens for each fitted baseline")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="what is to be beaten")
     parser.add_argument("--only", choices=("train", "table"))
     arguments = parser.parse_args()
     width, layers = arguments.shape.split("x")
     arguments.shape = int(width), int(layers)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    models = [Model(method, seed) for seed in seeds for method in arguments.methods.split(",")]
-    models += [Model("off", seeds[0], float(share)) for share in arguments.shares.split(",") if share]
+    specs = [spec.partition("@") for spec in arguments.methods.split(",")]
+    models = [Model(method, seed, float(share or 1.0)) for seed in seeds for method, _, share in specs]
     if arguments.only != "table":
         train_missing(models, arguments)
     if arguments.only == "train":
         return
     device = local_device()
     print(f"{machine.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    there = [model for model in models if finished(arguments.runs / model.folder, model.tokens(arguments.tokens))]
+    if missing := [model.folder for model in models if model not in there]:
+        print(f"not finished: {', '.join(missing)}")
+    models = there
     loaded = {model: load(arguments.runs / model.folder / CURRENT, device) for model in models}
     first = preset(models[0], arguments.corpus, arguments.shape, {})
     text: Text = collect(first, loaded[models[0]], arguments.held_out, arguments.probe_tokens, device)
     events = {model: metrics.read(arguments.runs / model.folder) for model in models}
-    for line in table(Probe(loaded, events, text, device)):
+    for line in table(Probe(loaded, events, text, device), arguments.baselines):
         print(line, flush=True)
 
 

@@ -1,5 +1,6 @@
 """The rows of benchmarks.lookahead: what each claim is measured by, and the baselines beside it."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ HORIZON = 16  # the value's, for the figures
 RIDGE_POSITIONS, OVERLAP_POSITIONS = 150_000, 20_000
 SPAN_STARTS, CANDIDATES, SPAN_BEFORE = 16, 1024, 32  # the last: tokens that the baselines read before a span
 PAST = (8, 32, 128)
+MORE = 1.3  # times as many tokens as the core's model has had are the most that the plain one is compared with
 
 Rolls = Callable[[TransformerLM, Tensor, States, int], list[Tensor]]  # of texts, their states and a depth
 
@@ -50,13 +52,14 @@ class Reading:
         return (self.remaining > max(depth, least - 1)).nonzero(as_tuple=True)
 
     @torch.no_grad()
-    def rolled_out(self, rollout: Rolls, depth: int) -> Tensor:
-        """(N, T, D): at each column the prediction of its state, made `depth` steps before; zeros in the first."""
-        parts = []
+    def rolled_out(self, rollout: Rolls, depth: int) -> list[Tensor]:
+        """Of every number of steps up to `depth` (N, T, D): at each column the prediction of its state, made so many
+        steps before; zeros in the first."""
+        parts: list[list[Tensor]] = [[] for _ in range(depth)]
         for ids in self.documents.input_ids.split(ROWS):
-            states = rollout(self.model, ids, self.model.states(ids), depth)[-1]
-            parts.append(F.pad(states, (0, 0, depth, 0)))
-        return torch.cat(parts)
+            for steps, states in enumerate(rollout(self.model, ids, self.model.states(ids), depth), 1):
+                parts[steps - 1].append(F.pad(states, (0, 0, steps, 0)))
+        return [torch.cat(part) for part in parts if part]
 
 
 @dataclass
@@ -68,9 +71,14 @@ class Probe:
     text: Text
     device: torch.device
 
+    @cached_property
+    def trigram(self) -> Trigram:
+        first = next(iter(self.models))
+        return Trigram(self.text.training(self.text.probe_tokens * 5, seed=first.seed), self.text.tokenizer.vocab_size)
 
-def table(probe: Probe) -> Iterator[str]:
-    """All rows, as lines."""
+
+def table(probe: Probe, baselines: bool) -> Iterator[str]:
+    """All rows, as lines; `baselines` are fitted to the first model that has a core."""
     test = probe.text.test
     yield (
         f"{len(test):,} held-out documents for the figures ({int((test.labels != IGNORE_INDEX).sum()):,} tokens), as "
@@ -80,43 +88,46 @@ def table(probe: Probe) -> Iterator[str]:
     on = [(key, lm) for key, lm in probe.models.items() if lm.model.latent is not None]
     for number, (key, lm) in enumerate(on):
         yield f"\nThe core of {key.folder}"
-        yield from Core(lm, probe.text, probe.device, seed=key.seed, baselines=number == 0).rows()
+        yield from Core(lm, probe, seed=key.seed, baselines=baselines and number == 0).rows()
 
 
 def gate(probe: Probe) -> Iterator[str]:
-    """Held-out CE of every model, uniformly weighted, and its difference from the plain one of the same seed."""
-    yield f"\n{'model':16} {'tokens':>12} {'tokens/s':>9}  held-out CE              minus `off` of the same seed"
+    """Held-out CE of every model, uniformly weighted, and its difference from the plain ones of the same seed that have
+    as many tokens, or some more."""
+    yield f"\n{'model':16} {'tokens':>12} {'tokens/s':>9}  held-out CE"
     sums: dict[Any, Tensor] = {}
-    differences: dict[str, list[float]] = {}
     for key, lm in probe.models.items():
         reading = Reading(lm.model, probe.text.test)
         rows, columns = reading.places(0)
         nll = reading.token_nll[rows, columns]
         sums[key] = by_document(torch.stack([nll, torch.ones_like(nll)], 1), rows, probe.text.test)
-    for key in probe.models:
-        base = next(
-            (other for other in sums if (other.method, other.seed, other.share) == ("off", key.seed, 1.0)), None
-        )
-        against = ""
-        if base is not None and base != key:
-            both = torch.cat([sums[key], sums[base]], 1)
-            against = figure(both, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
-            differences.setdefault(key.method if key.share == 1.0 else key.folder, []).append(against.value)
         steps = [event for event in probe.events[key] if event["event"] == "step"]
         speed = statistics.median(event["tokens_per_second"] for event in steps)
         ce = figure(sums[key], lambda s: s[:, 0] / s[:, 1])
-        yield f"{key.folder:16} {steps[-1]['tokens_total']:12,} {speed:9,.0f}  {ce}  {against}"
-    for method, each in differences.items():
+        yield f"{key.folder:16} {steps[-1]['tokens_total']:12,} {speed:9,.0f}  {ce}"
+    differences: dict[tuple[str, str], list[float]] = {}
+    yield f"\n{'less the CE of':34} {'seed':>4}  nats"
+    for key, base in itertools.product(sums, sums):
+        more = base.share / key.share
+        if key.method == "off" or base.method != "off" or base.seed != key.seed or not 1.0 <= more <= MORE:
+            continue
+        both = torch.cat([sums[key], sums[base]], 1)
+        against = figure(both, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
+        differences.setdefault((key.label, base.label), []).append(against.value)
+        yield f"{key.label:16} {base.label:17} {key.seed:4}  {against}"
+    for (label, base), each in differences.items():
         spread = f", from {min(each):+.4f} to {max(each):+.4f}" if len(each) > 1 else ""
-        yield f"{method}: {statistics.mean(each):+.4f} nats in the mean of {len(each)} seeds{spread}"
+        yield f"{label:16} {base:17} {statistics.mean(each):+.4f} in the mean of {len(each)} seeds{spread}"
 
 
 class Core:
     """The rows of one model. Without `baselines` only what the core says is measured, not what it must beat."""
 
-    def __init__(self, lm: LanguageModel, text: Text, device: torch.device, seed: int, baselines: bool):
-        self.lm, self.model, self.text, self.device = lm, lm.model, text, device
+    def __init__(self, lm: LanguageModel, probe: Probe, seed: int, baselines: bool):
+        text = probe.text
+        self.model, self.probe, self.text, self.device = lm.model, probe, text, probe.device
         self.seed, self.baselines = seed, baselines
+        self._rolled_out: dict[str, list[Tensor]] = {}
         self.core = lm.model.latent
         self.test, self.tune = (Reading(lm.model, documents) for documents in (text.test, text.tune))
 
@@ -143,10 +154,6 @@ class Core:
         batches = self.text.training(self.text.probe_tokens, seed=self.seed + 1000)
         train_probes(probes, self.model, batches, self.text.probe_tokens, self.device)
         return probes
-
-    @cached_property
-    def trigram(self) -> Trigram:
-        return Trigram(self.text.training(self.text.probe_tokens * 5, seed=self.seed), self.model.vocab_size)
 
     # Transition
 
@@ -176,7 +183,9 @@ class Core:
             if self.baselines:
                 ids = self.test.documents.input_ids
                 # before x_{t+1} of depth 1 stands x_t: there are always two tokens
-                nll = self.trigram.nll(ids[rows, at - 1].cpu(), ids[rows, at].cpu(), labels.cpu()).float().to(base)
+                nll = (
+                    self.probe.trigram.nll(ids[rows, at - 1].cpu(), ids[rows, at].cpu(), labels.cpu()).float().to(base)
+                )
                 over = mean_of(nll - base, rows, self.test.documents)
                 yield f"    {'trigram':16} {'':>24}   {mean_of(nll, rows, self.test.documents)!s:>24}   {over}"
 
@@ -186,13 +195,23 @@ class Core:
 
     def predicted(self, name: str, depth: int) -> Tensor:
         """(N, T, D): a prediction of every state of the test documents from `depth` steps before."""
-        if name == "psi":
-            return self.test.rolled_out(lambda model, ids, _, depth: model.rollout(ids, depth), depth)
         if name == "identity":
             return F.pad(self.test.hidden[:, :-depth], (0, 0, depth, 0))
         if name == "ridge":
             return self.ridge(depth)
-        return self.test.rolled_out(self.probes[name], depth)
+        if name not in self._rolled_out:
+            rolls = (lambda model, ids, _, depth: model.rollout(ids, depth)) if name == "psi" else self.probes[name]
+            self._rolled_out[name] = self.test.rolled_out(rolls, DEPTHS[-1])
+        return self._rolled_out[name][depth - 1]
+
+    @cached_property
+    def ridge_text(self) -> list[tuple[Tensor, ...]]:
+        """Training text for the regressions: of each batch the pieces, states and embeddings."""
+        read = []
+        for batch in self.text.training(2 * RIDGE_POSITIONS, seed=self.seed + 2000):
+            ids, pieces = batch.input_ids[0].to(self.device), batch.segment_ids[0].to(self.device)
+            read.append((pieces, self.model.hidden_states(ids), self.model.tokens(ids)))
+        return read
 
     @torch.no_grad()
     def ridge(self, depth: int) -> Tensor:
@@ -202,15 +221,13 @@ class Core:
             told = [self.model.tokens(reading.documents.input_ids[rows, columns + i]) for i in range(1, depth + 1)]
             return torch.cat([reading.hidden[rows, columns], *told], 1)
 
-        hidden, embeddings = [], []
-        for batch in self.text.training(2 * RIDGE_POSITIONS, seed=self.seed + 2000):
-            ids, pieces = batch.input_ids[0].to(self.device), batch.segment_ids[0].to(self.device)
-            states, emb = self.model.hidden_states(ids), self.model.tokens(ids)
+        given, wanted = [], []
+        for pieces, states, emb in self.ridge_text:
             kept = ((pieces[:, :-depth] == pieces[:, depth:]) & (pieces[:, depth:] >= 0)).nonzero()[::2]
             rows, columns = kept.T
-            hidden.append(torch.cat([states[rows, columns], *(emb[rows, columns + i] for i in range(1, depth + 1))], 1))
-            embeddings.append(states[rows, columns + depth])
-        x, y = torch.cat(hidden)[:RIDGE_POSITIONS], torch.cat(embeddings)[:RIDGE_POSITIONS]
+            given.append(torch.cat([states[rows, columns], *(emb[rows, columns + i] for i in range(1, depth + 1))], 1))
+            wanted.append(states[rows, columns + depth])
+        x, y = torch.cat(given)[:RIDGE_POSITIONS], torch.cat(wanted)[:RIDGE_POSITIONS]
         rows, columns = (part[:20_000] for part in self.tune.places(depth))
         tuned = features(self.tune, rows, columns), self.tune.hidden[rows, columns + depth]
         predict = ridge(x, y, *tuned)
@@ -330,7 +347,7 @@ class Core:
         for window in PAST:
             first = (columns - window).clamp_min(0)
             past.append((sums[rows, columns] - sums[rows, first]) / (columns - first).clamp_min(1))
-        unigram = self.trigram.unigram.log().float().to(rows.device)[reading.documents.input_ids[rows, columns]]
+        unigram = self.probe.trigram.unigram.log().float().to(rows.device)[reading.documents.input_ids[rows, columns]]
         sources = F.one_hot(reading.documents.source[rows.cpu()], len(self.text.opened.sources)).float().to(entropy)
         return torch.cat([torch.stack([entropy, *past, columns.float(), unigram], 1), sources], 1)
 
@@ -346,7 +363,7 @@ class Core:
         full = full[: len(full) // group * group]
         part = documents.labels.shape[1] // SPAN_STARTS
         starts = torch.arange(SPAN_STARTS, device=full.device) * part + part - length - 1
-        unigram = self.trigram.unigram.float().to(full.device)
+        unigram = self.probe.trigram.unigram.float().to(full.device)
         rare = -unigram.log()
         hits: dict[str, list[Tensor]] = {}
         for rows in full.split(group):

@@ -1,21 +1,26 @@
 """Tokens a second and peak memory beside the trainers a user would pick instead: same model, data, batch, precision.
 
-    python -m benchmarks.train_speed [--shapes reference,offline] [--rows 32] [--rounds 5] [--steps 2] [--trainers ...]
-    python -m benchmarks.train_speed --growth      # how our own time a token grows with the model and the sequence
+    python -m benchmarks.train_speed [--races reference,offline] [--rows 32] [--rounds 5] [--steps 2] [--trainers ...]
 
 Every trainer is a process of its own (train_speed_workers.py); they take turns of a few steps, in another order each
 round, so a shared machine's noise meets all alike. Ratios are medians over rounds. A peer that is not installed
-(pip install transformers lightning litgpt) is left out and named.
+(pip install transformers lightning litgpt) is left out and named. `alone` is ours with steps of 131,072 tokens: 100
+million tokens of the reference shape, and a larger one; with `growth`, how our own time a token grows with the model
+and the sequence. On a GPU the reference shape's race and these two are run, in some three minutes.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -25,11 +30,13 @@ from engine import machine
 from engine.ranks import local_device
 from model import ModelConfig, TransformerLM
 
-SHAPES = {  # width, layers, length, vocabulary
-    "reference": (256, 3, 256, 50_257),
-    "offline": (256, 3, 256, 16_384),
-    "12x768": (768, 12, 1024, 50_257),
+RACES = {  # width, layers, length, vocabulary; rows of a step on a CPU and on a GPU
+    "reference": ((256, 3, 256, 50_257), (32, 128)),
+    "offline": ((256, 3, 256, 16_384), (32, 128)),
+    "12x768": ((768, 12, 1024, 50_257), (4, 32)),
 }
+ON_CPU, ON_GPU = "reference,offline", "reference,alone"
+WHOLE_RUN = 100_000_000  # tokens
 TRAINERS = {  # name: worker, compiled, package
     "ours, engine, compiled": ("ours", True, "torch"),
     "ours, engine, eager": ("ours", False, "torch"),
@@ -43,6 +50,7 @@ TRAINERS = {  # name: worker, compiled, package
     "litgpt pretrain": ("litgpt", True, "litgpt"),
 }
 OURS = next(iter(TRAINERS))
+STEP = 131_072  # tokens of a step of those that run alone
 WARMUP = 3  # steps, compilation among them
 GROWTH = {  # the model and the sequence 1, 4 and 16 times, at as many tokens a step: width, layers, length
     "model 1x": (256, 3, 256),
@@ -78,9 +86,9 @@ class Contender:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         )
-        self._read()
-        self.round(WARMUP)
-        self.seconds.clear()
+        if self._read():
+            self.round(WARMUP)
+            self.seconds.clear()
 
     def round(self, steps: int) -> None:
         if self.problem:
@@ -94,7 +102,7 @@ class Contender:
     def stop(self) -> None:
         if self.problem is None:
             self._process.stdin.close()
-            self._process.wait(60)
+            self._process.wait()
 
     def _read(self) -> dict | None:
         line = self._process.stdout.readline()
@@ -107,35 +115,69 @@ class Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="reference,offline")
+    parser.add_argument("--races", help=f"on a CPU {ON_CPU}, on a GPU {ON_GPU}")
     parser.add_argument("--trainers", default="", help="parts of names, separated by commas; empty: all")
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--rows", type=int, help="a step")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="a round")
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--steps", type=int, help="a round; 2 on a CPU, 5 on a GPU")
     arguments = parser.parse_args()
     device = local_device()
-    rate = machine.flops_per_second(device, torch.bfloat16)
+    on_gpu = device.type == "cuda"
+    arguments.steps = arguments.steps or (5 if on_gpu else 2)
+    # The count of a step's FLOPs is held against the data sheet's peak where there is one.
+    peak, rate = machine.peak_flops(device, bf16=True), machine.flops_per_second(device, torch.bfloat16)
     print(f"{machine.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"bf16; matrix products of (2048, 256) x (256, 4096) run at {rate / 1e9:,.0f} GFLOP/s")
-    if arguments.growth:
-        growth(arguments)
-        return
+    print(f"bf16; matrix products of (2048, 256) x (256, 4096) run at {rate / 1e9:,.0f} GFLOP/s", end="")
+    print(f"; the data sheet's peak is {peak / 1e12:,.0f} TFLOP/s" if peak else "", flush=True)
     wanted = [part for part in arguments.trainers.split(",") if part]
     names = [name for name in TRAINERS if not wanted or any(part in name for part in wanted)]
-    for label in arguments.shapes.split(","):
-        compare(label, Shape(*SHAPES[label], arguments.rows), names, arguments, rate)
+    for race_name in (arguments.races or (ON_GPU if on_gpu else ON_CPU)).split(","):
+        if race_name == "alone":
+            alone(arguments, on_gpu, peak, rate)
+        else:
+            size, rows = RACES[race_name]
+            shape = Shape(*size, arguments.rows or rows[on_gpu])
+            contenders = [Contender(name, shape) for name in names]
+            with started(contenders, on_gpu):
+                race(contenders, arguments)
+            tell(contenders, arguments, peak, rate)
 
 
-def compare(label: str, shape: Shape, names: list[str], arguments: argparse.Namespace, rate: float) -> None:
-    contenders = race([Contender(name, shape) for name in names], arguments)
+def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate: float) -> None:
+    """A whole run's tokens, a larger model, and growth: all compile together, then one after the other is timed."""
+    whole, larger = (
+        Contender(OURS, Shape(*RACES[label][0], rows)) for label, rows in (("reference", 512), ("12x768", 128))
+    )
+    growing = {label: Contender(OURS, Shape(*size, 16_384, STEP // size[2])) for label, size in GROWTH.items()}
+    with started([whole, larger, *growing.values()], on_gpu):
+        parts = 10
+        for _ in range(parts):
+            whole.round(math.ceil(WHOLE_RUN / STEP / parts))
+        for contender in (larger, *growing.values()):
+            race([contender], arguments)
+    if whole.problem is None:
+        tokens = parts * math.ceil(WHOLE_RUN / STEP / parts) * STEP
+        seconds = [tokens / parts / STEP * each for each in whole.seconds]
+        print(
+            f"\n{OURS}, reference shape: {tokens:,} tokens in {sum(seconds):.1f} s, {tokens / sum(seconds):,.0f} "
+            f"tokens/s; the last tenth took {seconds[-1] / seconds[0]:.3f} of the first's time"
+        )
+    tell([whole], arguments, peak, rate)
+    tell([larger], arguments, peak, rate)
+    growth(growing, arguments.rounds)
+
+
+def tell(contenders: list[Contender], arguments: argparse.Namespace, peak: float | None, rate: float) -> None:
+    """The table of trainers of one shape."""
+    shape = contenders[0].shape
     flops, tokens = flops_per_token(shape), shape.rows * shape.length
     print(
-        f"\n{label}: {shape.layers} x {shape.width}, sequence {shape.length}, vocabulary {shape.vocabulary:,}, "
+        f"\n{shape.layers} x {shape.width}, sequence {shape.length}, vocabulary {shape.vocabulary:,}, "
         f"{tokens:,} tokens a step, {flops / 1e6:.1f} MFLOP a token; "
         f"median of {arguments.rounds} rounds of {arguments.steps} steps"
     )
-    print(f"  {'':32} {'tokens/s':>9} {'of the products':>16} {'peak memory':>12}   {OURS} / it, round by round")
+    share_of = "MFU" if peak else "of the products"
+    print(f"  {'':32} {'tokens/s':>9} {share_of:>16} {'peak memory':>12}   {OURS} / it, round by round")
     by_name = {contender.name: contender for contender in contenders}
     for contender in contenders:
         if contender.problem:
@@ -146,31 +188,36 @@ def compare(label: str, shape: Shape, names: list[str], arguments: argparse.Name
         if OURS in by_name and not by_name[OURS].problem:
             ratios = sorted(a / b for a, b in zip(contender.seconds, by_name[OURS].seconds, strict=True))
             against = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        share = speed * flops / rate
-        print(f"  {contender.name:32} {speed:9,.0f} {share:16.2f} {contender.memory / 2**20:8,.0f} MiB   {against}")
+        share = speed * flops / (peak or rate)
+        print(
+            f"  {contender.name:32} {speed:9,.0f} {share:16.3f} {contender.memory / 2**20:8,.0f} MiB   {against}",
+            flush=True,
+        )
 
 
-def race(contenders: list[Contender], arguments: argparse.Namespace) -> list[Contender]:
+@contextlib.contextmanager
+def started(contenders: list[Contender], on_gpu: bool) -> Iterator[None]:
+    """Their processes, ready to be timed. On a GPU most of a start is compiling, for which there are many cores."""
+    with ThreadPoolExecutor(len(contenders) if on_gpu else 1) as pool:
+        list(pool.map(Contender.start, contenders))
+    yield
     for contender in contenders:
-        contender.start()
+        contender.stop()
+
+
+def race(contenders: list[Contender], arguments: argparse.Namespace) -> None:
     for number in range(arguments.rounds):
         turn = number % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
             contender.round(arguments.steps)
-    for contender in contenders:
-        contender.stop()
-    return contenders
 
 
-def growth(arguments: argparse.Namespace) -> None:
+def growth(contenders: dict[str, Contender], rounds: int) -> None:
     """Time a token against what the count of FLOPs predicts from the smallest."""
-    tokens = arguments.rows * 256
-    shapes = {label: Shape(*size, 16_384, max(1, tokens // size[2])) for label, size in GROWTH.items()}
-    contenders = race([Contender(OURS, shape) for shape in shapes.values()], arguments)
-    print(f"\nvocabulary 16,384, {tokens:,} tokens a step, {OURS}; median of {arguments.rounds} rounds")
+    print(f"\nvocabulary 16,384, {STEP:,} tokens a step, {OURS}; median of {rounds} rounds")
     print(f"  {'':14} {'MFLOP a token':>14} {'us a token':>11}   measured / predicted by the FLOPs of model 1x")
     first = None
-    for label, contender in zip(shapes, contenders, strict=True):
+    for label, contender in contenders.items():
         flops = flops_per_token(contender.shape)
         if contender.problem:
             print(f"  {label:14} {flops / 1e6:14.1f}   not measured: {contender.problem}")

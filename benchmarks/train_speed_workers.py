@@ -69,6 +69,8 @@ def batches(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
     text = real_bytes(4 * shape.rows * shape.length + 2)
     ids = (256 * text[:-1] + text[1:]) % shape.vocabulary
     pieces = [ids[i * shape.rows * shape.length :][: shape.rows * shape.length + 1] for i in range(4)]
+    if torch.cuda.is_available():
+        pieces = [piece.pin_memory() for piece in pieces]  # as a loader hands it on
     while True:
         for piece in pieces:
             yield piece[:-1].view(shape.rows, -1), piece[1:].view(shape.rows, -1)
@@ -169,10 +171,12 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None
     engine = zero.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
     if compiled:
         engine.compile()
-    guard, size = Guard("log", 10), (1, shape.rows, shape.length)
+    guard = Guard("log", 10)
+    pinned = {"pin_memory": device.type == "cuda"}
+    segments = torch.zeros(1, shape.rows, shape.length, dtype=torch.int32, **pinned)
+    sources = torch.zeros(1, shape.rows, dtype=torch.int64, **pinned)
     for ids, labels in batches(shape):
         gate()
-        segments, sources = torch.zeros(size, dtype=torch.int32), torch.zeros(1, shape.rows, dtype=torch.int64)
         batch = Batch(ids[None], labels[None], segments, sources, labels.numel(), 0, {}, [])
         result = train_step(engine, batch, labels.numel(), 1, CLIP, guard, ranks)
         guard.after_step(result.loss, result.skipped)

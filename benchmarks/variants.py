@@ -74,7 +74,10 @@ class Made:
 
 
 def preset(made: Made, corpus: Path | None) -> Preset:
-    return corpus_preset(made.variant, corpus, (256, 3), made.seed, VARIANTS[made.variant])
+    variant = VARIANTS[made.variant]
+    # not compiled: that would take longer than so short a run gains by it
+    sections = variant | {"train": variant["train"] | {"compile": False}}
+    return corpus_preset(made.variant, corpus, (256, 3), made.seed, sections)
 
 
 def vocabulary(made: Preset) -> int:

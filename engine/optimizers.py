@@ -34,7 +34,8 @@ def make_optimizer(model: nn.Module, train: TrainConfig, bf16: bool) -> torch.op
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.95): a second moment of about 20 steps follows a short run's changing gradients."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    groups = _core_apart(parameter_groups(model, weight_decay), model)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: torch.dtype) -> MuonAdamW:
@@ -49,10 +50,24 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: tor
         kept | {"muon": False},
     ]
     matrices = {names[parameter]: _matrices_of(names[parameter], parameter) for parameter in hidden}
-    optimizer = MuonAdamW([group for group in groups if group["params"]], matrices, learning_rate, dtype)
+    optimizer = MuonAdamW(_core_apart(groups, model), matrices, learning_rate, dtype)
     wholes = [Fragment(matrices[names[parameter]], 0, 0, parameter.numel(), shared=False) for parameter in hidden]
     optimizer.fragments = {parameter: [whole] for parameter, whole in zip(hidden, wholes, strict=True)}
     return optimizer
+
+
+def _core_apart(groups: list[dict], model: nn.Module) -> list[dict]:
+    """The groups that hold anything, those of the latent core by themselves: theirs is another learning rate."""
+    latent = getattr(model, "latent", None)
+    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
+    apart = []
+    for group in groups:
+        for is_core in (False, True):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in core) == is_core]
+            factor = latent.auxiliary.learning_rate_factor if is_core and latent is not None else 1.0
+            if parameters:
+                apart.append(group | {"params": parameters, "rate_factor": factor})
+    return apart
 
 
 def _matrices_of(name: str, weight: torch.Tensor) -> tuple[int, int, int]:

@@ -107,8 +107,9 @@ def rehearsed_step(engine: deepspeed.DeepSpeedEngine, passes: int) -> Iterator[N
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """The trunk's; the latent core's is auxiliary.learning_rate_factor times it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
 
 
 def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
@@ -118,11 +119,8 @@ def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
 
 def squared_norms(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor:
     """(2,) fp64, on the device: of this rank's share of the gradients accumulated, the trunk's and the core's."""
-    core = _core(engine)
-    parts: tuple[list[torch.Tensor], ...] = ([], [])
-    for parameter, gradient in _gradients(engine):
-        parts[id(parameter) in core].append(gradient)
-    return torch.stack([nn.utils.get_total_norm(part).double().square().to(engine.device) for part in parts])
+    norms = [nn.utils.get_total_norm(part).to(engine.device) for part in _parts(engine)]
+    return torch.stack(norms).double().square()
 
 
 def step(engine: deepspeed.DeepSpeedEngine, squares: torch.Tensor, clip: float, ranks: Ranks) -> float:
@@ -139,20 +137,21 @@ def step(engine: deepspeed.DeepSpeedEngine, squares: torch.Tensor, clip: float, 
     if not all(map(math.isfinite, norms)):
         discard(engine)
         return math.nan
-    if max(norms) > clip:
-        core = _core(engine)
-        for parameter, gradient in _gradients(engine):
-            norm = norms[id(parameter) in core]
-            if norm > clip:
-                gradient.mul_(clip / norm)
+    for part, norm in zip(_parts(engine), norms, strict=True):
+        if norm > clip:
+            torch._foreach_mul_(part, clip / norm)
     engine.step()
     return norms[0]
 
 
-def _core(engine: deepspeed.DeepSpeedEngine) -> set[int]:
-    """The ids of the latent core's parameters."""
+def _parts(engine: deepspeed.DeepSpeedEngine) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """This rank's gradients: the trunk's and the latent core's."""
     latent = getattr(engine.module, "latent", None)
-    return set() if latent is None else {id(parameter) for parameter in latent.parameters()}
+    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
+    parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for parameter, gradient in _gradients(engine):
+        parts[id(parameter) in core].append(gradient)
+    return parts
 
 
 def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

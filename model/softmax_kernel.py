@@ -14,7 +14,8 @@ except ImportError:
     triton = None
 
 AVAILABLE = triton is not None  # it comes with torch's builds for GPUs
-BLOCK, WARPS = 4096, 8  # logits that a program holds at a time, and its warps
+# Logits that a program holds at a time, and its warps: so many that few rows are in work, and stay in the cache.
+BLOCK, WARPS = 8192, 32
 
 
 if AVAILABLE:
