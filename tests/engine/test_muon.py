@@ -66,18 +66,19 @@ def test_a_step_is_that_of_torchs_muon():
 def test_which_weights_it_steps_and_how_a_fused_projection_is_taken_apart():
     model = TransformerLM(SHAPE, 64, EVERYTHING)
     optimizer = muon(model, 1e-2, 0.1, torch.float32)
-    with_muon, *others = optimizer.param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
-    assert {names[p] for p in with_muon["params"]} == optimizer.matrices.keys()
+    *with_muon, outputs, core_outputs, _, _ = optimizer.param_groups  # the trunk's and the core's of each kind
+    assert {names[p] for group in with_muon for p in group["params"]} == optimizer.matrices.keys()
     assert {name.split(".", 2)[2] for name in optimizer.matrices if name.startswith("blocks")} == {
         "attention.in_proj_weight",
         "attention.out_proj.weight",
         "mlp.up.weight",
         "mlp.down.weight",
     }
-    assert {names[p] for p in others[0]["params"]} == {"lm_head.weight", "latent.value_head.bins.weight"}
+    assert [names[p] for p in outputs["params"]] == ["lm_head.weight"]
+    assert [names[p] for p in core_outputs["params"]] == ["latent.value_head.bins.weight"]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1] * 4 + [0.0] * 2
 
     fused = model.blocks[0].attention.in_proj_weight
     before = fused.detach().clone()

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
-from engine.optimizers import adamw, parameter_groups
-from model import ModelConfig, TransformerLM
+from engine.optimizers import adamw, make_optimizer, parameter_groups
+from engine.preset import TrainConfig
+from model import AuxiliaryConfig, ModelConfig, TransformerLM
 
 
 def test_only_matrices_of_linear_layers_decay():
@@ -33,3 +35,15 @@ def test_fused_adamw_takes_the_textbook_step():
     optimizer.step()
     # The first step of Adam is the gradient's sign; the decay is decoupled.
     assert torch.allclose(parameter.weight, weight * (1 - 0.1 * 0.5) - 0.1 * torch.tensor([[1.0, -1.0]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_latent_core_has_groups_of_its_own_with_its_factor(optimizer: str):
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
+    model = TransformerLM(config, 64, AuxiliaryConfig(enable_value=True, value_horizons=(2,), learning_rate_factor=3.0))
+    core = set(model.latent.parameters())
+    groups = make_optimizer(model, TrainConfig(optimizer=optimizer), bf16=False).param_groups
+    for group in groups:
+        assert set(group["params"]) <= core or not set(group["params"]) & core
+        assert group["rate_factor"] == (3.0 if set(group["params"]) <= core else 1.0)
+    assert {parameter for group in groups for parameter in group["params"]} == set(model.parameters())
