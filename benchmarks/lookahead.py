@@ -70,7 +70,7 @@ def preset(model: Model, corpus: Path | None, shape: tuple[int, int], changes: d
         "train": {key: getattr(shipped.train, key) for key in ("optimizer", "learning_rate")} | {"compile": False},
         "auxiliary": auxiliary(model.method) | changes,
     }
-    return corpus_preset(model.folder, corpus, shape, model.seed, sections)
+    return corpus_preset(model.method, corpus, shape, model.seed, sections)
 
 
 def corpus_preset(
@@ -160,6 +160,8 @@ def main() -> None:
     if missing := [model.folder for model in models if model not in there]:
         print(f"not finished: {', '.join(missing)}")
     models = there
+    if not models:
+        return
     loaded = {model: load(arguments.runs / model.folder / CURRENT, device) for model in models}
     first = preset(models[0], arguments.corpus, arguments.shape, {})
     text: Text = collect(first, loaded[models[0]], arguments.held_out, arguments.probe_tokens, device)

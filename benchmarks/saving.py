@@ -45,7 +45,8 @@ def main() -> None:
     ids = real_bytes(2 * config.seq_length + 1)
     loss_sum, _ = engine(ids[:-1].view(2, -1), ids[1:].view(2, -1))
     engine.backward(loss_sum / (2 * config.seq_length))
-    zero.step(engine, zero.squared_norms(engine), train.gradient_clipping, ranks)  # now there are moments
+    gradients = zero.Gradients.accumulated(engine)
+    zero.step(engine, gradients, gradients.squared_norms(), train.gradient_clipping, ranks)  # now there are moments
 
     def take() -> Copy:
         snapshot = Snapshot(

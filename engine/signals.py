@@ -1,8 +1,8 @@
 """What ends a run from outside: SIGINT and SIGTERM, a launcher that dies, a rank that is lost.
 
 Until the first optimizer step is done there is nothing to lose, and a signal ends all ranks at once. From then on it is
-a wish: the loop agrees on it, saves and leaves; a second one leaves at once. A thread watches, since a handler does not
-run while the main thread compiles, computes or waits in C++.
+a wish: the loop agrees on it, saves and leaves; a second one, unless it is an echo of the first, leaves at once. A
+thread watches, since a handler does not run while the main thread compiles, computes or waits in C++.
 """
 
 import contextlib
@@ -26,7 +26,10 @@ from engine.peers import SOMEBODY_LOST, TELL_SECONDS, Ending, Peers
 from engine.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO_SECONDS = 3.0
+# Whoever starts a process may repeat a signal within a moment, which is no second wish: `timeout` sends it to the
+# process and to its group, wrappers hand a Ctrl-C on that the process has had, DeepSpeed's launcher sends SIGINT and
+# then SIGTERM.
+ECHO_SECONDS, LAUNCHERS_ECHO_SECONDS = 0.5, 3.0
 TICK_SECONDS = 0.5
 GRACE_SECONDS = 15.0  # for the main thread to end by itself when a rank is lost
 PRINT_SECONDS = 1.0  # for whoever reads the output
@@ -51,8 +54,7 @@ class Watch:
         self._peers: Peers | None = None
         self._lost_for = 0.0  # seconds
         self._launchers = _launchers()
-        # Launchers repeat a signal within a moment (DeepSpeed's sends SIGINT, then SIGTERM): that is no second wish.
-        self._echo_seconds = ECHO_SECONDS if self._launchers or ranks.world_size > 1 else 0.0
+        self._echo_seconds = LAUNCHERS_ECHO_SECONDS if self._launchers or ranks.world_size > 1 else ECHO_SECONDS
         self._bell, self._ringer = socket.socketpair()  # the interpreter writes each signal's number here at once
         self._ringer.setblocking(False)
         self._before = self._take_signals()

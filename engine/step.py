@@ -79,13 +79,14 @@ def train_step(
             if not engine.is_gradient_accumulation_boundary():
                 engine.step()  # counts the pass
 
-    squares = zero.squared_norms(engine)  # before the host waits for the device, so that it waits once
+    gradients = zero.Gradients.accumulated(engine)
+    squares = gradients.squared_norms()  # before the host waits for the device, so that it waits once
     loss, loss_sums = losses.over_all(ranks)
     verdict, grad_norm = guard.judge(loss), None
     if guard.refuses(verdict):
         zero.discard(engine)
     else:
-        grad_norm = zero.step(engine, squares, clip, ranks)
+        grad_norm = zero.step(engine, gradients, squares, clip, ranks)
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
     auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)

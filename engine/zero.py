@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -29,6 +29,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for a preset's `train` section."""
+    # One process has nobody to divide moments or gradients with: it would only copy its own, twice a step.
+    stage = train.zero_stage if world_size > 1 or train.zero_stage == 3 else 0
     return {
         "train_micro_batch_size_per_gpu": train.per_gpu_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps,
@@ -47,10 +49,10 @@ def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, 
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": train.zero_stage,
+            "stage": stage,
             "contiguous_gradients": True,
             "reduce_scatter": True,
-            "overlap_comm": train.zero_stage >= 2,
+            "overlap_comm": stage >= 2,
             "allgather_partitions": True,
             "round_robin_gradients": False,
             "reduce_bucket_size": 50_000_000,
@@ -58,7 +60,7 @@ def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, 
             "stage3_prefetch_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 10_000,
             # `squared_norms` has taken it; a second time would cost some hundred kernels and a wait for the device.
-            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) else {}),
+            **({"compute_grad_norm": False} if stage in (1, 2) else {}),
         },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
@@ -82,8 +84,10 @@ def initialize(model: nn.Module, train: TrainConfig, ranks: Ranks, bf16: bool) -
         config=engine_config(train, ranks.world_size, bf16),
         dist_init_required=False,
     )
+    if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # there is nothing to sum
     base = _base_optimizer(engine)
-    if isinstance(base, MuonAdamW) and train.zero_stage:
+    if isinstance(base, MuonAdamW) and engine.zero_optimization_stage():
         base.fragments, base.sum_over_ranks = _fragments(engine, base, ranks), dist.all_reduce
     return engine
 
@@ -117,13 +121,30 @@ def learning_rate(engine: deepspeed.DeepSpeedEngine) -> float:
     return engine.optimizer.param_groups[0]["lr"]
 
 
-def squared_norms(engine: deepspeed.DeepSpeedEngine) -> torch.Tensor:
-    """(2,) fp64, on the device: of this rank's share of the gradients accumulated, the trunk's and the core's."""
-    norms = [nn.utils.get_total_norm(part).to(engine.device) for part in _parts(engine)]
-    return torch.stack(norms).double().square()
+class Gradients(NamedTuple):
+    """This rank's gradients, or its shares of them, as the optimizer is about to read them."""
+
+    trunk: list[torch.Tensor]
+    core: list[torch.Tensor]  # the latent core's
+
+    @classmethod
+    def accumulated(cls, engine: deepspeed.DeepSpeedEngine) -> "Gradients":
+        latent = getattr(engine.module, "latent", None)
+        core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
+        gradients = cls([], [])
+        for parameter, gradient in _gradients(engine):
+            gradients[id(parameter) in core].append(gradient)
+        return gradients
+
+    def squared_norms(self) -> torch.Tensor:
+        """(2,) fp64, on the device."""
+        norms = [nn.utils.get_total_norm(part) for part in self]
+        return torch.stack([norm.to(norms[0].device) for norm in norms]).double().square()
 
 
-def step(engine: deepspeed.DeepSpeedEngine, squares: torch.Tensor, clip: float, ranks: Ranks) -> float:
+def step(
+    engine: deepspeed.DeepSpeedEngine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks
+) -> float:
     """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`; returns the norm of the
     trunk's before clipping.
 
@@ -137,25 +158,15 @@ def step(engine: deepspeed.DeepSpeedEngine, squares: torch.Tensor, clip: float, 
     if not all(map(math.isfinite, norms)):
         discard(engine)
         return math.nan
-    for part, norm in zip(_parts(engine), norms, strict=True):
+    for part, norm in zip(gradients, norms, strict=True):
         if norm > clip:
             torch._foreach_mul_(part, clip / norm)
     engine.step()
     return norms[0]
 
 
-def _parts(engine: deepspeed.DeepSpeedEngine) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """This rank's gradients: the trunk's and the latent core's."""
-    latent = getattr(engine.module, "latent", None)
-    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
-    parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for parameter, gradient in _gradients(engine):
-        parts[id(parameter) in core].append(gradient)
-    return parts
-
-
 def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """This rank's gradients, or its shares of them, as the optimizer is about to read them, and whose they are."""
+    """What Gradients holds, and whose each is."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
         yield from ((p, p.grad) for p in engine.module.parameters() if p.grad is not None)

@@ -261,6 +261,19 @@ def test_during_compilation_a_signal_leaves_at_once(start, home: Path, monkeypat
     assert "uncompiled" not in job.output
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_a_signal_that_is_repeated_within_a_moment_is_one_signal(start, home: Path, pause: float):
+    """As `timeout` sends it: to the process, and to the group that it is in."""
+    job = start()
+    job.until(STEP)
+    job.until(STEP)
+    job.process.send_signal(signal.SIGTERM)
+    time.sleep(pause)
+    job.process.send_signal(signal.SIGTERM)
+    assert "SIGTERM at step" in job.rest(), job.output
+    assert job.process.wait() == 143 and saved_steps(home) == reported_steps(home)
+
+
 def test_the_second_signal_leaves_at_once(start, home: Path):
     """In mid-pass of stage 3, which is not given up, so the first one has to wait."""
     job = start(
@@ -270,7 +283,7 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
     job.until(STEP)
     time.sleep(0.5)
     job.process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
+    time.sleep(0.7)  # no echo any more
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
     rest = job.rest()
