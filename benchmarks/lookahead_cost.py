@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.overhead import real_bytes
 from engine import machine, zero
-from engine.compiling import choose_compile
+from engine.compiling import choose_compile, compile_model
 from engine.console import Console
 from engine.guard import Guard
 from engine.preset import TrainConfig, load_preset
@@ -107,7 +107,7 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
     compiling = choose_compile(True, ranks, Console(enabled=False)) if arguments.compile else None
     if compiling:
         for trainer in trainers.values():
-            trainer.engine.compile()
+            compile_model(trainer.engine)
     for _ in range(2):
         for trainer in trainers.values():
             trainer.step(batch)

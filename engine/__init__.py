@@ -13,7 +13,7 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 # torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
 from engine.loop import TrainResult  # noqa: E402
 from engine.preset import Preset, load_preset  # noqa: E402

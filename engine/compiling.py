@@ -1,4 +1,4 @@
-"""torch.compile: whether it works here, and a cache for it that a killed process does not spoil.
+"""torch.compile: whether it works here, what is compiled, and a cache for it that a killed process does not spoil.
 
 A compiler that is killed leaves half a library under its final name, and torch would load that at every later start. So
 a process leaves a note in the cache while it compiles, with a lock that ends with it: a note that nobody holds is that
@@ -12,6 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+import deepspeed
 import torch
 
 from engine.console import Console
@@ -71,6 +72,14 @@ def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> Compili
         raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
     console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
     return None
+
+
+def compile_model(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Compiles the engine's model; on a CPU without the latent core, which would take minutes and be no faster."""
+    core = getattr(engine.module, "latent", None)
+    if core is not None and engine.device.type == "cpu":
+        core.forward = torch.compiler.disable(core.forward)
+    engine.compile()
 
 
 def compiler_problem(device: torch.device) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from engine import machine, samples, zero
 from engine.checkpoints import CheckpointFolder
-from engine.compiling import choose_compile
+from engine.compiling import choose_compile, compile_model
 from engine.console import Console, count
 from engine.curriculum import Curriculum
 from engine.errors import Diverged, Interrupted, SourcesFailed
@@ -87,7 +87,7 @@ class Run:
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
         self.compiling = choose_compile(preset.train.compile, ranks, console)
         if self.compiling:
-            self.engine.compile()
+            compile_model(self.engine)
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
         if self.curriculum and saved.get("curriculum"):

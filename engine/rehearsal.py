@@ -139,23 +139,17 @@ def rehearse(
     progress: float,
     ranks: Ranks,
 ) -> None:
-    """One step of passes of `rows` rows for each depth that rollouts will have from `progress` of the run on, at a
-    learning rate of 0, and all that it leaves behind taken back. The optimizer's state must not be loaded yet.
+    """One step of passes of `rows` rows, as after `progress` of the run, at a learning rate of 0, and all it leaves
+    behind taken back. The optimizer's state must not be loaded yet.
 
-    The deepest step has as many passes as it takes until memory is at its fullest: the gradients of one wait beside the
-    next.
+    It has as many passes as it takes until memory is at its fullest: the gradients of one wait beside the next.
     """
-    depths: list[int | None] = [None]
+    passes = min(2, preset.train.accumulation_steps)
+    batch, look_ahead = same_tokens(preset, rows, passes), None
     if sampler is not None:
-        first = sampler.draw(same_tokens(preset, rows, 1).segment_ids[0], progress, -1).depth
-        depths = list(range(first, preset.auxiliary.rollout_depth + 1))
-    for depth in depths:
-        passes = min(2, preset.train.accumulation_steps) if depth == depths[-1] else 1
-        batch, look_ahead = same_tokens(preset, rows, passes), None
-        if sampler is not None:
-            look_ahead = [sampler.draw(ids, progress, batch.number)._replace(depth=depth) for ids in batch.segment_ids]
-        with zero.rehearsed_step(engine, passes):
-            step(batch, batch.num_tokens * ranks.world_size, look_ahead, Guard("log", 1))
+        look_ahead = [sampler.draw(ids, progress, batch.number) for ids in batch.segment_ids]
+    with zero.rehearsed_step(engine, passes):
+        step(batch, batch.num_tokens * ranks.world_size, look_ahead, Guard("log", 1))
 
 
 def same_tokens(preset: Preset, rows: int, passes: int) -> Batch:

@@ -142,17 +142,21 @@ class LatentCore(nn.Module):
     ) -> dict[str, Tensor]:
         """What is said of predicted states; `realised` are the value's targets where there is a value; `begin` makes a
         rollout of the rows that look_ahead names."""
-        auxiliary, rows, columns, depth = self.auxiliary, look_ahead.rows, look_ahead.columns, look_ahead.depth
+        auxiliary, rows, columns = self.auxiliary, look_ahead.rows, look_ahead.columns
+        depth = auxiliary.rollout_depth  # all steps are always made, so that the shapes stay: see look_ahead.depth
         hidden, ahead = hidden[rows], ahead[rows]
         true, figures = hidden.detach(), {}
         to_read, to_compare = self._rollouts(hidden, embeddings.detach(), depth, begin)
 
-        comparable = [ahead[:, :-i] > i for i in range(1, depth + 1)]
+        comparable = [(ahead[:, :-i] > i) & (i <= look_ahead.depth) for i in range(1, depth + 1)]
         if auxiliary.enable_dynamics:
             losses = [dynamics_losses(states, true[:, i:]) for i, states in enumerate(to_compare, 1)]
             figures["dynamics"] = sum(map(_sum_and_count, losses, comparable))
-        ratio = variance_ratio(to_compare[-1], true[:, depth:], comparable[-1])
-        figures["latent_variance"] = torch.stack([ratio, comparable[-1].any().float()])
+        ratios = [
+            torch.stack([variance_ratio(states, true[:, i:], counted), counted.any().float()])
+            for i, (states, counted) in enumerate(zip(to_compare, comparable, strict=True), 1)
+        ]
+        figures["latent_variance"] = torch.stack(ratios)[look_ahead.depth[None] - 1][0]
 
         # What the heads read at a column are the predictions of its state, made i steps before it: (depth, R, P, D).
         read = torch.stack([states[:, columns - i] for i, states in enumerate(to_read, 1)])

@@ -1,6 +1,7 @@
 """What one pass looks ahead at: drawn outside the model, from random streams of its own, and handed in as tensors.
 
-The shapes are the same in every pass, so a compiled model is compiled once for each depth. A draw is a function of
+The shapes are the same in every pass, also while rollouts are still to grow: a compiled model is compiled once. A draw
+is a function of
 (seed, step, rank, pass): a run that resumes draws what the uninterrupted one would have drawn, and nothing else that
 is random is disturbed.
 """
@@ -27,11 +28,11 @@ class LookAhead(NamedTuple):
     columns: Tensor  # (P,) int64: where predicted states are read, the same in each of those rows
     spans: Tensor  # (S,) int64: the columns before each span, the same in all rows
     weights: Tensor  # (len(OBJECTIVES),) fp32: what each objective counts beside the cross-entropy
-    depth: int  # steps of a rollout
+    depth: Tensor  # () int64: how many steps of a rollout count
 
     def to(self, device: torch.device) -> "LookAhead":
         """The same on `device`."""
-        return LookAhead(*(tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.depth)
+        return LookAhead(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class LookAheadSampler:
@@ -58,7 +59,7 @@ class LookAheadSampler:
             torch.tensor(sorted(columns)),
             torch.tensor(_span_starts(auxiliary, length, stream)),
             weights_at(auxiliary, progress),
-            depth_at(auxiliary, progress),
+            torch.tensor(depth_at(auxiliary, progress)),
         )
 
 
@@ -108,7 +109,7 @@ def weights_at(auxiliary: AuxiliaryConfig, progress: float) -> Tensor:
 
 
 def depth_at(auxiliary: AuxiliaryConfig, progress: float) -> int:
-    """Steps of a rollout after `progress` of the run: one more after each auxiliary_warmup_fraction of it."""
+    """Steps of a rollout that count after `progress` of the run: one more after each auxiliary_warmup_fraction."""
     warmup = auxiliary.auxiliary_warmup_fraction
     return min(auxiliary.rollout_depth, 1 + int(progress / warmup)) if warmup else auxiliary.rollout_depth
 
