@@ -72,6 +72,9 @@ class Made:
     def folder(self) -> str:
         return f"{self.label}-{self.seed}"
 
+    def tokens(self, of_whole: int) -> int:
+        return int(self.share * of_whole)
+
 
 def preset(made: Made, corpus: Path | None) -> Preset:
     variant = VARIANTS[made.variant]
@@ -164,7 +167,7 @@ def main() -> None:
     if arguments.only != "table":
         ranks = join()
         for made in runs:
-            folder, budget = arguments.runs / made.folder, int(made.share * arguments.tokens)
+            folder, budget = arguments.runs / made.folder, made.tokens(arguments.tokens)
             if not finished(folder, budget):
                 print(f"training {made.folder}: {budget:,} tokens", flush=True)
                 train(preset(made, arguments.corpus), token_budget=budget, checkpoint_dir=folder, ranks=ranks)
@@ -172,9 +175,13 @@ def main() -> None:
     if arguments.only == "train":
         return
     print(f"{machine.describe(local_device())}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    there = [made for made in runs if (arguments.runs / made.folder / CURRENT).exists()]
-    relative = speeds(list(dict.fromkeys(made.variant for made in runs)), arguments.corpus, arguments.rounds)
-    print(f"3 x 256, sequence 256, {arguments.tokens:,} tokens; time relative to a whole run of {runs[0].variant}")
+    there = [made for made in runs if finished(arguments.runs / made.folder, made.tokens(arguments.tokens))]
+    if missing := [made.folder for made in runs if made not in there]:
+        print(f"not finished: {', '.join(missing)}")
+    if not there:
+        return
+    relative = speeds(list(dict.fromkeys(made.variant for made in there)), arguments.corpus, arguments.rounds)
+    print(f"3 x 256, sequence 256, {arguments.tokens:,} tokens; time relative to a whole run of {there[0].variant}")
     table(there, arguments.runs, arguments.tokens, relative)
 
 

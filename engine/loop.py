@@ -19,7 +19,7 @@ from engine.checkpoints import CheckpointFolder
 from engine.compiling import choose_compile, compile_model
 from engine.console import Console, count
 from engine.curriculum import Curriculum
-from engine.errors import Diverged, Interrupted, SourcesFailed
+from engine.errors import Diverged, Interrupted, PresetError, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows
 from engine.feed import Feed, places_per_pass
 from engine.guard import Guard, all_finite
@@ -73,6 +73,10 @@ class Run:
         self.folder, self.ranks, self.metrics, self.stop = folder, ranks, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
+        if preset.train.forbid_synchronization and preset.train.zero_stage == 3 and ranks.device.type == "cuda":
+            raise PresetError(
+                "train.forbid_synchronization: DeepSpeed's stage 3 itself waits for a GPU; set train.zero_stage to 2 or less."
+            )
         self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         saved = beginning.data_state or {}
         if preset.train.probe_batch:

@@ -73,7 +73,7 @@ class AuxiliaryConfig(BaseModel):
     dynamics_detach_trunk: bool = True
     span_contrastive_detach_trunk: bool = True
     auxiliary_warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    learning_rate_factor: float = Field(2.0, gt=0.0)
+    learning_rate_factor: float = Field(1.0, gt=0.0)
 
     rollout_depth: int = Field(3, ge=1, le=3)
     # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
