@@ -1,7 +1,7 @@
 """Whether the model looks ahead: models with the latent core on and off, and every claim beside what it must beat.
 
     python -m benchmarks.lookahead RUNS [CORPUS] [--methods off,on,off@1.25] [--tokens 10000000] [--seeds 0,1,2]
-                                   [--only train|table]
+                                   [--only train|table] [--at-once 1]
 
 `off@1.25` is a run of so many times the tokens: what the plain model reaches in the time that the core takes.
 
@@ -10,12 +10,16 @@ Trains 3 x 256 (or --shape 512x6), with the optimizer and the kind of trunk that
 project's own `train`. RUNS keeps a folder for each model: one that is finished is taken as it is, one that was stopped
 goes on; the table leaves out what is not finished. It is printed over held-out documents that no model, no regression
 and no head was fitted to. Intervals are 95%, from 1,000 resamples of documents, paired where two figures are compared.
-What the core costs is measured by benchmarks.lookahead_cost.
+A GPU waits for the host at this size: there --at-once trains several, each in a process of its own. What the core costs
+is measured by benchmarks.lookahead_cost.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +135,21 @@ def train_missing(models: list[Model], arguments: argparse.Namespace) -> None:
     leave()
 
 
+def train_apart(benchmark: str, option: str, models: list[Any], runs: Path, at_once: int) -> None:
+    """Trains each of `models`, which have a label, a seed and a folder, by the benchmark's own command in a process of
+    its own, so many at a time, as they are listed; `option` names labels to it. What they say is beside the folders."""
+    runs.mkdir(parents=True, exist_ok=True)
+
+    def train_one(model: Any) -> None:
+        only = [option, model.label, "--seeds", str(model.seed), "--only", "train", "--at-once", "1"]
+        with (runs / f"{model.folder}.log").open("w") as log:
+            ended = subprocess.run([sys.executable, "-m", benchmark, *sys.argv[1:], *only], stdout=log, stderr=log)
+        print(f"{model.folder} ended with status {ended.returncode}", flush=True)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(train_one, models))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
@@ -144,13 +163,16 @@ def main() -> None:
     parser.add_argument("--probe-tokens", type=int, default=2_600_000, help="training tokens for each fitted baseline")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="what is to be beaten")
     parser.add_argument("--only", choices=("train", "table"))
+    parser.add_argument("--at-once", type=int, default=1, help="processes that train")
     arguments = parser.parse_args()
     width, layers = arguments.shape.split("x")
     arguments.shape = int(width), int(layers)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     specs = [spec.partition("@") for spec in arguments.methods.split(",")]
     models = [Model(method, seed, float(share or 1.0)) for seed in seeds for method, _, share in specs]
-    if arguments.only != "table":
+    if arguments.only != "table" and arguments.at_once > 1:
+        train_apart("benchmarks.lookahead", "--methods", models, arguments.runs, arguments.at_once)
+    elif arguments.only != "table":
         train_missing(models, arguments)
     if arguments.only == "train":
         return

@@ -1,7 +1,7 @@
 """Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
 
     python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
-                                  [--only train|table] [--rounds 9] [--gpt2 FOLDER]
+                                  [--only train|table] [--at-once 1] [--rounds 9] [--gpt2 FOLDER]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
 Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lookahead import corpus_preset, finished
+from benchmarks.lookahead import corpus_preset, finished, train_apart
 from benchmarks.overhead import real_bytes
 from engine import machine, train
 from engine.checkpoints import CURRENT
@@ -158,13 +158,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
     parser.add_argument("--gpt2", help="a folder with GPT-2's tokenizer, where the hub cannot be reached")
     parser.add_argument("--only", choices=("train", "table"))
+    parser.add_argument("--at-once", type=int, default=1, help="processes that train")
     arguments = parser.parse_args()
     if arguments.gpt2:
         VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     runs = [Made(name, float(share or 1.0), seed) for seed in seeds for name, _, share in specs]
-    if arguments.only != "table":
+    if arguments.only != "table" and arguments.at_once > 1:
+        train_apart("benchmarks.variants", "--of", runs, arguments.runs, arguments.at_once)
+    elif arguments.only != "table":
         ranks = join()
         for made in runs:
             folder, budget = arguments.runs / made.folder, made.tokens(arguments.tokens)

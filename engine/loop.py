@@ -75,7 +75,7 @@ class Run:
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
         if preset.train.forbid_synchronization and preset.train.zero_stage == 3 and ranks.device.type == "cuda":
             raise PresetError(
-                "train.forbid_synchronization: DeepSpeed's stage 3 itself waits for a GPU; set train.zero_stage to 2 or less."
+                "train.forbid_synchronization: DeepSpeed's stage 3 itself waits for a GPU; set train.zero_stage to 2."
             )
         self.bf16 = machine.choose_bf16(preset.train.precision, ranks, console)
         saved = beginning.data_state or {}

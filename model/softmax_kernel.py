@@ -1,8 +1,8 @@
 """A Triton kernel for a GPU: each row of logits becomes its cross-entropy and, where asked for, its gradient in place.
 
 Written out in torch, log-softmax and its gradient read and write a chunk of logits some ten times in fp32; here a row
-is read twice and written once, in the dtype that the matrix product left it in, and the second reading finds it in the
-cache. (The same plan as Liger's kernels, arXiv 2410.10989.)
+is read twice and written once, in the dtype that the matrix product left it in. (The same plan as Liger's kernels,
+arXiv 2410.10989.)
 """
 
 from torch import Tensor
@@ -14,8 +14,7 @@ except ImportError:
     triton = None
 
 AVAILABLE = triton is not None  # it comes with torch's builds for GPUs
-# Logits that a program holds at a time, and its warps: so many that few rows are in work, and stay in the cache.
-BLOCK, WARPS = 8192, 32
+BLOCK, WARPS = 4096, 8  # logits that a program holds at a time, and its warps
 
 
 if AVAILABLE:
