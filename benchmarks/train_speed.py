@@ -84,7 +84,9 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+            | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},  # so that all of them fit beside one another
         )
         if self._read():
             self.round(WARMUP)
@@ -224,7 +226,7 @@ def growth(contenders: dict[str, Contender], rounds: int) -> None:
             continue
         each = statistics.median(contender.seconds) / (contender.shape.rows * contender.shape.length)
         first = first or each / flops
-        print(f"  {label:14} {flops / 1e6:14.1f} {each * 1e6:11.1f}   {each / flops / first:.2f}")
+        print(f"  {label:14} {flops / 1e6:14.1f} {each * 1e6:11.3f}   {each / flops / first:.2f}")
 
 
 def flops_per_token(shape: Shape) -> float:

@@ -322,6 +322,7 @@ class Run:
             self._losses_held_out(lambda passes: itertools.islice(passes, 1))
         self.rehearsed = True
         zero.load_optimizer_state(self.engine, self.beginning.optimizer, self.ranks)
+        self.beginning.optimizer = None  # twice the model's size, and the engine has it now
 
     def _losses_held_out(self, each_pass: Callable[[Iterable], Iterable]) -> dict[str, Any]:
         # In passes of the shape that training has: another would be compiled by itself.
