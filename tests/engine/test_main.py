@@ -81,6 +81,7 @@ def test_streams_that_take_nothing_do_not_end_a_run(home: Path, redirected: str)
     assert CheckpointFolder(home / "checkpoints").newest().optimizer is not None
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_trains(home: Path):
     values = json.loads((home / "configs" / "00_tiny.json").read_text())
     for name, asked in (("00_tiny", "auto"), ("01_demanding", True)):

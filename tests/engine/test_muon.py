@@ -144,7 +144,8 @@ def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path):
     assert all(own.keys() == {"exp_avg", "exp_avg_sq"} for own in moments.values())
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_path: Path, stage: int):
     alone = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 8})
     shared = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 4})

@@ -115,7 +115,7 @@ def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, m
     assert run["derived"]["rows_per_pass"] == 4, "a lineage keeps what it has"
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])  # in one process 0 to 2 are one
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer: str):
     """The steps after it have the bits of those of an engine that did not rehearse."""

@@ -20,7 +20,8 @@ def files_with(folder: Path, secret: str) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_token_is_in_no_output_and_no_file(workers: int, hub: HubServer, home: Path, topics_folder, tmp_path: Path):
     # A column that is called like the token: its name is in the reason why the source cannot be read.
     hub.repositories["some/columns"] = {"data/train-0.parquet": parquet([{TOKEN: "text"}] * 20)}

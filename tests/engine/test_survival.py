@@ -141,6 +141,7 @@ def test_a_lost_rank_ends_the_other_and_the_next_start_goes_on_to_the_same_bits(
     assert rank_lost(two_ranks, rank, kill_after=0.05) == [], "in a save or a step"
 
 
+@pytest.mark.slow
 def test_under_torchrun_a_lost_rank_ends_all_and_the_next_start_goes_on_to_the_same_bits(two_ranks: Lineage):
     assert rank_lost(two_ranks.by(torchrun), rank=1, kill_after=0.1, hold=0.3) == []
 

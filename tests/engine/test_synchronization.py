@@ -19,7 +19,7 @@ EVERYTHING = ON | {
 }
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])  # in one process 0 to 2 are one
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_no_pass_of_a_run_waits_for_the_device(tiny, tmp_path: Path, stage: int, optimizer: str):
     if stage == 3 and torch.cuda.is_available():
