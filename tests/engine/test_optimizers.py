@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from engine import zero
 from engine.optimizers import adamw, make_optimizer, parameter_groups
 from engine.preset import TrainConfig
+from engine.ranks import join
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 
 
@@ -47,3 +49,14 @@ def test_the_latent_core_has_groups_of_its_own_with_its_factor(optimizer: str):
         assert set(group["params"]) <= core or not set(group["params"]) & core
         assert group["rate_factor"] == (3.0 if set(group["params"]) <= core else 1.0)
     assert {parameter for group in groups for parameter in group["params"]} == set(model.parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_cores_learning_rate_follows_the_trunks(stage: int):
+    config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
+    model = TransformerLM(config, 64, AuxiliaryConfig(enable_value=True, value_horizons=(2,), learning_rate_factor=3.0))
+    engine = zero.initialize(model, TrainConfig(zero_stage=stage), join(), bf16=False)
+    zero.set_learning_rate(engine, 0.01)
+    assert zero.learning_rate(engine) == 0.01
+    assert sorted({round(group["lr"], 9) for group in engine.optimizer.param_groups}) == [0.01, 0.03]
+    engine.destroy()
