@@ -46,7 +46,9 @@ def main() -> None:
     loss_sum, _ = engine(ids[:-1].view(2, -1), ids[1:].view(2, -1))
     engine.backward(loss_sum / (2 * config.seq_length))
     gradients = zero.Gradients.accumulated(engine)
-    zero.step(engine, gradients, gradients.squared_norms(), train.gradient_clipping, ranks)  # now there are moments
+    zero.step(
+        engine, gradients, gradients.squared_norms(ranks.device), train.gradient_clipping, ranks
+    )  # now there are moments
 
     def take() -> Copy:
         snapshot = Snapshot(

@@ -80,7 +80,7 @@ def train_step(
                 engine.step()  # counts the pass
 
     gradients = zero.Gradients.accumulated(engine)
-    squares = gradients.squared_norms()  # before the host waits for the device, so that it waits once
+    squares = gradients.squared_norms(ranks.device)  # before the host waits for the device, so that it waits once
     loss, loss_sums = losses.over_all(ranks)
     verdict, grad_norm = guard.judge(loss), None
     if guard.refuses(verdict):
