@@ -99,6 +99,8 @@ class Watch:
             return error
         ending = self._peers.find_lost() if self._peers is not None else SOMEBODY_LOST
         self._choose_speaker(ending)
+        if ending.status != RankLost.status:
+            self._end(ending)  # not lost: a signal ended it, and this rank hears of it now
         return RankLost(self._sentence(ending))
 
     def close(self) -> None:

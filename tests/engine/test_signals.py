@@ -121,8 +121,8 @@ def configure(home: Path, **sections: dict) -> None:
     path.write_text(json.dumps(values))
 
 
-def start_ranks(home: Path) -> list[Job]:
-    """Two ranks without a launcher, rank 0 with the store, which soon miss each other."""
+def start_ranks(home: Path, script: str = IMPATIENT_MAIN) -> list[Job]:
+    """Two ranks of a script without a launcher, rank 0 with the store, which soon miss each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -130,7 +130,7 @@ def start_ranks(home: Path) -> list[Job]:
     for rank in range(2):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         process = subprocess.Popen(
-            [sys.executable, "-c", IMPATIENT_MAIN, "main.py"],
+            [sys.executable, "-c", script, "main.py"],
             cwd=home,
             env=environment() | {name: str(value) for name, value in variables.items()},
             stdin=subprocess.DEVNULL,
@@ -363,6 +363,32 @@ def test_before_the_first_step_a_signal_to_one_rank_ends_all_at_once(long_steps,
     assert [job.process.wait() for job in two_ranks] == [143, 143]
     assert "SIGTERM before the first step; there was nothing to save." in rest and "Traceback" not in rest
     assert not two_ranks[1].rest(), "rank 0 speaks"
+
+
+ENDS_WITHIN_A_COLLECTIVE = """
+import os, signal
+import torch
+import torch.distributed as dist
+from engine import peers
+from engine.console import Console
+from engine.ranks import join
+from engine.signals import watch
+peers.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
+ranks = join()
+with watch(ranks, Console(enabled=ranks.is_main)):
+    dist.barrier()
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    dist.all_reduce(torch.zeros(1))
+"""
+
+
+def test_a_rank_that_waits_for_one_that_a_signal_ended_has_its_status(home: Path):
+    jobs = start_ranks(home, ENDS_WITHIN_A_COLLECTIVE)
+    said = jobs[0].rest()
+    assert [job.process.wait() for job in jobs] == [143, 143], said
+    assert "SIGTERM before the first step; there was nothing to save." in said and "Traceback" not in said
 
 
 @pytest.mark.slow
