@@ -179,6 +179,7 @@ def two_sources(topics_folder: Path, tmp_path: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_adaptive_weights_follow_the_losses_and_survive_a_restart(two_sources, topics_folder, tmp_path: Path):
     def preset(**auxiliary):
         values = tiny_values(topics_folder, auxiliary=auxiliary, train={"learning_rate": 0.01})

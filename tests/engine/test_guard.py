@@ -120,7 +120,7 @@ def test_all_finite_finds_a_single_value():
         assert all_finite([good, torch.arange(3)]) and not all_finite([good, bad])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_skipped_step_leaves_no_trace_in_any_stage(processes: int, tmp_path: Path):
     """Bad on the last rank alone, skipped by all: state untouched to the bit, and what follows is as if the batch had
     not been there."""

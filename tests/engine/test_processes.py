@@ -45,6 +45,7 @@ def by_step(events: list[dict]) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tiny, tmp_path: Path):
     """The same rows in the same steps, so the same losses but for the order of sums; and each continues the other."""
     alone = tiny(train={"per_gpu_batch_size": 8})

@@ -274,6 +274,7 @@ def test_a_signal_that_is_repeated_within_a_moment_is_one_signal(start, home: Pa
     assert job.process.wait() == 143 and saved_steps(home) == reported_steps(home)
 
 
+@pytest.mark.slow
 def test_the_second_signal_leaves_at_once(start, home: Path):
     """In mid-pass of stage 3, which is not given up, so the first one has to wait."""
     job = start(
@@ -453,7 +454,8 @@ def test_a_killed_rank_ends_the_other_with_a_sentence(two_ranks: list[Job], lost
     assert f"Rank {lost} was lost (its connection closed) at step" in rest and "Traceback" not in rest, rest
 
 
-@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks: list[Job], lost: int):
     two_ranks[0].until(STEP)
     since = time.monotonic()

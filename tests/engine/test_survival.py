@@ -90,6 +90,7 @@ def test_what_gets_a_name_was_synced_before_and_the_folder_after(calls: list[fau
     assert not unsynced and not renamed
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(lineage: Lineage):
     rng = random.Random(2)
     for number in range(6):

@@ -30,6 +30,7 @@ def test_no_pass_of_a_run_waits_for_the_device(tiny, tmp_path: Path, stage: int,
     assert result.tokens == 8 * STEP
 
 
+@pytest.mark.slow
 def test_a_compiled_run_can_be_looked_at_too(tiny, tmp_path: Path):
     preset = tiny(train={"forbid_synchronization": True, "compile": "auto"})
     assert train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path).tokens == 2 * STEP

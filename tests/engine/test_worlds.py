@@ -82,6 +82,7 @@ def compare(tiny, tmp_path: Path, legs: list[tuple[int, int]], steps: int) -> tu
     return whole, parts
 
 
+@pytest.mark.slow
 def test_one_process_three_and_one_again(tiny, tmp_path: Path):
     whole, parts = compare(tiny, tmp_path, [(1, 1), (3, 2), (1, 0)], steps=5)
     assert "3 processes cannot share this lineage's 16 lanes of data evenly: a pass has 5 rows instead of 4" in (
