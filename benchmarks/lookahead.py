@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("train", "table"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")
     arguments = parser.parse_args()
+    if arguments.corpus is not None and not arguments.corpus.is_dir():
+        parser.error(f"{arguments.corpus} is no folder; a run would go on without its sources")
     width, layers = arguments.shape.split("x")
     arguments.shape = int(width), int(layers)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]

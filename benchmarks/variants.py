@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("train", "table"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")
     arguments = parser.parse_args()
+    if arguments.corpus is not None and not arguments.corpus.is_dir():
+        parser.error(f"{arguments.corpus} is no folder; a run would go on without its sources")
     if arguments.gpt2:
         VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
