@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--changes", default="{}", help="to the core's section, as JSON: for attempts")
     parser.add_argument("--held-out", type=int, default=600_000, help="held-out tokens for the table")
-    parser.add_argument("--probe-tokens", type=int, default=2_600_000, help="training tokens for each fitted baseline")
+    parser.add_argument("--probe-tokens", type=int, default=1_300_000, help="training tokens for each fitted baseline")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="what is to be beaten")
     parser.add_argument("--only", choices=("train", "table"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")

@@ -81,41 +81,48 @@ class TokensOnly(Told):
 def train_probes(
     probes: dict[str, nn.Module], model: TransformerLM, batches: Iterable[Batch], tokens: int, device: torch.device
 ) -> None:
-    """Trains all of them beside one another, on the same batches and with the core's optimizer: TokensOnly on states,
-    the others on tokens."""
+    """Trains all of them beside one another, on the same batches, with the core's optimizer and in its precision."""
     generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if machine.native_bf16(device) else torch.float32
-    optimizers = {name: muon(probe, RATE, 0.0, dtype) for name, probe in probes.items()}
-    weight, bias, done = model.head_weight.detach(), model.output_bias, 0
+    bf16, done = machine.native_bf16(device), 0
+    optimizers = {
+        name: muon(probe, RATE, 0.0, torch.bfloat16 if bf16 else torch.float32) for name, probe in probes.items()
+    }
     for batch in batches:
-        ids, labels = batch.input_ids[0].to(device), batch.labels[0].to(device)
-        ahead = remaining(batch.segment_ids[0].to(device), labels)
-        with torch.no_grad():
-            trunk = model.states(ids)
-        hidden = trunk.final
-        columns = DEPTH + torch.randperm(ids.shape[1] - DEPTH, generator=generator)[:COLUMNS].to(device)
+        columns = DEPTH + torch.randperm(batch.labels.shape[-1] - DEPTH, generator=generator)[:COLUMNS].to(device)
+        ids, labels, pieces = (part[0].to(device) for part in (batch.input_ids, batch.labels, batch.segment_ids))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.no_grad():
+                states = model.states(ids)
+            losses = {
+                name: _loss(probe, model, ids, labels, states, remaining(pieces, labels), columns)
+                for name, probe in probes.items()
+            }
         rate = learning_rate(done, tokens, peak=RATE, warmup_fraction=0.02, final_fraction=0.05, continued=False)
         for name, probe in probes.items():
-            states = probe(model, ids, trunk, DEPTH)
-            valid = torch.stack([(ahead[:, :-i] > i)[:, columns - i] for i in range(1, DEPTH + 1)])
-            read = torch.stack([state[:, columns - i] for i, state in enumerate(states, 1)])
-            if isinstance(probe, TokensOnly):
-                kl, _ = linear_kl(
-                    read.flatten(1, 2), hidden[:, columns].flatten(0, 1), weight, model.vocab_size, valid.flatten(1)
-                )
-                losses = [dynamics_losses(state, hidden[:, i:])[ahead[:, :-i] > i] for i, state in enumerate(states, 1)]
-                loss = kl / valid.sum().clamp_min(1) + torch.cat(losses).mean()
-            else:
-                targets = labels[:, columns].expand_as(valid).masked_fill(~valid, IGNORE_INDEX)
-                nll, _ = linear_cross_entropy(read.flatten(0, 2), weight, bias, targets.flatten())
-                loss = nll / valid.sum().clamp_min(1)
             optimizers[name].zero_grad()
-            loss.backward()
+            losses[name].backward()
             torch.nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
             for group in optimizers[name].param_groups:
                 group["lr"] = rate
             optimizers[name].step()
         done += batch.num_tokens
+
+
+def _loss(
+    probe: nn.Module, model: TransformerLM, ids: Tensor, labels: Tensor, states: States, ahead: Tensor, columns: Tensor
+) -> Tensor:
+    """TokensOnly's on the true states and what the head reads from them, the others' on the tokens that came."""
+    predicted, weight = probe(model, ids, states, DEPTH), model.head_weight.detach()
+    valid = torch.stack([(ahead[:, :-i] > i)[:, columns - i] for i in range(1, DEPTH + 1)])
+    read = torch.stack([state[:, columns - i] for i, state in enumerate(predicted, 1)])
+    if not isinstance(probe, TokensOnly):
+        targets = labels[:, columns].expand_as(valid).masked_fill(~valid, IGNORE_INDEX)
+        nll, _ = linear_cross_entropy(read.flatten(0, 2), weight, model.output_bias, targets.flatten())
+        return nll / valid.sum().clamp_min(1)
+    true = states.final[:, columns].flatten(0, 1)
+    kl, _ = linear_kl(read.flatten(1, 2), true, weight, model.vocab_size, valid.flatten(1))
+    errors = [dynamics_losses(state, states.final[:, i:])[ahead[:, :-i] > i] for i, state in enumerate(predicted, 1)]
+    return kl / valid.sum().clamp_min(1) + torch.cat(errors).mean()
 
 
 Predictor = Callable[[Tensor], Tensor]
