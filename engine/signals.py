@@ -55,6 +55,7 @@ class Watch:
         self._lost_for = 0.0  # seconds
         self._launchers = _launchers()
         self._echo_seconds = LAUNCHERS_ECHO_SECONDS if self._launchers or ranks.world_size > 1 else ECHO_SECONDS
+        self._ending = threading.Lock()  # two threads may know why at once, and one sentence is enough
         self._bell, self._ringer = socket.socketpair()  # the interpreter writes each signal's number here at once
         self._ringer.setblocking(False)
         self._before = self._take_signals()
@@ -179,6 +180,7 @@ class Watch:
 
     def _end(self, ending: Ending) -> NoReturn:
         """Ends this process and all that it started, whatever the main thread is at."""
+        self._ending.acquire()  # never released
         speaker = threading.Thread(target=self._speak, args=(self._sentence(ending),), daemon=True)
         speaker.start()
         speaker.join(PRINT_SECONDS)
