@@ -106,6 +106,8 @@ class Watch:
 
     def close(self) -> None:
         """Undoes everything: handlers, threads, connections."""
+        if self._asked_at is not None:  # an echo that met the old handlers would kill a process that has saved
+            time.sleep(max(0.0, self._asked_at + ECHO_SECONDS - time.monotonic()))
         if self._peers is not None:
             self._peers.leave()
         for number, handler in self._before.items():
