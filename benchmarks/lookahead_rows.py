@@ -40,8 +40,9 @@ class Probe:
 
     @cached_property
     def trigram(self) -> Trigram:
-        first = next(iter(self.models))
-        return Trigram(self.text.training(self.text.probe_tokens * 5, seed=first.seed), self.text.tokenizer.vocab_size)
+        first, events = next(iter(self.models)), next(iter(self.events.values()))
+        tokens = max(event["tokens_total"] for event in events if event["event"] == "step")  # the model's own
+        return Trigram(self.text.training(tokens, seed=first.seed), self.text.tokenizer.vocab_size)
 
 
 def table(probe: Probe, baselines: bool) -> Iterator[str]:
