@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,16 @@ class CheckpointFolder:
         return self.folder / CURRENT
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other runs out of the folder, which is made. Raises FolderInUse, or SaveError when nothing could be
-        written there later."""
+    def held(self, say: Callable[[str], None] = print) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made; `say` is told where that cannot be done. Raises
+        FolderInUse, or SaveError when nothing could be written there later."""
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 probe = durable.temporary(self.folder / "probe")
                 probe.write_bytes(b"")
                 probe.unlink()
-                holder = stack.enter_context(durable.locked(self.folder))
+                holder = stack.enter_context(durable.locked(self.folder, say))
             except OSError as error:
                 raise SaveError(
                     f"{self.folder} cannot be written ({reason(error)}), so no progress could be kept; "

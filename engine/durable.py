@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TEMPORARY = ".writing-"
@@ -152,10 +152,11 @@ def reason(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[str | None]:
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
     """Keeps any other `locked` off `folder`; gives who holds it, in words, when it is held already.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process, however that ends. Where a file system has none, `say` is told and the folder stays
+    open to others.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
@@ -164,8 +165,11 @@ def locked(folder: Path) -> Iterator[str | None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-        except OSError:  # a file system without locks: nothing can be said about others there
-            pass
+        except OSError as error:
+            say(
+                f"The file system of {folder} has no locks ({reason(error)}): nothing keeps another run out, so make "
+                "sure that none trains there."
+            )
         if holder is None:
             with contextlib.suppress(OSError):  # only a name for others to read; a full disk must not stop a start
                 os.ftruncate(descriptor, 0)

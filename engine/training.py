@@ -40,7 +40,7 @@ def train(
     diverged, rollbacks = None, 0
     with ExitStack() as holding, deterministic(preset.train.deterministic):
         stop = stop or holding.enter_context(watch(ranks, console))
-        ranks.on_main(lambda: holding.enter_context(folder.held()))
+        ranks.on_main(lambda: holding.enter_context(folder.held(console.warn)))
         while True:
             try:
                 return _attempt(preset, token_budget, folder, ranks, console, may_archive, stop, diverged)

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -232,6 +233,16 @@ except FolderInUse as error:
     first.wait()
     with folder.held():  # a killed process leaves no lock
         pass
+
+
+def test_a_disk_without_locks_is_said(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)  # no such file system can be mounted here
+    said: list[str] = []
+    with folder.held(said.append), folder.held(said.append):
+        assert len(said) == 2 and f"The file system of {folder.folder} has no locks (No locks available)" in said[0]
 
 
 @pytest.mark.parametrize("name", [CURRENT, "state", "manifest.json", "archive"])
