@@ -10,10 +10,12 @@ Notable here
 - It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
   breaks the graph at it.
 - On a GPU a kernel of our own makes NLLs and gradients of a chunk's logits (softmax_kernel.py); elsewhere, and in fp64,
-  torch's operators do.
+  torch's operators do, fused where the model is compiled: the operator hides them from the model's own compilation.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +24,9 @@ from torch import Tensor
 from model import softmax_kernel
 
 IGNORE_INDEX = -100
-# Bytes of fp32 logits a chunk: on a CPU what stays in its cache, on a GPU enough rows to fill it (both measured:
-# benchmarks/LOG.md).
-CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 32 * 2**20, 4 * 2**30
+# Bytes of fp32 logits a chunk: each adds to the whole head's gradient, so few of them, and on a GPU enough rows to fill
+# it (both measured: benchmarks/LOG.md).
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 128 * 2**20, 4 * 2**30
 
 
 def linear_cross_entropy(
@@ -41,7 +43,8 @@ def linear_cross_entropy(
     assert not any(tensor.requires_grad for tensor in constants), "constants here; their gradients are not computed"
     dtype = matmul_dtype(hidden)
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients)
+    compiled = torch.compiler.is_compiling()
+    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled)
     return loss_sum, token_nll.detach()
 
 
@@ -66,6 +69,7 @@ def _fused(
     token_weights: Tensor | None,
     dtype: torch.dtype,
     with_gradients: bool,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); empty gradients unless asked for."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
@@ -81,7 +85,7 @@ def _fused(
             rows = slice(start, start + chunk)
             weights = None if token_weights is None else token_weights[rows]
             logits = F.linear(low_hidden[rows], low_weight, low_bias)
-            grad_logits = _read(logits, labels[rows], weights, token_nll[rows], with_gradients)
+            grad_logits = _read(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
             if grad_logits is not None:
                 grad_hidden[rows] = grad_logits @ low_weight
                 if dtype == accumulate:
@@ -93,14 +97,30 @@ def _fused(
 
 
 def _read(
-    logits: Tensor, labels: Tensor, token_weights: Tensor | None, token_nll: Tensor, with_gradients: bool
+    logits: Tensor,
+    labels: Tensor,
+    token_weights: Tensor | None,
+    token_nll: Tensor,
+    with_gradients: bool,
+    compiled: bool,
 ) -> Tensor | None:
     """Fills token_nll (N,) from a chunk's logits (N, V), which are used up; returns d loss_sum / d logits, in their
     dtype, where that is asked for."""
     if logits.is_cuda and token_nll.dtype == torch.float32 and softmax_kernel.AVAILABLE:
         softmax_kernel.nll_and_gradient(logits, labels, token_weights, token_nll, IGNORE_INDEX, with_gradients)
         return logits if with_gradients else None
-    dtype, logits = logits.dtype, logits.to(token_nll.dtype)
+    # in fp32 it would be no faster
+    read = _compiled_nll_and_gradient() if compiled and logits.dtype != token_nll.dtype else _nll_and_gradient
+    nll, gradient = read(logits, labels, token_weights, token_nll.dtype, with_gradients)
+    token_nll.copy_(nll)
+    return gradient
+
+
+def _nll_and_gradient(
+    logits: Tensor, labels: Tensor, token_weights: Tensor | None, accumulate: torch.dtype, with_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What _read fills in and returns, by torch's operators."""
+    dtype, logits = logits.dtype, logits.to(accumulate)
     target = labels[:, None]
     ignored = target == IGNORE_INDEX
     target = target.masked_fill(ignored, 0)
@@ -109,19 +129,25 @@ def _read(
     largest = logits.amax(dim=1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
     total = exponentials.sum(dim=1, keepdim=True)
-    nll = total.log() + largest - target_logit
-    token_nll.copy_(nll.masked_fill(ignored, 0.0).squeeze(1))
+    nll = (total.log() + largest - target_logit).masked_fill(ignored, 0.0).squeeze(1)
     if not with_gradients:
-        return None
+        return nll, None
     # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
-    counted = (~ignored).to(logits.dtype)
+    counted = (~ignored).to(accumulate)
     if token_weights is not None:
         counted *= token_weights[:, None]
-    return exponentials.mul_(counted / total).scatter_add_(1, target, -counted).to(dtype)
+    scale = counted / total
+    at_target = (target_logit - largest).exp() * scale - counted
+    return nll, exponentials.mul_(scale).to(dtype).scatter_(1, target, at_target.to(dtype))
+
+
+@functools.cache
+def _compiled_nll_and_gradient() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_nll_and_gradient)
 
 
 @_fused.register_fake
-def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients):
+def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled):
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     return (
         hidden.new_empty((), dtype=accumulate),
@@ -140,6 +166,7 @@ def _scale_gradients(ctx, grad_loss, *_):
     return (
         (grad_hidden * grad_loss).to(grad_hidden.dtype),
         (grad_weight * grad_loss).to(grad_weight.dtype),
+        None,
         None,
         None,
         None,

@@ -63,9 +63,9 @@ def _fused(
                 each = negative_entropy - torch.linalg.vecdot(teacher, log_q)
                 kl[depth, rows] = each.masked_fill(~counted, 0.0)
                 if with_gradients:
-                    # d KL / d logits_q = q - p
-                    grad_logits = log_q.exp_().sub_(teacher).mul_(counted[:, None]).to(dtype)
-                    gradient[depth, rows] = (grad_logits @ low_weight).to(gradient.dtype)
+                    grad_logits = log_q.exp_().sub_(teacher).to(dtype)  # d KL / d logits_q = q - p
+                    states_gradient = (grad_logits @ low_weight).masked_fill_(~counted[:, None], 0.0)
+                    gradient[depth, rows] = states_gradient.to(gradient.dtype)
     return kl, gradient
 
 

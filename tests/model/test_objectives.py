@@ -115,7 +115,7 @@ def test_without_gradients_none_are_computed():
     with torch.no_grad():
         loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
     assert not loss.requires_grad
-    _, _, grad_hidden, grad_weight = objectives._fused(hidden, weight, bias, labels, None, torch.float32, False)
+    _, _, grad_hidden, grad_weight = objectives._fused(hidden, weight, bias, labels, None, torch.float32, False, False)
     assert grad_hidden.numel() == grad_weight.numel() == 0
     torch.testing.assert_close(loss, reference(hidden, weight, bias, labels, 1.0)[0].float())
 
@@ -147,7 +147,7 @@ def test_gradient_checks_and_operator_contract(weighted):
     )
     torch.library.opcheck(
         objectives._fused,
-        (hidden, weight, bias, labels, token_weights, torch.float64, True),
+        (hidden, weight, bias, labels, token_weights, torch.float64, True, False),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
@@ -169,3 +169,26 @@ def test_under_torch_compile_without_a_graph_break(dynamic, weighted):
     torch.testing.assert_close(loss, eager)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(compiled(hidden[:50], weight), loss_of(hidden[:50], weight))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_compiled_model_reads_its_bf16_logits_by_a_compiled_function(many_chunks, weighted, monkeypatch):
+    calls = []
+    make = objectives._compiled_nll_and_gradient
+    monkeypatch.setattr(objectives, "_compiled_nll_and_gradient", lambda: calls.append(1) or make())
+    hidden, weight, bias, labels = problem()
+    token_weights = token_weights_for(labels) if weighted else None
+
+    def loss_of(h, w):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return linear_cross_entropy(h, w, bias, labels, token_weights)
+
+    eager, eager_nll = loss_of(hidden, weight)
+    assert not calls
+    expected = torch.autograd.grad(eager, (hidden, weight))
+    loss, token_nll = torch.compile(loss_of, fullgraph=True, backend="aot_eager")(hidden, weight)
+    assert len(calls) == 5, "one of each chunk"
+    torch.testing.assert_close((loss, token_nll), (eager, eager_nll))
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), expected, strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 1e-3  # a bit of bf16 here and there
+    assert not any(torch.compile(loss_of, backend="aot_eager")(hidden * 300, weight)[1].isnan())
