@@ -8,8 +8,9 @@ Notable here
   they are rotated (QK-norm, arXiv 2010.04245), which keeps the scores from growing.
 - Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
   upper triangle.
-- In training on a CPU, short rows in bf16 have attention written out as two batched products: SDPA's kernel runs at a
-  quarter of their speed (benchmarks/LOG.md). That keeps every weight for the backward pass, so long rows have SDPA.
+- In training on a CPU, short rows in bf16 have attention written out as two batched products, some queries at a time:
+  SDPA's kernel runs at a quarter of their speed (benchmarks/LOG.md). That keeps every weight for the backward pass, so
+  long rows have SDPA.
 - KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from model.positions import rotate
 
 NORM_EPS = 1e-6
-SHORT = 256  # tokens of a row
+SHORT, QUERIES = 512, 128  # tokens of a row that counts as short; those whose attention is written out at a time
 
 
 class KeyValueCache:
@@ -100,10 +101,16 @@ class CausalSelfAttention(nn.MultiheadAttention):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32."""
-    hidden = torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, -torch.inf)
-    scores = torch.add(hidden, query @ key.transpose(-1, -2), alpha=query.shape[-1] ** -0.5)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32. What
+    comes after a query is never allowed: most of it is left out."""
+    scale, mixed = query.shape[-1] ** -0.5, []
+    for start in range(0, query.shape[2], QUERIES):
+        end = start + QUERIES
+        seen = allowed[..., start:end, :end]
+        hidden = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+        scores = torch.add(hidden, query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2), alpha=scale)
+        mixed.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, :end])
+    return torch.cat(mixed, dim=2)
 
 
 def causal_mask(seq_length: int, device: torch.device | None = None) -> Tensor:
