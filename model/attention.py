@@ -93,11 +93,16 @@ class CausalSelfAttention(nn.MultiheadAttention):
 
         dropout = self.dropout if self.training else 0.0
         training = torch.is_grad_enabled() and cache is None and causal_mask is not None and dropout == 0
-        if training and length <= SHORT and value.dtype == torch.bfloat16 and value.device.type == "cpu":
+        if training and pays_written_out(value):
             mixed = attend(query, key, value, causal_mask[:length, :length] if mask is None else mask)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
+
+
+def pays_written_out(value: Tensor) -> bool:
+    """Whether training on values (B, H, T, d) is faster by `attend` than by SDPA."""
+    return value.shape[2] <= SHORT and value.dtype == torch.bfloat16 and value.device.type == "cpu"
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:

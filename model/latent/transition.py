@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend, pays_written_out
 from model.latent.last_block import KeysAndValues, LastBlock
 
 STATE_GRADIENT = 0.5  # of what each step passes back into the state it starts from (EfficientZero, arXiv 2111.00210)
@@ -63,7 +64,10 @@ class Transition(nn.Module):
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.query(x), *slots.chunk(2, -1))
         )
-        recalled = F.scaled_dot_product_attention(query, key, value, allowed)
+        if torch.is_grad_enabled() and query.shape == key.shape and pays_written_out(value):
+            recalled = attend(query, key, value, allowed)
+        else:
+            recalled = F.scaled_dot_product_attention(query, key, value, allowed)
         recalled = self.recall_norm(recalled.transpose(1, 2).flatten(2))
         x = F.gelu(self.up(x) + self.recall(recalled))
         return embeddings + self.down(F.gelu(self.middle(x))) + self.copy(recalled)
