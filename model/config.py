@@ -75,7 +75,7 @@ class AuxiliaryConfig(BaseModel):
     auxiliary_warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
     learning_rate_factor: float = Field(1.0, gt=0.0)
 
-    rollout_depth: int = Field(3, ge=1, le=3)
+    rollout_depth: int = Field(2, ge=1, le=3)
     # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
     rollout_row_fraction: float = Field(0.125, gt=0.0, le=1.0)
     policy_position_fraction: float = Field(0.0625, gt=0.0, le=1.0)

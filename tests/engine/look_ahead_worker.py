@@ -31,6 +31,7 @@ EVERYTHING = AuxiliaryConfig(
     dynamics_detach_trunk=False,
     span_contrastive_detach_trunk=False,
     auxiliary_warmup_fraction=0.0,
+    rollout_depth=3,
     rollout_row_fraction=0.5,
     value_horizons=(4, 16),
 )

@@ -24,7 +24,7 @@ from tests.engine.test_loop import STEP, signal_after
 from tests.engine.test_processes import TORCHRUN, by_step, train_with
 
 PARTS = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
-ON = {**PARTS, "auxiliary_warmup_fraction": 0.1, "value_horizons": [4, 16]}
+ON = {**PARTS, "auxiliary_warmup_fraction": 0.1, "rollout_depth": 3, "value_horizons": [4, 16]}
 KEYS = ("latent.transition.", "latent.value_head.", "latent.span_projector.")
 
 
@@ -200,7 +200,10 @@ def test_the_parts_matrices_decay_and_nothing_else_of_them():
 @pytest.mark.parametrize(
     ("auxiliary", "sentence"),
     [
-        ({"enable_policy": True}, "auxiliary.rollout_depth: 3 needs rows of 4 tokens, and model.seq_length is 3"),
+        (
+            {"enable_policy": True, "rollout_depth": 3},
+            "auxiliary.rollout_depth: 3 needs rows of 4 tokens, and model.seq_length is 3",
+        ),
         ({"enable_span_contrastive": True, "rollout_depth": 1}, "auxiliary.span_length: 8 needs rows of 9 tokens"),
     ],
 )

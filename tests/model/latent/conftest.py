@@ -19,6 +19,7 @@ def everything() -> AuxiliaryConfig:
         dynamics_detach_trunk=False,
         span_contrastive_detach_trunk=False,
         auxiliary_warmup_fraction=0.0,
+        rollout_depth=3,
         rollout_row_fraction=0.75,
         policy_position_fraction=0.25,
         value_horizons=(4, 16),

@@ -45,6 +45,7 @@ def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
         dynamics_weight=1.0,
         value_weight=1.0,
         auxiliary_warmup_fraction=0.0,
+        rollout_depth=3,
         rollout_row_fraction=1.0,
         policy_position_fraction=0.5,
         value_horizons=(1, 2),

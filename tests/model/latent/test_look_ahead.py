@@ -57,7 +57,7 @@ def test_a_row_too_short_is_refused_with_both_keys():
     ):
         LookAheadSampler(AuxiliaryConfig(), 8, 0)
     with pytest.raises(ValueError, match=r"auxiliary\.rollout_depth: 3 needs rows of 4 tokens"):
-        LookAheadSampler(AuxiliaryConfig(span_length=1), 3, 0)
+        LookAheadSampler(AuxiliaryConfig(span_length=1, rollout_depth=3), 3, 0)
 
 
 def test_weights_warm_up_and_belong_to_what_is_on():
@@ -71,11 +71,11 @@ def test_weights_warm_up_and_belong_to_what_is_on():
         1
     ]  # nothing to roll out
     at_once = auxiliary.model_copy(update={"auxiliary_warmup_fraction": 0.0})
-    assert weights_at(at_once, 0.0)[0] == 0.5 and depth_at(at_once, 0.0) == 3
+    assert weights_at(at_once, 0.0)[0] == 0.5 and depth_at(at_once, 0.0) == auxiliary.rollout_depth
 
 
 def test_the_depth_grows_one_by_one():
-    auxiliary = AuxiliaryConfig(auxiliary_warmup_fraction=0.1)
+    auxiliary = AuxiliaryConfig(auxiliary_warmup_fraction=0.1, rollout_depth=3)
     assert [depth_at(auxiliary, progress) for progress in (0.0, 0.09, 0.11, 0.19, 0.21, 1.0)] == [1, 1, 2, 2, 3, 3]
     assert depth_at(auxiliary.model_copy(update={"rollout_depth": 1}), 1.0) == 1
 
