@@ -4,7 +4,6 @@ What does not fit into memory, or does not compile, shows here and not hours lat
 the same one, of the shape that training has: they are for the machine, and no weight, moment or count keeps a trace.
 """
 
-import math
 import resource
 import time
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from model.latent import LookAhead, LookAheadSampler
 from model.transformer import TransformerLM
 from sources.loader import Batch
 
-WORTH = 1.03  # what larger passes must be faster by; if they are not, still larger ones are not tried
-LONG_SECONDS = 1.0  # a pass that takes longer is timed once only
+WORTH = 1.03  # what larger passes must be faster by on a GPU
+NOISE = 1.2  # on a CPU other work disturbs the clock, and what compiled passes cost beside their rows does not show
+LONG_SECONDS, TIMED_SECONDS = 2.0, 0.5  # larger passes than such a long one win nothing; how long others are timed
 OPTIMIZER_BYTES = 12  # a parameter, beside weights and gradients: two moments, and a stage's flat copy
 
 
@@ -49,15 +49,20 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
             raise too_large(preset, ranks)
         return fitting
     seconds: dict[int, float] = {}
-    fastest = math.inf
     for rows in divisors:
         measured = trial.seconds_per_row(rows)
-        if measured is None or measured * WORTH > fastest:
+        if measured is None:
             break
-        seconds[rows] = fastest = measured
+        seconds[rows] = measured
+        if rows * measured > LONG_SECONDS:
+            break
     if not seconds:
         raise too_large(preset, ranks)
-    chosen = max(seconds)
+    fastest = min(seconds.values())
+    if trial.is_cpu:
+        chosen = max(rows for rows, measured in seconds.items() if measured <= NOISE * fastest)
+    else:
+        chosen = min(rows for rows, measured in seconds.items() if measured <= WORTH * fastest)
     told = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
     say.say(f"Passes of {chosen} rows, {of_step // chosen} a step and process (speed by rows: {told}).")
     return chosen
@@ -94,7 +99,9 @@ class _Trial:
         try:
             held_back = torch.empty(0 if self.is_cpu else self._held_back, dtype=torch.uint8, device=self.ranks.device)
             first = self._pass(rows)
-            times = [self._pass(rows) for _ in range(1 if first > LONG_SECONDS else 2)]
+            times = [self._pass(rows)]
+            while first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS):
+                times.append(self._pass(rows))
             del held_back
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -40,15 +40,28 @@ def choose(monkeypatch, preset: Preset, seconds: dict[int, float | None], saved:
     return choose_rows(preset, model_of(preset), False, saved, ALONE, QUIET), tried
 
 
-def test_passes_grow_while_that_pays(tiny, monkeypatch):
-    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.5, 4: 1.2, 8: 1.1, 16: 1.0}) == (16, [1, 2, 4, 8, 16])
-    # beyond a size that is not worth it none is tried
-    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.5, 4: 1.49}) == (2, [1, 2, 4])
-    assert choose(monkeypatch, tiny(), {1: 1.0, 2: 1.2}) == (1, [1, 2])
+def test_the_largest_passes_that_are_about_the_fastest(tiny, monkeypatch):
+    every = [1, 2, 4, 8, 16]
+    assert choose(monkeypatch, tiny(), {1: 0.020, 2: 0.015, 4: 0.012, 8: 0.011, 16: 0.010}) == (16, every)
+    assert choose(monkeypatch, tiny(), {1: 0.010, 2: 0.0102, 4: 0.0095, 8: 0.0098, 16: 0.012}) == (8, every)
+    # a pass that takes two seconds is long enough
+    assert choose(monkeypatch, tiny(), {1: 1.0, 2: 0.9, 4: 0.8}) == (4, [1, 2, 4])
+    assert choose(monkeypatch, tiny(), {1: 9.0}) == (1, [1])
+
+
+def test_the_smallest_passes_that_are_about_the_fastest_on_a_gpu(tiny, monkeypatch):
+    made = rehearsal._Trial.__init__
+
+    def on_a_gpu(self, *arguments) -> None:
+        made(self, *arguments)
+        self.is_cpu = False  # nothing is measured here
+
+    monkeypatch.setattr(rehearsal._Trial, "__init__", on_a_gpu)
+    assert choose(monkeypatch, tiny(), {1: 0.020, 2: 0.015, 4: 0.0102, 8: 0.0101, 16: 0.010})[0] == 4
 
 
 def test_passes_end_where_memory_does(tiny, monkeypatch):
-    assert choose(monkeypatch, tiny(), {1: 2.0, 2: 1.0, 4: None}) == (2, [1, 2, 4])
+    assert choose(monkeypatch, tiny(), {1: 0.2, 2: 0.1, 4: None}) == (2, [1, 2, 4])
 
 
 def test_not_even_one_row_fits(tiny, monkeypatch):
@@ -58,9 +71,9 @@ def test_not_even_one_row_fits(tiny, monkeypatch):
 
 def test_a_lineage_keeps_its_passes_while_they_fit(tiny, monkeypatch):
     assert choose(monkeypatch, tiny(), {2: 9.0}, saved=2) == (2, [2])
-    assert choose(monkeypatch, tiny(), {1: 1.0, 2: None}, saved=2) == (1, [2, 1, 2])
+    assert choose(monkeypatch, tiny(), {1: 0.1, 2: None}, saved=2) == (1, [2, 1, 2])
     # 16 rows a step cannot be had in passes of 3
-    assert choose(monkeypatch, tiny(), {1: 1.0, 2: 2.0}, saved=3) == (1, [1, 2])
+    assert choose(monkeypatch, tiny(), {1: 3.0}, saved=3) == (1, [1])
 
 
 def test_the_clock_decides_nothing_in_a_deterministic_run(tiny, monkeypatch):
@@ -91,14 +104,14 @@ def test_a_gpu_that_is_full_is_one_more_row_too_many(tiny, monkeypatch):
     def full(self, rows: int) -> float:
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 1.0 if rows == 2 else 2.0
+        return 0.1 if rows == 2 else 0.2
 
     monkeypatch.setattr(rehearsal._Trial, "_pass", full)
     assert choose_rows(tiny(), model_of(tiny()), False, None, ALONE, QUIET) == 2
 
 
 def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: abs(rows - 4) + 1.0)
+    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: 0.01 * (abs(rows - 4) + 1))
     plain, probed = tmp_path / "plain", tmp_path / "probed"
     train(tiny(), token_budget=6 * STEP, checkpoint_dir=plain)
     train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
@@ -109,7 +122,7 @@ def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, m
     assert run["derived"]["rows_per_pass"] == 4 and run["derived"]["global_batch_tokens"] == STEP
     assert CheckpointFolder(probed).newest().data["rows_of_pass"] == 4
 
-    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: abs(rows - 8) + 1.0)
+    monkeypatch.setattr(rehearsal._Trial, "_measure", lambda self, rows: 0.01 * (abs(rows - 8) + 1))
     train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
     *_, run = (event for event in read(probed) if event["event"] == "run")
     assert run["derived"]["rows_per_pass"] == 4, "a lineage keeps what it has"
