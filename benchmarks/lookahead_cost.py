@@ -23,7 +23,7 @@ from engine.preset import TrainConfig, load_preset
 from engine.ranks import Ranks, join, leave
 from engine.step import train_step
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from model.latent import LookAheadSampler
+from model.latent import LookAheadSampler, Trained
 from sources.loader import Batch
 
 SHIPPED = load_preset("configs/04_lookahead.json")
@@ -60,7 +60,7 @@ class Trainer:
         draws = None
         if self.sampler is not None:
             draws = [
-                self.sampler.draw(ids, 1.0, self.steps, pass_index=number)
+                self.sampler.draw(ids, Trained.alike(1.0), self.steps, pass_index=number)
                 for number, ids in enumerate(batch.segment_ids)
             ]
         train_step(self.engine, batch, batch.num_tokens, 1, self.clip, self.guard, self.ranks, look_ahead=draws)
@@ -122,7 +122,7 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
     compiled = "compiled" if compiling else "eager"
     print(
         f"\n{config.num_layers} x {config.hidden_size}, vocabulary {arguments.vocabulary:,}, {tokens:,} tokens a step, "
-        f"{arguments.passes} passes, {precision}, {compiled}, ZeRO-1"
+        f"{arguments.passes} passes, {precision}, {compiled}"
     )
     for name in times:
         trainer, rate = trainers[name], tokens / statistics.median(times[name])

@@ -103,6 +103,8 @@ def _step(event: dict[str, Any]) -> str:
     several = f" ({sources})" if len(event["sources"]) > 1 else ""
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
     ahead = f"  ahead ({figures})" if figures else ""
+    if left_out := event.get("core_left_out"):
+        ahead += f"  [yellow]the core's gradient was not finite in {left_out} step{'s' if left_out > 1 else ''}[/]"
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "

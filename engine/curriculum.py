@@ -5,6 +5,8 @@ counts are summed, their quantiles become the thresholds DELAY_STEPS later, and 
 whole numbers: neither a restart nor another division among ranks changes a bit of what follows.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ DELAY_STEPS = 4  # fixed, so that summing the counts beside the training steps w
 class Curriculum:
     """`thresholds` and `temperature` are what TransformerLM.forward takes to weigh rows.
 
-    Tokens are counted over the whole lineage, and so is the burn-in.
+    Tokens are counted, over all runs, from where the curriculum is switched on, and so is the burn-in.
     """
 
     def __init__(self, config: AuxiliaryConfig, ranks: Ranks):
@@ -45,6 +47,15 @@ class Curriculum:
         """Counts the rows of one pass, token_nll and labels (B, T) on the device; rows without labels do not count."""
         bins = (row_losses(token_nll, labels) / BIN_NATS).long().clamp(0, BINS - 1)
         self._counts_of_step.index_add_(0, bins, (labels != IGNORE_INDEX).any(dim=1).long())
+
+    @contextlib.contextmanager
+    def as_after_burn_in(self) -> Iterator[None]:
+        """Rows are weighed in the block, by some thresholds or other where there are none yet."""
+        thresholds = self._thresholds
+        if thresholds is None:
+            self._thresholds = torch.zeros(len(QUANTILES), device=self._ranks.device)
+        yield
+        self._thresholds = thresholds
 
     def forget_step(self) -> None:
         """The step was skipped: its rows do not count."""

@@ -35,7 +35,7 @@ from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.signals import Abandoned, Watch
 from engine.step import StepResult, train_step
-from model.latent import LookAhead, LookAheadSampler
+from model.latent import LookAhead, LookAheadSampler, Trained
 from model.snapshot import Snapshot
 from sources.loader import Batch
 from sources.registry import AllSourcesFailed
@@ -99,6 +99,7 @@ class Run:
         self.sampler = None  # of what the latent core looks ahead at, where there is one
         if preset.auxiliary.looks_ahead:
             self.sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, preset.train.seed)
+        self.parts_begin = _parts_begin(beginning, saved.get("parts_begin"))
         self.feed = Feed(preset, beginning, ranks, metrics)
         interval = preset.train.save_interval_minutes
         self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, beginning.saved)
@@ -247,13 +248,15 @@ class Run:
         if self.sampler is None:
             return None
         return [
-            self.sampler.draw(segment_ids, self._share_done(), batch.number, self.ranks.rank, number)
+            self.sampler.draw(segment_ids, self._trained(), batch.number, self.ranks.rank, number)
             for number, segment_ids in enumerate(batch.segment_ids)
         ]
 
-    def _share_done(self) -> float:
-        """Of the run that the latent core begins in: the parts that a later run continues are trained."""
-        return 1.0 if self.progress.run > 1 else self.progress.tokens_in_run / self.token_budget
+    def _trained(self) -> Trained:
+        """How far the parts of the latent core are; one that is not there counts as trained."""
+        now, budget = self.progress.tokens_total, self.token_budget
+        shares = {part: (now - begin) / budget for part, begin in self.parts_begin.items()}
+        return Trained.alike(1.0)._replace(**shares)
 
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """The batch is behind the run. Of a skipped step nothing else counts, and too many in a row end the attempt."""
@@ -315,8 +318,11 @@ class Run:
         """A step that changes nothing and a pass of an evaluation, before there is anything to lose; then the optimizer
         has its state."""
         self.rehearsed = False
-        rehearse(self.engine, self._step, self.preset, self.places, self.sampler, self._share_done(), self.ranks)
+        rehearsal = (self.engine, self._step, self.preset, self.places, self.sampler, self._trained(), self.ranks)
+        rehearse(*rehearsal)
         if self.curriculum:
+            with self.curriculum.as_after_burn_in():  # another graph, and more memory
+                rehearse(*rehearsal)
             self.curriculum.forget_step()
         if len(self.held_out.input_ids):
             self._losses_held_out(lambda passes: itertools.islice(passes, 1))
@@ -352,8 +358,13 @@ class Run:
     def _data_state(self) -> dict[str, Any]:
         """All that resumes right after the last step, but for the weights and their moments."""
         curriculum = self.curriculum.state() if self.curriculum else None
-        rows = {"rows_of_pass": self.preset.train.per_gpu_batch_size}
-        return {**self.feed.state(), **rows, "curriculum": curriculum, "guard": self.guard.state()}
+        return {
+            **self.feed.state(),
+            "rows_of_pass": self.preset.train.per_gpu_batch_size,
+            "parts_begin": self.parts_begin,
+            "curriculum": curriculum,
+            "guard": self.guard.state(),
+        }
 
     def _diverge(self, what: str) -> NoReturn:
         """Ends this attempt without saving; train() stops or rolls back."""
@@ -387,3 +398,12 @@ class Run:
             f"{why} Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run; "
             "the next start goes on from there."
         )
+
+
+def _parts_begin(beginning: Beginning, saved: dict[str, int] | None) -> dict[str, int]:
+    """For each part of the latent core how many tokens the lineage had read when it was switched on: now, where `saved`
+    has not got it. What was saved before this was counted is trained."""
+    core = beginning.model.latent
+    parts = () if core is None else Trained._fields
+    unknown = 0 if saved is None else beginning.progress.tokens_total
+    return {part: (saved or {}).get(part, unknown) for part in parts if getattr(core, part) is not None}

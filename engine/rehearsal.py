@@ -19,7 +19,7 @@ from engine.memory import is_out_of_memory, too_large
 from engine.preset import Preset
 from engine.ranks import Ranks
 from engine.step import StepResult
-from model.latent import LookAhead, LookAheadSampler
+from model.latent import LookAhead, LookAheadSampler, Trained, rows_to_look_ahead
 from model.transformer import TransformerLM
 from sources.loader import Batch
 
@@ -48,13 +48,19 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
         if fitting is None:
             raise too_large(preset, ranks)
         return fitting
+    # Rollouts and the contrast of spans see a pass alone: with fewer rows than this they would not be what was asked.
+    least = next((rows for rows in divisors if rows >= rows_to_look_ahead(preset.auxiliary)), of_step)
     seconds: dict[int, float] = {}
-    for rows in divisors:
+    for rows in [rows for rows in divisors if rows >= least]:
         measured = trial.seconds_per_row(rows)
         if measured is None:
             break
         seconds[rows] = measured
         if rows * measured > LONG_SECONDS:
+            break
+    for rows in [rows for rows in reversed(divisors) if rows < least and not seconds]:
+        if (measured := trial.seconds_per_row(rows)) is not None:
+            seconds[rows] = measured
             break
     if not seconds:
         raise too_large(preset, ranks)
@@ -121,7 +127,7 @@ class _Trial:
         options = {}
         if preset.auxiliary.looks_ahead:
             sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, seed=0)
-            options["look_ahead"] = sampler.draw(batch.segment_ids[0], 1.0, 0).to(device)
+            options["look_ahead"] = sampler.draw(batch.segment_ids[0], Trained.alike(1.0), 0).to(device)
         if not preset.data.document_mask:
             tensors[2] = None
         self._synchronize()
@@ -143,18 +149,18 @@ def rehearse(
     preset: Preset,
     rows: int,
     sampler: LookAheadSampler | None,
-    progress: float,
+    trained: Trained,
     ranks: Ranks,
 ) -> None:
-    """One step of passes of `rows` rows, as after `progress` of the run, at a learning rate of 0, and all it leaves
-    behind taken back. The optimizer's state must not be loaded yet.
+    """One step of passes of `rows` rows, with the latent core's parts as far as they are, at a learning rate of 0, and
+    all it leaves behind taken back. The optimizer's state must not be loaded yet.
 
     It has as many passes as it takes until memory is at its fullest: the gradients of one wait beside the next.
     """
     passes = min(2, preset.train.accumulation_steps)
     batch, look_ahead = same_tokens(preset, rows, passes), None
     if sampler is not None:
-        look_ahead = [sampler.draw(ids, progress, batch.number) for ids in batch.segment_ids]
+        look_ahead = [sampler.draw(ids, trained, batch.number) for ids in batch.segment_ids]
     with zero.rehearsed_step(engine, passes):
         step(batch, batch.num_tokens * ranks.world_size, look_ahead, Guard("log", 1))
 

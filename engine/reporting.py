@@ -32,6 +32,7 @@ class Reporting:
         self.preset, self.token_budget, self.source_names = preset, token_budget, source_names
         self.ranks, self.console, self.metrics = ranks, console, metrics
         self.tally = Tally(len(source_names))
+        self._has_core = preset.auxiliary.looks_ahead
         self._flops_per_token, self._peak = 0, None  # the latter of all processes together, FLOP/s
         self._reported_at = time.monotonic()
 
@@ -102,6 +103,7 @@ class Reporting:
             return
         loss, by_source = mean_losses(tally.loss_sums)
         rate = tally.tokens / max(tally.seconds, 1e-9)
+        core = {"core_grad_norm": tally.core_grad_norm, "core_left_out": tally.core_left_out} if self._has_core else {}
         self.metrics.write(
             "step",
             step=progress.step,
@@ -118,6 +120,7 @@ class Reporting:
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},
             auxiliary=mean_figures(tally.auxiliary),
             steps=tally.steps,
+            **core,
         )
         tally.reset()
         self._reported_at = time.monotonic()

@@ -27,7 +27,8 @@ class StepResult:
     loss: float  # nats per label
     loss_sums: torch.Tensor  # (2, sources) int64: NLL in units of UNIT nats, and labels; zeros where it was skipped
     auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the latent core's figures, and what they are over; likewise
-    grad_norm: float | None  # before clipping; None where the loss alone decided
+    grad_norm: float | None  # the trunk's before clipping; None where the loss alone decided
+    core_grad_norm: float | None  # the latent core's, NaN where it was left out; 0 without a core; None likewise
     verdict: Verdict
     skipped: bool  # neither weights nor moments have changed
 
@@ -82,11 +83,11 @@ def train_step(
     gradients = zero.Gradients.accumulated(engine)
     squares = gradients.squared_norms(ranks.device)  # before the host waits for the device, so that it waits once
     loss, loss_sums = losses.over_all(ranks)
-    verdict, grad_norm = guard.judge(loss), None
+    verdict, grad_norm, core_grad_norm = guard.judge(loss), None, None
     if guard.refuses(verdict):
         zero.discard(engine)
     else:
-        grad_norm = zero.step(engine, gradients, squares, clip, ranks)
+        grad_norm, core_grad_norm = zero.step(engine, gradients, squares, clip, ranks)
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
     auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
@@ -94,7 +95,7 @@ def train_step(
         auxiliary = ranks.sum_tensor(torch.stack(figures).sum(0, dtype=torch.float64).cpu())
     if skipped:
         loss_sums = torch.zeros_like(loss_sums)
-    return StepResult(loss, loss_sums, auxiliary, grad_norm, verdict, skipped)
+    return StepResult(loss, loss_sums, auxiliary, grad_norm, core_grad_norm, verdict, skipped)
 
 
 class SourceLosses:
@@ -143,8 +144,9 @@ class Tally:
     def reset(self) -> None:
         self.loss_sums.zero_()
         self.auxiliary.zero_()
-        self.steps = self.tokens = 0
-        self.grad_norm: float | None = None  # of the latest step
+        self.steps = self.tokens = self.core_left_out = 0
+        self.grad_norm: float | None = None  # of the latest step, and so is the core's
+        self.core_grad_norm: float | None = None
         self.seconds = self.wait_seconds = 0.0
 
     def add(self, step: StepResult) -> None:
@@ -152,7 +154,8 @@ class Tally:
         self.auxiliary += step.auxiliary
         self.steps += 1
         self.tokens += int(step.loss_sums[1].sum())
-        self.grad_norm = step.grad_norm
+        self.grad_norm, self.core_grad_norm = step.grad_norm, step.core_grad_norm
+        self.core_left_out += math.isnan(step.core_grad_norm)
 
     def waited(self, wait: float, whole: float) -> None:
         self.wait_seconds += wait

@@ -142,27 +142,37 @@ class Gradients(NamedTuple):
         return torch.stack([nn.utils.get_total_norm(part) if part else none for part in self]).double().square()
 
 
+class Norms(NamedTuple):
+    """Of the gradients of all ranks, before clipping; NaN where they are not finite."""
+
+    trunk: float
+    core: float  # 0 without a latent core
+
+
 def step(
     engine: deepspeed.DeepSpeedEngine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks
-) -> float:
-    """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`; returns the norm of the
-    trunk's before clipping.
+) -> Norms:
+    """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`.
 
     The latent core's gradients are clipped by themselves, so that a core that is detached leaves the trunk as it would
-    be without one. Where a norm is not finite, the step is skipped on all ranks and NaN returned: weights, moments and
-    their step count stay as they are, and the gradients are gone.
+    be without one; for the same reason they count as zeros where they alone are not finite. Where the trunk's are not,
+    the step is skipped on all ranks: weights, moments and their step count stay as they are, and the gradients are
+    gone.
     """
     squares = squares.cpu()
     # At stage 0 every rank has all gradients, else a share of them.
-    norms = (squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)).sqrt().tolist()
-    if not all(map(math.isfinite, norms)):
+    sums = squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)
+    norms = Norms(*(norm if math.isfinite(norm) else math.nan for norm in sums.sqrt().tolist()))
+    if math.isnan(norms.trunk):
         discard(engine)
-        return math.nan
+        return norms
+    if math.isnan(norms.core) and gradients.core:
+        torch._foreach_zero_(gradients.core)
     for part, norm in zip(gradients, norms, strict=True):
         if norm > clip:
             torch._foreach_mul_(part, clip / norm)
     engine.step()
-    return norms[0]
+    return norms
 
 
 def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:

@@ -18,17 +18,19 @@ class ModelConfig(BaseModel):
     model_config = _STRICT
 
     # num_heads and positions stand before hidden_size so that the latter's check can see them.
-    num_layers: int = Field(3, ge=1)
-    num_heads: int = Field(4, ge=1)
-    positions: Literal["learned", "rotary"] = "learned"
-    hidden_size: int = Field(256, ge=1)
-    seq_length: int = Field(256, ge=2)
-    norm: Literal["layer", "rms"] = "layer"
-    qk_norm: bool = False
-    mlp: Literal["gelu", "squared_relu", "swiglu"] = "gelu"
-    tie_embeddings: bool = True
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    init_std: float = Field(0.02, gt=0.0, le=1.0)
+    num_layers: int = Field(3, ge=1, description="blocks of the trunk")
+    num_heads: int = Field(4, ge=1, description="attention heads of a block")
+    positions: Literal["learned", "rotary"] = Field("learned", description="how a token knows its place")
+    hidden_size: int = Field(256, ge=1, description="width of the states")
+    seq_length: int = Field(256, ge=2, description="tokens of a row")
+    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm or RMSNorm")
+    qk_norm: bool = Field(False, description="queries and keys are normalised head by head")
+    mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(
+        "gelu", description="the activation between a block's two products"
+    )
+    tie_embeddings: bool = Field(True, description="the head reads the embedding")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of what the blocks add that is dropped")
+    init_std: float = Field(0.02, gt=0.0, le=1.0, description="standard deviation of the initial weights")
 
     @field_validator("hidden_size")
     @classmethod
@@ -51,47 +53,77 @@ class ModelConfig(BaseModel):
         return hidden_size
 
 
+_DETACHED = (
+    "that objective does not train the trunk; all are detached, because the cross-entropy paid for it where they were "
+    'not (benchmarks/LOG.md, "Looking ahead")'
+)
+
+
 class AuxiliaryConfig(BaseModel):
     """What changes the objective or its weights, all of it off by default."""
 
     model_config = _STRICT
 
-    enable_policy: bool = False
-    enable_value: bool = False
-    enable_dynamics: bool = False
-    enable_span_contrastive: bool = False
-    enable_adaptive_sources: bool = False
-    enable_curriculum: bool = False
+    enable_policy: bool = Field(
+        False, description="what a predicted state says through the LM head is to be what the true one says"
+    )
+    enable_value: bool = Field(False, description="a state tells how hard the next tokens will be")
+    enable_dynamics: bool = Field(False, description="a predicted state is to be near the true one")
+    enable_span_contrastive: bool = Field(
+        False, description="a state tells the coming span from all others of the pass"
+    )
+    enable_adaptive_sources: bool = Field(
+        False, description="source weights follow the losses: what is learned less well is read more"
+    )
+    enable_curriculum: bool = Field(False, description="rows count by how hard they are; evaluation is never weighed")
 
-    policy_kl_weight: float = Field(0.05, ge=0.0)
-    value_weight: float = Field(0.1, ge=0.0)
-    dynamics_weight: float = Field(0.1, ge=0.0)
-    span_contrastive_weight: float = Field(0.1, ge=0.0)
-    # All are detached, because the cross-entropy paid for it where they were not (benchmarks/LOG.md, "Looking ahead").
-    policy_detach_trunk: bool = True
-    value_detach_trunk: bool = True
-    dynamics_detach_trunk: bool = True
-    span_contrastive_detach_trunk: bool = True
-    auxiliary_warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    learning_rate_factor: float = Field(1.0, gt=0.0)
+    policy_kl_weight: float = Field(0.05, ge=0.0, description="what the policy counts beside the cross-entropy")
+    value_weight: float = Field(0.1, ge=0.0, description="what the value counts, of true states and of predicted ones")
+    dynamics_weight: float = Field(0.1, ge=0.0, description="what the dynamics count")
+    span_contrastive_weight: float = Field(0.1, ge=0.0, description="what the contrast of spans counts")
+    policy_detach_trunk: bool = Field(True, description=_DETACHED)
+    value_detach_trunk: bool = Field(True, description=_DETACHED)
+    dynamics_detach_trunk: bool = Field(True, description=_DETACHED)
+    span_contrastive_detach_trunk: bool = Field(True, description=_DETACHED)
+    auxiliary_warmup_fraction: float = Field(
+        0.05,
+        ge=0.0,
+        lt=1.0,
+        description="share of a run, from where a part begins, in which its weights grow from 0; after each such "
+        "share a rollout becomes one step longer",
+    )
+    learning_rate_factor: float = Field(
+        1.0, gt=0.0, description="the core's learning rate, in units of train.learning_rate"
+    )
 
-    rollout_depth: int = Field(2, ge=1, le=3)
+    rollout_depth: int = Field(2, ge=1, le=3, description="steps predicted ahead")
     # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
-    rollout_row_fraction: float = Field(0.125, gt=0.0, le=1.0)
-    policy_position_fraction: float = Field(0.0625, gt=0.0, le=1.0)
-    value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 16, 64), strict=False)
-    span_length: int = Field(8, ge=1)
-    span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)
-    span_contrastive_temperature: float = Field(0.1, gt=0.0)
-    span_l2_normalize: bool = True
+    rollout_row_fraction: float = Field(
+        0.125, gt=0.0, le=1.0, description="share of the rows of a pass in which that is done; at least one row"
+    )
+    policy_position_fraction: float = Field(
+        0.0625,
+        gt=0.0,
+        le=1.0,
+        description="share of all positions at which predicted states are read by the head and the value",
+    )
+    value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (4, 16, 64), strict=False, description='tokens over which "how hard" is the mean'
+    )
+    span_length: int = Field(8, ge=1, description="tokens of a span")
+    span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are in one")
+    span_contrastive_temperature: float = Field(0.1, gt=0.0, description="of the contrast")
+    span_l2_normalize: bool = Field(True, description="cosine; else the dot product over sqrt(hidden_size)")
 
-    adaptive_interval_tokens: int = Field(1_000_000, ge=1)
-    adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0)
-    adaptive_max_weight: float = Field(2.0, ge=1.0)
-    adaptive_smoothing: float = Field(0.9, ge=0.0, lt=1.0)
-    curriculum_temperature: float = Field(1.0, ge=0.01)
-    curriculum_burn_in_tokens: int = Field(5_000_000, ge=0)
-    curriculum_interval_tokens: int = Field(1_000_000, ge=1)
+    adaptive_interval_tokens: int = Field(1_000_000, ge=1, description="tokens between two changes of the weights")
+    adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0, description="least multiple of a source's own weight")
+    adaptive_max_weight: float = Field(2.0, ge=1.0, description="largest multiple of a source's own weight")
+    adaptive_smoothing: float = Field(
+        0.9, ge=0.0, lt=1.0, description="share of the old average of losses that is kept"
+    )
+    curriculum_temperature: float = Field(1.0, ge=0.01, description="lower weighs easy rows down more")
+    curriculum_burn_in_tokens: int = Field(5_000_000, ge=0, description="tokens before it begins")
+    curriculum_interval_tokens: int = Field(1_000_000, ge=1, description="tokens between two looks at recent rows")
 
     @field_validator("policy_position_fraction")
     @classmethod
@@ -120,4 +152,9 @@ class AuxiliaryConfig(BaseModel):
     @property
     def looks_ahead(self) -> bool:
         """Whether any part of the latent core is on."""
-        return self.enable_policy or self.enable_value or self.enable_dynamics or self.enable_span_contrastive
+        return self.rolls_out or self.enable_value or self.enable_span_contrastive
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether there is a transition."""
+        return self.enable_policy or self.enable_dynamics

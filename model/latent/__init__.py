@@ -2,7 +2,7 @@
 
 from model.latent.core import FIGURES, LatentCore
 from model.latent.foresight import Foresight, foresee
-from model.latent.look_ahead import OBJECTIVES, LookAhead, LookAheadSampler, require_room
+from model.latent.look_ahead import OBJECTIVES, LookAhead, LookAheadSampler, Trained, require_room, rows_to_look_ahead
 from model.latent.value import expected_nll
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "LatentCore",
     "LookAhead",
     "LookAheadSampler",
+    "Trained",
     "expected_nll",
     "foresee",
     "require_room",
+    "rows_to_look_ahead",
 ]

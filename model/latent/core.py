@@ -36,9 +36,7 @@ class LatentCore(nn.Module):
         require_room(auxiliary, config.seq_length)
         self.auxiliary = auxiliary
         size = config.hidden_size
-        self.transition = (
-            Transition(size, config.num_heads) if auxiliary.enable_policy or auxiliary.enable_dynamics else None
-        )
+        self.transition = Transition(size, config.num_heads) if auxiliary.rolls_out else None
         self.value_head = ValueHead(size, auxiliary.value_horizons) if auxiliary.enable_value else None
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
 
@@ -153,7 +151,7 @@ class LatentCore(nn.Module):
             losses = [dynamics_losses(states, true[:, i:]) for i, states in enumerate(to_compare, 1)]
             figures["dynamics"] = sum(map(_sum_and_count, losses, comparable))
         ratios = [
-            torch.stack([variance_ratio(states, true[:, i:], counted), counted.any().float()])
+            torch.stack([variance_ratio(states, true[:, i:], counted), (counted.sum() > 1).float()])
             for i, (states, counted) in enumerate(zip(to_compare, comparable, strict=True), 1)
         ]
         figures["latent_variance"] = torch.stack(ratios)[look_ahead.depth[None] - 1][0]

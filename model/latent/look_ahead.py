@@ -1,11 +1,11 @@
 """What one pass looks ahead at: drawn outside the model, from random streams of its own, and handed in as tensors.
 
 The shapes are the same in every pass, also while rollouts are still to grow: a compiled model is compiled once. A draw
-is a function of
-(seed, step, rank, pass): a run that resumes draws what the uninterrupted one would have drawn, and nothing else that
-is random is disturbed.
+is a function of (seed, step, rank, pass): a run that resumes draws what the uninterrupted one would have drawn, and
+nothing else that is random is disturbed.
 """
 
+import math
 import random
 from typing import NamedTuple
 
@@ -35,6 +35,19 @@ class LookAhead(NamedTuple):
         return LookAhead(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class Trained(NamedTuple):
+    """How far each part of the core is, as the share of a run that it has been trained for."""
+
+    transition: float
+    value_head: float
+    span_projector: float
+
+    @classmethod
+    def alike(cls, share: float) -> "Trained":
+        """All parts began together."""
+        return cls(share, share, share)
+
+
 class LookAheadSampler:
     """Draws a LookAhead for each pass over rows of seq_length tokens.
 
@@ -45,22 +58,27 @@ class LookAheadSampler:
         require_room(auxiliary, seq_length)
         self.auxiliary, self.seq_length, self.seed = auxiliary, seq_length, seed
 
-    def draw(self, segment_ids: Tensor, progress: float, step: int, rank: int = 0, pass_index: int = 0) -> LookAhead:
-        """For the rows of segment_ids (B, T); `progress` is the share of the run that is done (see `depth_at`)."""
+    def draw(self, segment_ids: Tensor, trained: Trained, step: int, rank: int = 0, pass_index: int = 0) -> LookAhead:
+        """For the rows of segment_ids (B, T), by the parts' weights and depth when they are so far."""
         auxiliary, length = self.auxiliary, self.seq_length
         stream = random.Random(f"{self.seed} {step} {rank} {pass_index}")
         num_rows = _share(len(segment_ids), auxiliary.rollout_row_fraction)
         share = auxiliary.policy_position_fraction / auxiliary.rollout_row_fraction
-        num_columns = min(_share(length, share), length - auxiliary.rollout_depth)
-        columns = stream.sample(range(auxiliary.rollout_depth, length), num_columns)
+        later = range(auxiliary.rollout_depth, length)  # none where rows are too short for a rollout that is off
+        columns = stream.sample(later, min(_share(length, share), len(later)))
         return LookAhead(
             segment_ids,
             torch.tensor(sorted(stream.sample(range(len(segment_ids)), num_rows))),
-            torch.tensor(sorted(columns)),
-            torch.tensor(_span_starts(auxiliary, length, stream)),
-            weights_at(auxiliary, progress),
-            torch.tensor(depth_at(auxiliary, progress)),
+            torch.tensor(sorted(columns), dtype=torch.int64),
+            torch.tensor(_span_starts(auxiliary, length, stream), dtype=torch.int64),
+            weights_at(auxiliary, trained),
+            torch.tensor(depth_at(auxiliary, trained.transition)),
         )
+
+
+def rows_to_look_ahead(auxiliary: AuxiliaryConfig) -> int:
+    """Rows of a pass from which on rollout_row_fraction of them is one at least; 1 where nothing is rolled out."""
+    return math.ceil(1.0 / auxiliary.rollout_row_fraction) if auxiliary.rolls_out else 1
 
 
 def _share(whole: int, fraction: float) -> int:
@@ -76,42 +94,49 @@ def num_spans(auxiliary: AuxiliaryConfig, length: int) -> int:
 def _span_starts(auxiliary: AuxiliaryConfig, length: int, stream: random.Random) -> list[int]:
     """One span at a random place of each of as many equal parts of the row: no two overlap."""
     count = num_spans(auxiliary, length)
-    part = length // count
+    part = length // max(1, count)
     return [part * number + stream.randrange(part - auxiliary.span_length) for number in range(count)]
 
 
 def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
-    """Raises ValueError where a rollout or a span is longer than a row."""
-    for key, least in (("rollout_depth", auxiliary.rollout_depth + 1), ("span_length", auxiliary.span_length + 1)):
+    """Raises ValueError where what a part that is on looks at is longer than a row."""
+    needed: list[tuple[str, int, int]] = []  # the key, what it says, and the tokens of a row that takes
+    if auxiliary.rolls_out:
+        needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
+    if auxiliary.enable_span_contrastive:
+        needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
+    if auxiliary.enable_value:
+        needed += [("value_horizons", horizon, math.ceil(horizon / 2)) for horizon in auxiliary.value_horizons]
+    for key, asked, least in needed:
         if seq_length < least:
             raise ValueError(
-                f"auxiliary.{key}: {least - 1} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
+                f"auxiliary.{key}: {asked} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
                 "lower the one or raise the other."
             )
 
 
-def weights_at(auxiliary: AuxiliaryConfig, progress: float) -> Tensor:
-    """(len(OBJECTIVES),) fp32: the weights after `progress` of the run, growing from 0 over auxiliary_warmup_fraction.
+def weights_at(auxiliary: AuxiliaryConfig, trained: Trained) -> Tensor:
+    """(len(OBJECTIVES),) fp32: the weights when the parts are so far, growing from 0 over auxiliary_warmup_fraction.
 
-    Objectives that are off have weight 0. Predicted states are valued with value_weight, as true ones are.
+    Objectives that are off have weight 0. Predicted states are valued with value_weight, as true ones are, once both
+    the value and the transition are on their way.
     """
     warmup = auxiliary.auxiliary_warmup_fraction
-    scale = min(1.0, progress / warmup) if warmup else 1.0
-    rolls_out = auxiliary.enable_policy or auxiliary.enable_dynamics
+    transition, value, span = (min(1.0, share / warmup) if warmup else 1.0 for share in trained)
     weights = (
-        auxiliary.policy_kl_weight * auxiliary.enable_policy,
-        auxiliary.value_weight * auxiliary.enable_value,
-        auxiliary.value_weight * (auxiliary.enable_value and rolls_out),
-        auxiliary.dynamics_weight * auxiliary.enable_dynamics,
-        auxiliary.span_contrastive_weight * auxiliary.enable_span_contrastive,
+        auxiliary.policy_kl_weight * auxiliary.enable_policy * transition,
+        auxiliary.value_weight * auxiliary.enable_value * value,
+        auxiliary.value_weight * (auxiliary.enable_value and auxiliary.rolls_out) * min(value, transition),
+        auxiliary.dynamics_weight * auxiliary.enable_dynamics * transition,
+        auxiliary.span_contrastive_weight * auxiliary.enable_span_contrastive * span,
     )
-    return torch.tensor([weight * scale for weight in weights])
+    return torch.tensor(weights, dtype=torch.float32)
 
 
-def depth_at(auxiliary: AuxiliaryConfig, progress: float) -> int:
-    """Steps of a rollout that count after `progress` of the run: one more after each auxiliary_warmup_fraction."""
+def depth_at(auxiliary: AuxiliaryConfig, share: float) -> int:
+    """Steps of a rollout that count after so much of a run: one more after each auxiliary_warmup_fraction."""
     warmup = auxiliary.auxiliary_warmup_fraction
-    return min(auxiliary.rollout_depth, 1 + int(progress / warmup)) if warmup else auxiliary.rollout_depth
+    return min(auxiliary.rollout_depth, 1 + int(share / warmup)) if warmup else auxiliary.rollout_depth
 
 
 def remaining(segment_ids: Tensor, labels: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Which span comes next: contrastive prediction of a span from the state before it (InfoNCE, arXiv 1807.03748).
 
 A span is the tokens at columns s + 1 ... s + L. Its key is the mean of the trunk's second layer's states over them,
-without gradient; its query is g(h_s). Every other span of the batch is a negative, those of the same document too.
+without gradient; its query is g(h_s). Every other span of the pass is a negative, those of the same document too.
 
 Keys are centred over the rows, column by column: learned positions are still strong in the second layer, and since all
 rows have their spans at the same columns, what is left after centring no longer tells where in the row a span stands.
-Otherwise the negatives of the same document could be told apart by their place alone.
+Otherwise the negatives of the same document could be told apart by their place alone. A span that no other row has
+beside it is centred over all spans of the pass instead, for nothing of it would be left.
 """
 
 import math
@@ -32,12 +33,15 @@ class SpanProjector(nn.Module):
 
 def span_keys(states: Tensor, starts: Tensor, span_length: int, valid: Tensor) -> Tensor:
     """Means of states (B, T, D) over the columns s + 1 ... s + span_length of each start s in starts (S,), centred
-    over the rows that are valid (B, S). Returns (B, S, D) in fp32, without gradient."""
+    over the rows that are valid (B, S), or, where that is one row, over all that is valid. Returns (B, S, D) in fp32,
+    without gradient."""
     columns = starts[:, None] + 1 + torch.arange(span_length, device=starts.device)
     keys = states.detach().float()[:, columns].mean(dim=2)
     counted = valid[..., None].float()
-    centre = (keys * counted).sum(dim=0) / counted.sum(dim=0).clamp_min(1.0)
-    return keys - centre
+    sums, rows = (keys * counted).sum(dim=0), counted.sum(dim=0)
+    centre = sums / rows.clamp_min(1.0)
+    centre_of_all = sums.sum(dim=0) / rows.sum().clamp_min(1.0)
+    return keys - torch.where(rows > 1, centre, centre_of_all)
 
 
 def info_nce(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, l2_normalize: bool) -> Tensor:

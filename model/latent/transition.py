@@ -124,7 +124,8 @@ def dynamics_losses(predicted: Tensor, hidden: Tensor) -> Tensor:
 
 def variance_ratio(predicted: Tensor, hidden: Tensor, valid: Tensor) -> Tensor:
     """A scalar: the variance of predicted states (..., D) over the positions where `valid` (...,) is true, divided by
-    that of the true states there. Near 0 the predictions have collapsed to one point; 0 where nothing is valid."""
+    that of the true states there. Near 0 the predictions have collapsed to one point; 0 where fewer than two positions
+    are valid."""
     counted = valid.flatten()[:, None].float()
     count = counted.sum().clamp_min(1.0)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NUM_BINS, MAX_NLL = 64, 12.0  # nats
+UNIT = 2.0**-40  # nats: what running sums are counted in, up to 8 million of them
 
 
 class ValueHead(nn.Module):
@@ -52,14 +53,16 @@ def value_targets(token_nll: Tensor, remaining: Tensor, horizons: tuple[int, ...
     whether those are at least half of K (B, T, H).
     """
     length = token_nll.shape[1]
-    # Differences of running sums: in fp64, since a row's sum is far larger than the difference.
-    sums = F.pad(token_nll.detach().double().cumsum(dim=1), (1, 0))
+    # Differences of running sums, in whole units: a row's sum is far larger than the difference, and torch has no
+    # deterministic running sum of floating-point numbers on a GPU.
+    units = (token_nll.detach().double() / UNIT).round().long()
+    sums = F.pad(units.cumsum(dim=1), (1, 0))
     columns = torch.arange(length, device=token_nll.device)
     targets, known = [], []
     for horizon in horizons:
         count = remaining.clamp(max=horizon)
         total = sums.gather(1, columns + count) - sums[:, :-1]
-        targets.append((total / count.clamp_min(1)).float())
+        targets.append((total * UNIT / count.clamp_min(1)).float())
         known.append((count > 0) & (2 * count >= horizon))
     return torch.stack(targets, dim=-1), torch.stack(known, dim=-1)
 

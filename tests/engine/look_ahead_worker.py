@@ -15,12 +15,23 @@ from engine.guard import Guard
 from engine.optimizers import adamw
 from engine.ranks import Ranks, join, leave
 from engine.step import mean_figures, train_step
-from model import AuxiliaryConfig, TransformerLM
-from model.latent import LookAhead, LookAheadSampler
+from model import AuxiliaryConfig, ModelConfig, TransformerLM
+from model.latent import LookAhead, LookAheadSampler, Trained
 from sources.loader import Batch
-from tests.engine.golden_worker import LENGTH, SHAPE, TRAIN, VOCABULARY, rows
+from tests.engine.golden_worker import LENGTH, TRAIN, VOCABULARY, rows
 
 STEPS, PASSES, ROWS = 10, 4, 2  # passes of a step over all ranks, and rows of each
+# The kind of trunk that is shipped, and so wide that stage 3 takes its matrices apart.
+SHAPE = ModelConfig(
+    hidden_size=128,
+    num_layers=2,
+    num_heads=2,
+    seq_length=LENGTH,
+    positions="rotary",
+    norm="rms",
+    qk_norm=True,
+    mlp="squared_relu",
+)
 EVERYTHING = AuxiliaryConfig(
     enable_policy=True,
     enable_value=True,
@@ -45,7 +56,7 @@ def passes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def look_ahead(segment_ids: torch.Tensor, step: int, number: int) -> LookAhead:
     """The draw of the pass that is `number` over all ranks, so that it does not matter which rank has it."""
-    return LookAheadSampler(EVERYTHING, LENGTH, seed=1).draw(segment_ids, 1.0, step, 0, number)
+    return LookAheadSampler(EVERYTHING, LENGTH, seed=1).draw(segment_ids, Trained.alike(1.0), step, 0, number)
 
 
 def fresh_model() -> TransformerLM:

@@ -16,7 +16,7 @@ from engine.metrics import read
 from engine.optimizers import parameter_groups
 from engine.preset import parse_preset
 from model import TransformerLM, load
-from model.latent import FIGURES
+from model.latent import FIGURES, LookAhead, LookAheadSampler
 from tests.conftest import REPOSITORY
 from tests.engine import look_ahead_worker
 from tests.engine.conftest import environment
@@ -120,17 +120,23 @@ def test_a_part_may_be_switched_on_and_off_between_runs(tiny, tmp_path: Path, st
     assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["step"] == 12
 
 
-def test_the_weights_warm_up_in_the_first_run_of_a_lineage_only(tiny, tmp_path: Path, monkeypatch):
-    drawn = []
-    original = look_ahead_worker.LookAheadSampler.draw
+@pytest.fixture
+def drawn(monkeypatch) -> list[LookAhead]:
+    """Every draw from here on, but for rehearsals'."""
+    draws = []
+    original = LookAheadSampler.draw
 
-    def recorded(sampler, segment_ids, progress, step, *arguments):
-        draw = original(sampler, segment_ids, progress, step, *arguments)
-        if step >= 0:  # no rehearsal's
-            drawn.append(draw)
+    def recorded(sampler, segment_ids, trained, step, *arguments):
+        draw = original(sampler, segment_ids, trained, step, *arguments)
+        if step >= 0:
+            draws.append(draw)
         return draw
 
-    monkeypatch.setattr(look_ahead_worker.LookAheadSampler, "draw", recorded)
+    monkeypatch.setattr(LookAheadSampler, "draw", recorded)
+    return draws
+
+
+def test_the_weights_warm_up_in_the_first_run_of_a_lineage_only(tiny, tmp_path: Path, drawn):
     preset = tiny(auxiliary={**ON, "auxiliary_warmup_fraction": 0.25})
     for _ in range(2):
         train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
@@ -140,6 +146,41 @@ def test_the_weights_warm_up_in_the_first_run_of_a_lineage_only(tiny, tmp_path: 
     assert [step.depth for step in steps] == [1, 1, 2, 2, 3, 3, 3, 3] + [3] * 8
     places = {tuple(draw.columns.tolist()) for draw in drawn}
     assert len(places) > len(drawn) / 2, "passes draw for themselves"
+
+
+def test_a_part_that_is_switched_on_later_warms_up_then(tiny, tmp_path: Path, drawn):
+    def run(auxiliary: dict) -> torch.Tensor:
+        """(steps, objectives): the weights of each step, as shares of the whole ones."""
+        drawn.clear()
+        preset = tiny(auxiliary={**auxiliary, "auxiliary_warmup_fraction": 0.25})
+        train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
+        weights = torch.stack([draw.weights for draw in drawn[::2]])  # a step has two passes
+        return (weights / torch.tensor([0.05, 0.1, 0.1, 0.1, 0.1])).round(decimals=2)
+
+    grows, whole = torch.tensor([0.0, 0.5] + [1.0] * 6), torch.ones(8)
+    value_only = run({"enable_value": True, "value_horizons": [4, 16]})
+    assert torch.equal(value_only[:, 1], grows)
+    everything = run(ON)
+    policy, value, rolled_out_value, dynamics, span = everything.T
+    assert torch.equal(value, whole), "trained in the run before"
+    assert all(torch.equal(weights, grows) for weights in (policy, rolled_out_value, dynamics, span))
+    assert [draw.depth for draw in drawn[::2]] == [1, 1, 2, 2, 3, 3, 3, 3]
+    assert torch.equal(run(ON), torch.ones(8, 5))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_detached_core_without_finite_gradients_is_left_out(tiny, tmp_path: Path, capsys, stage: int):
+    huge = {**ON, "policy_kl_weight": 1e38, "auxiliary_warmup_fraction": 0.0}
+    for name, auxiliary in (("off", {}), ("on", huge)):
+        preset = tiny(auxiliary=auxiliary, train={"zero_stage": stage})
+        train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path / name)
+    off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
+    assert all(torch.equal(on[name], tensor) for name, tensor in off.items())
+    assert all(tensor.isfinite().all() for tensor in on.values())
+    for event in steps_of(tmp_path / "on"):
+        assert event["core_grad_norm"] is None and event["core_left_out"] == 1
+    assert "the core's gradient was not finite in 1 step" in capsys.readouterr().out
+    assert "core_grad_norm" not in steps_of(tmp_path / "off")[0]
 
 
 @pytest.fixture(scope="module")

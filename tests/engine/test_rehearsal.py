@@ -14,7 +14,7 @@ from engine.preset import Preset
 from engine.ranks import Ranks, join
 from engine.rehearsal import choose_rows, rehearse, same_tokens, with_rows
 from engine.step import train_step
-from model.latent import LookAheadSampler
+from model.latent import LookAheadSampler, Trained
 from model.transformer import TransformerLM
 from tests.engine.test_loop import STEP
 
@@ -58,6 +58,13 @@ def test_the_smallest_passes_that_are_about_the_fastest_on_a_gpu(tiny, monkeypat
 
     monkeypatch.setattr(rehearsal._Trial, "__init__", on_a_gpu)
     assert choose(monkeypatch, tiny(), {1: 0.020, 2: 0.015, 4: 0.0102, 8: 0.0101, 16: 0.010})[0] == 4
+
+
+def test_passes_have_rows_enough_to_look_ahead(tiny, monkeypatch):
+    looking = tiny(auxiliary={"enable_policy": True})  # an eighth of the rows is rolled out
+    assert choose(monkeypatch, looking, {8: 0.02, 16: 0.01}) == (16, [8, 16])
+    # but smaller ones are better than none
+    assert choose(monkeypatch, looking, {8: None, 4: None, 2: 0.1}) == (2, [8, 4, 2])
 
 
 def test_passes_end_where_memory_does(tiny, monkeypatch):
@@ -145,7 +152,7 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
 
         if rehearsed:
             before = zero.weights(engine, keep=True)
-            rehearse(engine, step, preset, 8, sampler, 0.0, ranks)
+            rehearse(engine, step, preset, 8, sampler, Trained.alike(0.0), ranks)
             after = zero.weights(engine, keep=True)
             assert all(torch.equal(before[name], after[name]) for name in before)
             assert zero.optimizer_state(engine, keep=True) == {}
@@ -155,7 +162,7 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
             batch = same_tokens(preset, 8, 3)
             batch.input_ids.random_(512, generator=generator)
             batch.labels.random_(512, generator=generator)
-            look_ahead = [sampler.draw(ids, 1.0, number) for ids in batch.segment_ids]
+            look_ahead = [sampler.draw(ids, Trained.alike(1.0), number) for ids in batch.segment_ids]
             step(batch, batch.num_tokens, look_ahead, rehearsal.Guard("log", 1))
         weights = zero.weights(engine, keep=True)
         state = zero.optimizer_state(engine, keep=True)
@@ -178,3 +185,20 @@ def test_what_does_not_fit_shows_before_anything_is_trained(tiny, tmp_path: Path
         train(tiny(), token_budget=6 * STEP, checkpoint_dir=tmp_path)
     assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["step"] == 0
     assert with_rows(tiny(), 2).train.accumulation_steps == 8
+
+
+def test_a_curriculum_is_rehearsed_as_it_is_before_its_burn_in_and_after(tiny, tmp_path: Path, monkeypatch):
+    asked = []
+    forward = TransformerLM.forward
+
+    def recorded(self, input_ids, *arguments, **options):
+        if self.training:
+            asked.append((bool(input_ids.any()), options.get("difficulty") is not None))
+        return forward(self, input_ids, *arguments, **options)
+
+    monkeypatch.setattr(TransformerLM, "forward", recorded)
+    preset = tiny(auxiliary={"enable_curriculum": True, "curriculum_burn_in_tokens": 10**6})
+    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    text = [weighs for real, weighs in asked if real]
+    rehearsed = [weighs for real, weighs in asked if not real]
+    assert set(rehearsed) == {False, True} and set(text) == {False}

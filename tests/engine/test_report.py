@@ -50,8 +50,14 @@ def test_a_run_leaves_its_page(tiny, tmp_path: Path):
     passage = evaluation["passage"]
     assert page.tags.count("span") == len(passage) > 10
     assert "".join(ahead["token"] for ahead in passage).split()[0] in page.text
-    middle = page.titles[len(passage) // 2]
-    assert "next 16 tokens: expected" in middle and "they cost" in middle and "4 on: " in middle
+    number = len(passage) // 2
+    middle, ahead = page.titles[number], passage[number]
+    expected, realised = ahead["expected_nll"]["16"], ahead["realised_nll"]["16"]
+    assert f"next 16 tokens: expected {expected:.2f}" in middle and f"they cost {realised:.2f}" in middle
+    for distance, place in enumerate(ahead["guesses"], 1):
+        guess, came = place[0][0], passage[number + distance]["token"]
+        line = next(line for line in middle.splitlines() if line.startswith(f"{distance} on: "))
+        assert repr(guess) in line and repr(came) in line
 
 
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):

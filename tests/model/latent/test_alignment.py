@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from model.latent import LookAheadSampler, expected_nll
+from model.latent import LookAheadSampler, Trained, expected_nll
 
 SYMBOLS, LENGTH, DEPTH = 6, 24, 3
 
@@ -62,7 +62,8 @@ def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
     whole = torch.zeros(64, LENGTH, dtype=torch.int32)
     for step in range(steps):
         text = chain.draw(64)
-        loss = model(text[:, :-1], text[:, 1:], look_ahead=sampler.draw(whole, 1.0, step)).loss_sum / (64 * LENGTH)
+        draw = sampler.draw(whole, Trained.alike(1.0), step)
+        loss = model(text[:, :-1], text[:, 1:], look_ahead=draw).loss_sum / (64 * LENGTH)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,10 +77,11 @@ def test_the_policy_reaches_the_entropy_at_every_depth(trained):
         states = [model.hidden_states(text[:, :-1]), *model.rollout(text[:, :-1], DEPTH)]
         for depth, predicted in enumerate(states):
             log_p = model.logits(predicted).log_softmax(-1)
-            start = 10  # a column: x_start, x_{start+1} ... are told, and what follows the last of them is asked
-            asked = start + depth + 1
-            ours = -log_p[:, start].gather(1, text[:, asked, None]).mean()
-            assert ours - chain.nll(text, asked).mean() < 0.04, f"depth {depth}"
+            for start in (4, 10, 13):  # a column: x_start, x_{start+1} ... are told; what follows the last is asked
+                asked = start + depth + 1
+                ours = -log_p[:, start].gather(1, text[:, asked, None]).mean()
+                # less than the entropy would be a look at the answer
+                assert abs(ours - chain.nll(text, asked).mean()) < 0.04, f"depth {depth}, column {start}"
 
 
 def test_the_tolerance_would_notice_a_shift_by_one(trained):

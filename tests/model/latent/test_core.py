@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model import AuxiliaryConfig, TransformerLM
-from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler
+from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler, Trained
 from model.latent.transition import dynamics_losses
 from model.latent.value import two_hot
 from model.transformer import States
@@ -19,7 +19,8 @@ def only(everything: AuxiliaryConfig, switch: str, **changes) -> AuxiliaryConfig
 
 
 def draw(model: TransformerLM, segment_ids: torch.Tensor, step: int = 0, progress: float = 1.0):
-    return LookAheadSampler(model.latent.auxiliary, segment_ids.shape[1], seed=0).draw(segment_ids, progress, step)
+    sampler = LookAheadSampler(model.latent.auxiliary, segment_ids.shape[1], seed=0)
+    return sampler.draw(segment_ids, Trained.alike(progress), step)
 
 
 def gradients(output, model) -> list[torch.Tensor]:
@@ -62,7 +63,7 @@ def test_what_may_not_move_gets_no_gradient_at_all(config, everything, pieces, s
     _, labels, segment_ids = pieces
     torch.manual_seed(0)
     core = LatentCore(config, only(everything, switch, **{key: detach}))
-    look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, 1.0, 0)
+    look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, Trained.alike(1.0), 0)
     trunk = TransformerLM(config, 500)
     hidden, second_layer, before_last = torch.randn(3, 4, 32, 32).unbind()
     embeddings, token_nll, head = torch.randn(len(look_ahead.rows), 32, 32), torch.rand(4, 32), torch.randn(512, 32)

@@ -28,6 +28,17 @@ def test_a_key_does_not_tell_its_place_in_the_row():
     torch.testing.assert_close(keys[valid], moved[valid], atol=1e-5, rtol=1e-5)
 
 
+def test_a_span_that_no_other_row_has_beside_it_is_centred_over_all():
+    states = torch.randn(2, 16, 8)
+    means = torch.stack([states[:, 2:6].mean(1), states[:, 10:14].mean(1)], dim=1)
+    one_row = span_keys(states[:1], STARTS, 4, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(one_row, means[:1] - means[:1].mean(1, keepdim=True))
+    keys = span_keys(states, STARTS, 4, torch.tensor([[True, True], [True, False]]))
+    torch.testing.assert_close(keys[:, 0], means[:, 0] - means[:, 0].mean(0))
+    of_all = (means[0, 0] + means[1, 0] + means[0, 1]) / 3
+    torch.testing.assert_close(keys[0, 1], means[0, 1] - of_all)
+
+
 @pytest.mark.parametrize("l2_normalize", [True, False])
 def test_all_other_valid_spans_are_negatives(l2_normalize):
     torch.manual_seed(0)
