@@ -1,10 +1,10 @@
 """The head and its loss, forward and backward: ours beside torch's, and what bf16 costs where it is emulated.
 
-    python -m benchmarks.cross_entropy [--rounds 5] [--chunks]
+    python -m benchmarks.cross_entropy [--rounds 5] [--precision bf16] [--tokens 4096] [--chunks]
 
 Peers: F.linear with F.cross_entropy, as it is and compiled, and F.linear_cross_entropy where this torch has it. They
-take turns; medians. The hidden states and weights are drawn at random, since the time does not depend on them. On a GPU
-in bf16; --chunks tries sizes of ours.
+take turns; medians. The hidden states and weights are drawn at random, since the time does not depend on them. In bf16
+where the device multiplies it natively; --chunks tries sizes of ours.
 """
 
 import argparse
@@ -26,11 +26,15 @@ WIDTH = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--chunks", action="store_true")
     arguments = parser.parse_args()
     device = local_device()
     on_gpu = device.type == "cuda"
-    tokens, precision = (32_768, "bf16") if on_gpu else (2048, "fp32")
+    machine.keep_freed_memory(device)
+    precision = arguments.precision or ("bf16" if machine.native_bf16(device) else "fp32")
+    tokens = arguments.tokens or (32_768 if on_gpu else 2048)
     print(
         f"{machine.describe(device)}, torch {torch.__version__}, width {WIDTH}, {precision}, "
         f"medians of {arguments.rounds}"
@@ -48,22 +52,25 @@ def main() -> None:
                 objectives.CPU_CHUNK_BYTES = objectives.GPU_CHUNK_BYTES = chunk_bytes
             return objectives.linear_cross_entropy(h, w, None, y)[0]
 
-        losses = {"ours": ours, "F.linear + F.cross_entropy": plain}
-        if on_gpu:
-            losses["F.linear + F.cross_entropy, compiled"] = torch.compile(plain)
+        losses = {
+            "ours, compiled": torch.compile(ours),
+            "ours": ours,
+            "F.linear + F.cross_entropy, compiled": torch.compile(plain),
+            "F.linear + F.cross_entropy": plain,
+        }
         if hasattr(F, "linear_cross_entropy"):
             losses["F.linear_cross_entropy"] = lambda h=hidden, w=weight, y=labels: F.linear_cross_entropy(
                 h, w, y, reduction="sum"
             )
         if arguments.chunks:
             sizes = [2**power for power in (range(26, 34) if on_gpu else range(22, 30))]
-            losses = {f"chunks of {size / 2**20:,.0f} MiB": partial(ours, size) for size in sizes}
+            losses = {f"chunks of {size / 2**20:,.0f} MiB": partial(torch.compile(ours), size) for size in sizes}
         seconds: dict[str, list[float]] = {name: [] for name in losses}
         for _ in range(arguments.rounds + 1):
             for name, loss in losses.items():
                 hidden.grad = weight.grad = None
                 begin = time.perf_counter()
-                with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     total = loss()
                 total.backward()
                 if on_gpu:

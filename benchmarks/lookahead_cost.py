@@ -104,7 +104,7 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
     )
     kinds = {"none": None, "off": OFF, "on": CORE}
     trainers = {name: Trainer(config, core, arguments, ranks) for name, core in kinds.items()}
-    compiling = choose_compile(True, ranks, Console(enabled=False)) if arguments.compile else None
+    compiling = choose_compile(True, 0, ranks, Console(enabled=False)) if arguments.compile else None
     if compiling:
         for trainer in trainers.values():
             compile_model(trainer.engine)

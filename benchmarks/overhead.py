@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from engine import machine, zero
+from engine.compiling import compile_model
 from engine.guard import Guard
 from engine.optimizers import adamw
 from engine.preset import TrainConfig
@@ -68,7 +69,7 @@ def main() -> None:
     guard = Guard(train.on_spike, train.max_skipped_steps)
     if arguments.compile:
         plain.compile()
-        engine.compile()
+        compile_model(engine)
 
     def plain_step() -> None:
         loss_sum, _ = plain(inputs, labels)

@@ -1,12 +1,15 @@
 """Tokens a second and peak memory beside the trainers a user would pick instead: same model, data, batch, precision.
 
     python -m benchmarks.train_speed [--races reference,offline] [--rows 32] [--rounds 5] [--steps 2] [--trainers ...]
+                                     [--output FILE]
 
 Every trainer is a process of its own (train_speed_workers.py); they take turns of a few steps, in another order each
 round, so a shared machine's noise meets all alike. Ratios are medians over rounds. A peer that is not installed
-(pip install transformers lightning litgpt) is left out and named. `alone` is ours with steps of 131,072 tokens: 100
-million tokens of the reference shape, and a larger one; with `growth`, how our own time a token grows with the model
-and the sequence. On a GPU the reference shape's race and these two are run, in some three minutes.
+(pip install transformers lightning litgpt) is left out and named. `alone` is ours for many steps on end, and how our
+own time a token grows with the model and the sequence: on a GPU 100 million tokens of the reference shape in steps of
+131,072, and a larger model, on a CPU a million of the offline preset's in steps of 8,192. `scaling` is ours in one
+process and in two, over threads and ZeRO stages. On a GPU the reference shape's race and `alone` are run, in some three
+minutes.
 """
 
 import argparse
@@ -15,13 +18,16 @@ import importlib.util
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -36,7 +42,6 @@ RACES = {  # width, layers, length, vocabulary; rows of a step on a CPU and on a
     "12x768": ((768, 12, 1024, 50_257), (4, 32)),
 }
 ON_CPU, ON_GPU = "reference,offline", "reference,alone"
-WHOLE_RUN = 100_000_000  # tokens
 TRAINERS = {  # name: worker, compiled, package
     "ours, engine, compiled": ("ours", True, "torch"),
     "ours, engine, eager": ("ours", False, "torch"),
@@ -50,7 +55,8 @@ TRAINERS = {  # name: worker, compiled, package
     "litgpt pretrain": ("litgpt", True, "litgpt"),
 }
 OURS = next(iter(TRAINERS))
-STEP = 131_072  # tokens of a step of those that run alone
+# Tokens of a long run of ours alone, and of its steps, on a CPU and on a GPU.
+LONG_RUN, STEP = (1_000_000, 100_000_000), (8192, 131_072)
 WARMUP = 3  # steps, compilation among them
 GROWTH = {  # the model and the sequence 1, 4 and 16 times, at as many tokens a step: width, layers, length
     "model 1x": (256, 3, 256),
@@ -65,29 +71,35 @@ GROWTH = {  # the model and the sequence 1, 4 and 16 times, at as many tokens a 
 class Contender:
     """One worker, and what its rounds took."""
 
-    name: str
+    name: str  # one of TRAINERS, unless that is given by itself
     shape: Shape
+    trainer: str = ""
+    processes: int = 1  # which share the shape's rows
+    threads: int = field(default_factory=torch.get_num_threads)  # of all processes
+    stage: int = 1
     seconds: list[float] = field(default_factory=list)  # a step
-    memory: int = 0
+    memory: int = 0  # bytes at the peak, of the largest process
     problem: str | None = None
 
     def start(self) -> None:
-        worker, compiled, package = TRAINERS[self.name]
+        worker, compiled, package = TRAINERS[self.trainer or self.name]
         if importlib.util.find_spec(package) is None:
             self.problem = f"{package} is not installed"
             return
-        numbers = (self.shape.width, self.shape.layers, self.shape.length, self.shape.vocabulary, self.shape.rows)
-        command = [sys.executable, "-m", "benchmarks.train_speed_workers", worker, ",".join(map(str, numbers))]
-        self._process = subprocess.Popen(
-            command + ["--compile"] * compiled,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ
-            | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-            | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},  # so that all of them fit beside one another
-        )
+        shape, rows = self.shape, self.shape.rows // self.processes
+        numbers = ",".join(map(str, (shape.width, shape.layers, shape.length, shape.vocabulary, rows)))
+        command = [sys.executable, "-m", "benchmarks.train_speed_workers", worker, numbers, *["--compile"] * compiled]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads // self.processes),
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # so that all of them fit beside one another
+            "ZERO_STAGE": str(self.stage),
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._workers, self._errors = [], []
+        for launched in _launched(self.processes):
+            with tempfile.NamedTemporaryFile("w", delete=False) as errors:  # unlike a pipe it is never full
+                self._workers.append(subprocess.Popen(command, stderr=errors, env=environment | launched, **pipes))
+            self._errors.append(Path(errors.name))
         if self._read():
             self.round(WARMUP)
             self.seconds.clear()
@@ -95,24 +107,45 @@ class Contender:
     def round(self, steps: int) -> None:
         if self.problem:
             return
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        for worker in self._workers:
+            worker.stdin.write(f"{steps}\n")
+            worker.stdin.flush()
         if said := self._read():
-            self.seconds.append(said["seconds"] / steps)
-            self.memory = said["memory"]
+            self.seconds.append(max(each["seconds"] for each in said) / steps)
+            self.memory = max(each["memory"] for each in said)
 
     def stop(self) -> None:
         if self.problem is None:
-            self._process.stdin.close()
-            self._process.wait()
+            for worker in self._workers:
+                worker.stdin.close()
+            for worker, errors in zip(self._workers, self._errors, strict=True):
+                worker.wait()
+                errors.unlink()
 
-    def _read(self) -> dict | None:
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        _, errors = self._process.communicate()
-        self.problem = (errors.strip().splitlines() or [f"ended with status {self._process.returncode}"])[-1][:100]
+    def _read(self) -> list[dict] | None:
+        """What each worker says; nothing where one has ended."""
+        lines = [worker.stdout.readline() for worker in self._workers]
+        if all(lines):
+            return [json.loads(line) for line in lines]
+        number = lines.index("")
+        for worker in self._workers:
+            worker.kill()
+            worker.wait()
+        said = self._errors[number].read_text().strip().splitlines()
+        self.problem = said[-1][:100] if said else f"ended with status {self._workers[number].returncode}"
         return None
+
+
+def _launched(processes: int) -> list[dict[str, str]]:
+    """What a launcher tells each of so many processes of this machine; nothing to one that is alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of_all = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = ({"RANK": rank, "LOCAL_RANK": rank} | of_all for rank in range(processes))
+    return [{key: str(value) for key, value in rank.items()} for rank in ranks]
 
 
 def main() -> None:
@@ -122,7 +155,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="a round; 2 on a CPU, 5 on a GPU")
+    parser.add_argument("--output", type=Path, help="write there instead of on the screen")
     arguments = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        if arguments.output:
+            file = stack.enter_context(arguments.output.open("w", buffering=1))
+            stack.enter_context(contextlib.redirect_stdout(file))
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
     device = local_device()
     on_gpu = device.type == "cuda"
     arguments.steps = arguments.steps or (5 if on_gpu else 2)
@@ -136,6 +178,8 @@ def main() -> None:
     for race_name in (arguments.races or (ON_GPU if on_gpu else ON_CPU)).split(","):
         if race_name == "alone":
             alone(arguments, on_gpu, peak, rate)
+        elif race_name == "scaling":
+            scaling(arguments, on_gpu, peak, rate)
         else:
             size, rows = RACES[race_name]
             shape = Shape(*size, arguments.rows or rows[on_gpu])
@@ -146,31 +190,49 @@ def main() -> None:
 
 
 def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate: float) -> None:
-    """A whole run's tokens, a larger model, and growth: all compile together, then one after the other is timed."""
-    whole, larger = (
-        Contender(OURS, Shape(*RACES[label][0], rows)) for label, rows in (("reference", 512), ("12x768", 128))
-    )
-    growing = {label: Contender(OURS, Shape(*size, 16_384, STEP // size[2])) for label, size in GROWTH.items()}
-    with started([whole, larger, *growing.values()], on_gpu):
-        parts = 10
+    """Many steps on end, on a GPU a larger model, and growth: all compile, then one after the other is timed."""
+    step, long_run, parts = STEP[on_gpu], LONG_RUN[on_gpu], 10
+    name = "reference" if on_gpu else "offline"
+    long = Contender(OURS, Shape(*RACES[name][0], step // 256))
+    larger = [Contender(OURS, Shape(*RACES["12x768"][0], step // 1024))] if on_gpu else []
+    growing = {label: Contender(OURS, Shape(*size, 16_384, step // size[2])) for label, size in GROWTH.items()}
+    with started([long, *larger, *growing.values()], on_gpu):
         for _ in range(parts):
-            whole.round(math.ceil(WHOLE_RUN / STEP / parts))
-        for contender in (larger, *growing.values()):
+            long.round(math.ceil(long_run / step / parts))
+        for contender in (*larger, *growing.values()):
             race([contender], arguments)
-    if whole.problem is None:
-        tokens = parts * math.ceil(WHOLE_RUN / STEP / parts) * STEP
-        seconds = [tokens / parts / STEP * each for each in whole.seconds]
+    if long.problem is None:
+        tokens = parts * math.ceil(long_run / step / parts) * step
+        seconds = [tokens / parts / step * each for each in long.seconds]
         print(
-            f"\n{OURS}, reference shape: {tokens:,} tokens in {sum(seconds):.1f} s, {tokens / sum(seconds):,.0f} "
+            f"\n{OURS}, {name} shape: {tokens:,} tokens in {sum(seconds):.1f} s, {tokens / sum(seconds):,.0f} "
             f"tokens/s; the last tenth took {seconds[-1] / seconds[0]:.3f} of the first's time"
         )
-    tell([whole], arguments, peak, rate)
-    tell([larger], arguments, peak, rate)
-    growth(growing, arguments.rounds)
+    for contender in (long, *larger):
+        tell([contender], arguments, peak, rate)
+    growth(growing, step, arguments.rounds)
 
 
-def tell(contenders: list[Contender], arguments: argparse.Namespace, peak: float | None, rate: float) -> None:
-    """The table of trainers of one shape."""
+def scaling(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate: float) -> None:
+    """Ours on one process and on two, which share this machine's threads, or have a GPU each."""
+    size, rows = RACES["offline"]
+    shape, threads = Shape(*size, arguments.rows or rows[on_gpu]), torch.get_num_threads()
+    one = Contender("1 process", shape, OURS)
+    contenders = [one]
+    if not on_gpu:
+        contenders.append(Contender("1 process, half of the threads", shape, OURS, threads=max(1, threads // 2)))
+    for stage in (0, 1, 2, 3):
+        name = OURS if stage < 3 else "ours, engine, eager"  # a trainer that stage 3 works with
+        contenders.append(Contender(f"2 processes, ZeRO-{stage}", shape, name, processes=2, stage=stage))
+    with started(contenders, on_gpu):
+        race(contenders, arguments)
+    tell(contenders, arguments, peak, rate, one.name)
+
+
+def tell(
+    contenders: list[Contender], arguments: argparse.Namespace, peak: float | None, rate: float, first: str = OURS
+) -> None:
+    """The table of trainers of one shape, beside the one that is named `first`."""
     shape = contenders[0].shape
     flops, tokens = flops_per_token(shape), shape.rows * shape.length
     print(
@@ -179,7 +241,7 @@ def tell(contenders: list[Contender], arguments: argparse.Namespace, peak: float
         f"median of {arguments.rounds} rounds of {arguments.steps} steps"
     )
     share_of = "MFU" if peak else "of the products"
-    print(f"  {'':32} {'tokens/s':>9} {share_of:>16} {'peak memory':>12}   {OURS} / it, round by round")
+    print(f"  {'':32} {'tokens/s':>9} {share_of:>16} {'peak memory':>12}   {first} / it, round by round")
     by_name = {contender.name: contender for contender in contenders}
     for contender in contenders:
         if contender.problem:
@@ -187,8 +249,8 @@ def tell(contenders: list[Contender], arguments: argparse.Namespace, peak: float
             continue
         speed = tokens / statistics.median(contender.seconds)
         against = ""
-        if OURS in by_name and not by_name[OURS].problem:
-            ratios = sorted(a / b for a, b in zip(contender.seconds, by_name[OURS].seconds, strict=True))
+        if first in by_name and not by_name[first].problem:
+            ratios = sorted(a / b for a, b in zip(contender.seconds, by_name[first].seconds, strict=True))
             against = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         share = speed * flops / (peak or rate)
         print(
@@ -214,9 +276,9 @@ def race(contenders: list[Contender], arguments: argparse.Namespace) -> None:
             contender.round(arguments.steps)
 
 
-def growth(contenders: dict[str, Contender], rounds: int) -> None:
+def growth(contenders: dict[str, Contender], step: int, rounds: int) -> None:
     """Time a token against what the count of FLOPs predicts from the smallest."""
-    print(f"\nvocabulary 16,384, {STEP:,} tokens a step, {OURS}; median of {rounds} rounds")
+    print(f"\nvocabulary 16,384, {step:,} tokens a step, {OURS}; median of {rounds} rounds")
     print(f"  {'':14} {'MFLOP a token':>14} {'us a token':>11}   measured / predicted by the FLOPs of model 1x")
     first = None
     for label, contender in contenders.items():

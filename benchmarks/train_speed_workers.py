@@ -154,8 +154,10 @@ def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: t
 
 
 def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
-    """The step that main.py makes: DeepSpeed's engine, ZeRO-1, guard and all."""
+    """The step that main.py makes: DeepSpeed's engine, the guard and all. Of several processes each has such a shape;
+    ZERO_STAGE is theirs."""
     from engine import zero
+    from engine.compiling import compile_model
     from engine.guard import Guard
     from engine.preset import TrainConfig
     from engine.ranks import join
@@ -167,18 +169,20 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None
     config = ModelConfig(
         hidden_size=shape.width, num_layers=shape.layers, num_heads=shape.heads, seq_length=shape.length
     )
-    train = TrainConfig(per_gpu_batch_size=shape.rows, learning_rate=RATE)
+    stage = int(os.environ.get("ZERO_STAGE", "1"))
+    train = TrainConfig(per_gpu_batch_size=shape.rows, learning_rate=RATE, zero_stage=stage)
     engine = zero.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
     if compiled:
-        engine.compile()
+        compile_model(engine)
     guard = Guard("log", 10)
     pinned = {"pin_memory": device.type == "cuda"}
     segments = torch.zeros(1, shape.rows, shape.length, dtype=torch.int32, **pinned)
     sources = torch.zeros(1, shape.rows, dtype=torch.int64, **pinned)
+    tokens = shape.rows * shape.length * ranks.world_size
     for ids, labels in batches(shape):
         gate()
         batch = Batch(ids[None], labels[None], segments, sources, labels.numel(), 0, {}, [])
-        result = train_step(engine, batch, labels.numel(), 1, CLIP, guard, ranks)
+        result = train_step(engine, batch, tokens, 1, CLIP, guard, ranks)
         guard.after_step(result.loss, result.skipped)
 
 
@@ -288,8 +292,8 @@ def litgpt(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> No
         padded_vocab_size=shape.vocabulary,
         parallel_residual=False,
         rotary_percentage=0.0,
-        attn_bias=True,
         intermediate_size=4 * shape.width,
+        **({"attn_bias": True} if hasattr(Config, "attn_bias") else {}),  # else `bias` says it
     )
     folder = Path(tempfile.mkdtemp())
     setup(

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -52,12 +53,17 @@ class Compiling:
             os.environ[VARIABLE] = self._before
 
 
-def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> Compiling | None:
+def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, console: Console) -> Compiling | None:
     """Whether to compile the model, the same on every rank; `asked` is train.compile.
 
     Raises PresetError where it is asked for without an "auto" and does not work.
     """
     if asked is False:
+        return None
+    if zero_stage == 3:  # which fetches a layer's weights while a graph is running: torch finds them empty
+        if asked is True:
+            raise PresetError('train.compile is true, which does not go with train.zero_stage 3; set it to "auto".')
+        console.say("ZeRO-3 is not compiled: training uncompiled.")
         return None
     problems = [problem for problem in ranks.gather_json(_no_room()) if problem]
     if not problems:
@@ -74,12 +80,16 @@ def choose_compile(asked: str | bool, ranks: Ranks, console: Console) -> Compili
     return None
 
 
-def compile_model(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Compiles the engine's model; on a CPU without the latent core, which would take minutes and be no faster."""
+def compile_model(engine: deepspeed.DeepSpeedEngine, **options: Any) -> None:
+    """Compiles the engine's model; on a CPU without the latent core, which would take minutes and be no faster.
+
+    Its forward alone: engine.compile() takes DeepSpeed's hooks along, which are compiled once for each pass of a step.
+    `options` are torch.compile's.
+    """
     core = getattr(engine.module, "latent", None)
     if core is not None and engine.device.type == "cpu":
         core.forward = torch.compiler.disable(core.forward)
-    engine.compile()
+    engine.module.forward = torch.compile(engine.module.forward, **options)
 
 
 def compiler_problem(device: torch.device) -> str | None:

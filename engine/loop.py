@@ -23,7 +23,7 @@ from engine.errors import Diverged, Interrupted, PresetError, SourcesFailed
 from engine.evaluation import evaluate, held_out_rows
 from engine.feed import Feed, places_per_pass
 from engine.guard import Guard, all_finite
-from engine.memory import require_memory
+from engine.memory import never_look_through_again, require_memory
 from engine.metrics import Metrics
 from engine.preset import Preset
 from engine.ranks import Agreement, Ranks
@@ -89,7 +89,7 @@ class Run:
         if beginning.message:
             metrics.write("resume", step=self.progress.step, message=beginning.message)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
-        self.compiling = choose_compile(preset.train.compile, ranks, console)
+        self.compiling = choose_compile(preset.train.compile, preset.train.zero_stage, ranks, console)
         if self.compiling:
             compile_model(self.engine)
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
@@ -115,6 +115,7 @@ class Run:
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
         self._rehearse()
+        never_look_through_again()  # what stands now: a compiler leaves hundreds of thousands of objects
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
         while self.progress.tokens_in_run < self.token_budget:
@@ -305,6 +306,7 @@ class Run:
         return {
             **self.size,
             "vocab_size": self.tokenizer.vocab_size,
+            "zero_stage": self.engine.zero_optimization_stage(),
             "global_batch_tokens": rows * preset.model.seq_length,
             "held_out_tokens": int((self.held_out.labels != -100).sum()),
             "precision": "bf16" if self.bf16 else "fp32",

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -15,11 +16,16 @@ from engine.ranks import Ranks
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's own
 QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")  # of cgroups 2 and 1: microseconds a period
-# Dense products with fp32 accumulation, in TFLOP/s by part of the device's name: (bf16, tf32), from the makers' data
+MEMORY = (  # of cgroups 2 and 1, in bytes: the limit, what is in use, and of it the files' pages that may go
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+# Dense products with fp32 accumulation, in TFLOP/s by words of the device's name: (bf16, tf32), from the makers' data
 # sheets, without sparsity. The first that fits counts.
 PEAK_TFLOPS = {
     "B200": (2250, 1125),
     "GH200": (989, 495),
+    "H200 NVL": (835, 418),
     "H200": (989, 495),
     "H100 PCIe": (756, 378),
     "H100 NVL": (835, 418),
@@ -34,8 +40,10 @@ PEAK_TFLOPS = {
     "RTX A6000": (155, 77),
     "RTX 5090": (210, 105),
     "RTX 4090": (165, 83),
+    "RTX 3090 Ti": (80, 40),
     "RTX 3090": (71, 36),
 }
+SLOWER = ("Laptop", "D", "Max-Q")  # words of names that are otherwise those of faster devices
 
 
 def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
@@ -69,9 +77,14 @@ def use_cores(device: torch.device) -> None:
     torch counts all cores of the machine, where a container may use a few of them; and with several processes torchrun
     leaves each a single thread. OMP_NUM_THREADS is heeded in a run of one process.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = processes_here()
     if device.type == "cpu" and not (processes == 1 and "OMP_NUM_THREADS" in os.environ):
         torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def processes_here() -> int:
+    """How many of the run's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:
@@ -107,8 +120,10 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
     """FLOP/s that `device` can do at best, by PEAK_TFLOPS; None where the table does not have it, as for every CPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
+    words = re.split("[ -]", torch.cuda.get_device_name(device))
+    if not set(words).isdisjoint(SLOWER):
+        return None
+    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if f" {part} " in f" {' '.join(words)} "), None)
     return None if found is None else 1e12 * found[0 if bf16 else 1]
 
 
@@ -129,7 +144,28 @@ def total_memory(device: torch.device) -> int:
     """Bytes of memory that a run on `device` may use at most, over all its processes on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total
+    return min(psutil.virtual_memory().total, *(limit for limit, _ in _limits()))
+
+
+def total_memory_each(device: torch.device) -> float:
+    """The same for one of its processes: a GPU is one process's, a machine is shared."""
+    total = total_memory(device)
+    return total if device.type == "cuda" else total / processes_here()
+
+
+def available_memory_each() -> float:
+    """Bytes that are free on this machine now, and in its container, for each of the run's processes."""
+    return min(psutil.virtual_memory().available, *(limit - used for limit, used in _limits())) / processes_here()
+
+
+def _limits() -> list[tuple[float, float]]:
+    """The container's limit of memory, and what of it is in use for good, in bytes; infinite where there is none."""
+    limits = [(math.inf, 0.0)]
+    for limit, used, statistics, files in MEMORY:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
+            kept = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())
+            limits.append((int((CGROUP / limit).read_text()), int((CGROUP / used).read_text()) - int(kept[files])))
+    return limits
 
 
 def choose_num_workers(asked: int | str, device: torch.device) -> int:
@@ -141,7 +177,7 @@ def choose_num_workers(asked: int | str, device: torch.device) -> int:
         return int(asked)
     if device.type == "cpu":
         return 0
-    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = usable_cores() // processes_here()
     return max(1, min(4, cores - 1))
 
 

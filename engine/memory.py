@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -17,9 +18,10 @@ def require_memory(preset: Preset, rows: int, model: torch.nn.Module, ranks: Ran
     shape = preset.model
     tokens = rows * shape.seq_length
     # Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size
-    # in two bytes. Weights, gradients and AdamW's two moments are fp32.
-    least = tokens * shape.num_layers * shape.hidden_size * 12 * 2 + 16 * model.num_parameters()
-    if least > machine.total_memory(ranks.device):
+    # in two bytes. Weights, gradients and AdamW's two moments are fp32, and a ZeRO stage divides some of them.
+    divided = {0: 0, 1: 8, 2: 12, 3: 16}[preset.train.zero_stage]
+    of_parameters = (16 - divided + divided / ranks.world_size) * model.num_parameters()
+    if tokens * shape.num_layers * shape.hidden_size * 12 * 2 + of_parameters > machine.total_memory_each(ranks.device):
         raise too_large(preset, ranks)
 
 
@@ -29,16 +31,20 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def too_large(preset: Preset, ranks: Ranks) -> PresetError:
+    """What to lower where a pass of preset.train.per_gpu_batch_size rows does not fit; the rows of a step stay."""
     rows, passes = preset.train.per_gpu_batch_size, preset.train.accumulation_steps
     if rows == 1:
         return PresetError(
             f"One row of {preset.model.seq_length} tokens does not fit into the memory of "
             f"{machine.describe(ranks.device)}: lower model.seq_length, model.hidden_size or model.num_layers."
         )
+    of_step = rows * passes
+    more = next(n for n in itertools.count(-(-of_step // (rows // 2))) if of_step % n == 0)  # of at most half the rows
+    probe = "set train.probe_batch to false, it" if preset.train.probe_batch else "lower it"
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {preset.model.seq_length} tokens do not fit into the memory of "
-        f"{machine.describe(ranks.device)}; lower it to {(rows + 1) // 2} and set train.accumulation_steps to "
-        f"{2 * passes}, which keeps the batch."
+        f"{machine.describe(ranks.device)}; {probe} to {of_step // more} and "
+        f"train.accumulation_steps to {more}, which keeps the batch."
     )
 
 
@@ -56,3 +62,9 @@ def collected_between_steps() -> Iterator[None]:
         gc.unfreeze()
         if enabled:
             gc.enable()
+
+
+def never_look_through_again() -> None:
+    """In such a block: what is there by now stays out of all later collections."""
+    gc.collect()
+    gc.freeze()

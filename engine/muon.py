@@ -8,7 +8,7 @@ put together for it by one sum over the ranks.
 Notable here
 - Updates have the root mean square of AdamW's (arXiv 2502.16982), so both take the same learning rate and decay.
 - A fused projection is as many matrices as it fuses.
-- Momentum is kept as `exp_avg`, an average like AdamW's: a run may change its optimizer and keep it.
+- Momentum is kept as `exp_avg`, an average like AdamW's: a run may change from AdamW to Muon and keep it.
 - torch.optim.Muon knows whole matrices only, and DeepSpeed's rewrites gradients before they can be judged and clipped.
 """
 
@@ -54,31 +54,45 @@ class MuonAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         groups = self.param_groups
-        for group in groups:
-            for parameter in group["params"] if group["muon"] else ():
-                self._step(parameter, group["lr"], group["weight_decay"])
+        # Stage 3 steps one group at a time and leaves the others empty.
+        if with_muon := [group for group in groups if group["muon"] and group["params"]]:
+            self._step(with_muon)
         self.param_groups = [group for group in groups if not group["muon"]]
         try:
             super().step()
         finally:
             self.param_groups = groups
 
-    def _step(self, parameter: Tensor, learning_rate: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
-        state["step"] += 1
-        state["exp_avg"].lerp_(parameter.grad, 1 - MOMENTUM)
-        update = parameter.grad.lerp(state["exp_avg"], MOMENTUM)
-        self._orthogonalise(update.view(-1), self.fragments[parameter])
-        parameter.mul_(1 - learning_rate * weight_decay).add_(update, alpha=-learning_rate)
+    def _step(self, groups: list[dict]) -> None:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
+            state["step"] += 1
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+        self._orthogonalise(
+            [
+                (update.view(-1), fragment)
+                for parameter, update in zip(parameters, updates, strict=True)
+                for fragment in self.fragments[parameter]
+            ]
+        )
+        for group in groups:
+            own, updates = updates[: len(group["params"])], updates[len(group["params"]) :]
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(group["params"], own, alpha=-group["lr"])
 
-    def _orthogonalise(self, flat: Tensor, fragments: list[Fragment]) -> None:
-        """Puts the orthogonalised matrices in the place of the fragments' elements of `flat`."""
-        shared = flat.new_zeros(sum(math.prod(f.shape) for f in fragments if f.shared))
+    def _orthogonalise(self, fragments: list[tuple[Tensor, Fragment]]) -> None:
+        """Puts the orthogonalised matrices in the place of the fragments' elements, each of its flat tensor."""
+        numel = sum(math.prod(fragment.shape) for _, fragment in fragments if fragment.shared)
+        shared = fragments[0][0].new_zeros(numel)
         own: list[tuple[Tensor, Tensor, Fragment]] = []  # where its elements stand, the whole parameter, it
         offset = 0
-        for fragment in fragments:
+        for flat, fragment in fragments:
             place = flat[fragment.place : fragment.place + fragment.numel]
             whole = place
             if fragment.shared:

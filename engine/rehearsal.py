@@ -12,7 +12,7 @@ import deepspeed
 import psutil
 import torch
 
-from engine import zero
+from engine import machine, zero
 from engine.console import Console
 from engine.guard import Guard
 from engine.memory import is_out_of_memory, too_large
@@ -46,7 +46,7 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
         smaller = [rows for rows in divisors if rows <= train.per_gpu_batch_size]
         fitting = next((rows for rows in reversed(smaller) if trial.seconds_per_row(rows) is not None), None)
         if fitting is None:
-            raise too_large(preset, ranks)
+            raise too_large(with_rows(preset, 1), ranks)
         return fitting
     # Rollouts and the contrast of spans see a pass alone: with fewer rows than this they would not be what was asked.
     least = next((rows for rows in divisors if rows >= rows_to_look_ahead(preset.auxiliary)), of_step)
@@ -63,7 +63,7 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
             seconds[rows] = measured
             break
     if not seconds:
-        raise too_large(preset, ranks)
+        raise too_large(with_rows(preset, 1), ranks)
     fastest = min(seconds.values())
     if trial.is_cpu:
         chosen = max(rows for rows, measured in seconds.items() if measured <= NOISE * fastest)
@@ -100,7 +100,7 @@ class _Trial:
     def _measure(self, rows: int) -> float | None:
         if self.is_cpu:  # where no allocation fails: the kernel would kill the process
             needed = self._bytes_per_row * rows + self._held_back
-            if needed > psutil.virtual_memory().available:
+            if needed > machine.available_memory_each():
                 return None
         try:
             held_back = torch.empty(0 if self.is_cpu else self._held_back, dtype=torch.uint8, device=self.ranks.device)

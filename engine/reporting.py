@@ -55,11 +55,12 @@ class Reporting:
         self.metrics.write("run", preset=preset.model_dump(mode="json", by_alias=True), derived=derived, machine=where)
         rows = train.per_gpu_batch_size * train.accumulation_steps * world_size
         instructions = machine.bf16_instructions(self.ranks.device) if derived["precision"] == "bf16" else None
+        alone = f" ({train.zero_stage} with more processes)" if derived["zero_stage"] != train.zero_stage else ""
         arithmetic = derived["precision"] + (f" by {instructions}" if instructions else "")
         self.console.say(
             f"Run {run} of {preset.name}: {count(derived['parameters'])} parameters, vocabulary "
             f"{derived['vocab_size']:,}, {rows} rows of {preset.model.seq_length} tokens a step, "
-            f"{arithmetic}, ZeRO-{train.zero_stage}, {world_size} process"
+            f"{arithmetic}, ZeRO-{derived['zero_stage']}{alone}, {world_size} process"
             f"{'es' if world_size > 1 else ''} on {where}."
         )
         rests = f"{count(self._flops_per_token)}FLOP a token (6 a weight of each product, and attention)"

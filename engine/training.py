@@ -70,14 +70,16 @@ def _attempt(
     if diverged:
         step, to_step = diverged.step, beginning.progress.step
         metrics.write("rollback", step=step, to_step=to_step, reason=diverged.what)
+    tried = preset
     try:
         with (
             closing(metrics),
             closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
             collected_between_steps(),
         ):
+            tried = run.preset  # with the passes that were chosen
             return run.train()
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise too_large(preset, ranks) from None
+            raise too_large(tried, ranks) from None
         raise

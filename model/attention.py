@@ -106,8 +106,8 @@ def pays_written_out(value: Tensor) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32. What
-    comes after a query is never allowed: most of it is left out."""
+    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32, of
+    scores in the dtype of the queries. What comes after a query is never allowed: most of it is left out."""
     scale, mixed = query.shape[-1] ** -0.5, []
     for start in range(0, query.shape[2], QUERIES):
         end = start + QUERIES

@@ -6,7 +6,8 @@ is turned into the gradients of the hidden states and of the head, so all that s
 only scales both by the upstream scalar. (The idea: Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, 2410.10989.)
 
 Notable here
-- Matrix products run in autocast's dtype; log-sum-exp, the loss and the head's gradient are accumulated in fp32.
+- Matrix products run in autocast's dtype; log-sum-exp and the loss are in fp32, and so is the sum of the chunks'
+  gradients of the head, each of which is a product in that dtype.
 - It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
   breaks the graph at it.
 - On a GPU a kernel of our own makes NLLs and gradients of a chunk's logits (softmax_kernel.py); elsewhere, and in fp64,
@@ -60,6 +61,14 @@ def chunk_tokens(weight: Tensor) -> int:
     return max(1, chunk_bytes // (4 * len(weight)))
 
 
+def even_chunk(tokens: int, most: int) -> int:
+    """A chunk's tokens, at most `most`, so that all chunks are of one size: a small rest would not fill a GPU, and
+    another size would be compiled by itself. Where that takes more than half as many chunks again, the last is less."""
+    fewest = max(1, math.ceil(tokens / most))
+    chunks = next((n for n in range(fewest, fewest + fewest // 2 + 1) if tokens % n == 0), fewest)
+    return max(1, math.ceil(tokens / chunks))
+
+
 @torch.library.custom_op("forethought::linear_cross_entropy", mutates_args=())
 def _fused(
     hidden: Tensor,
@@ -76,8 +85,7 @@ def _fused(
     token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
     grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
-    chunks = max(1, math.ceil(len(labels) / chunk_tokens(weight)))
-    chunk = math.ceil(len(labels) / chunks)  # all of one size: a small rest would not fill a GPU
+    chunk = even_chunk(len(labels), chunk_tokens(weight))
     with torch.autocast(hidden.device.type, enabled=False):
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         low_bias = None if bias is None else bias.to(dtype)

@@ -1,16 +1,24 @@
-"""The cache of compiled code: begun anew after a kill, left alone while others use it."""
+"""The cache of compiled code: begun anew after a kill, left alone while others use it; what is compiled, how often."""
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.compiling import NOTE, VARIABLE, Compiling, choose_compile
+from engine import train, zero
+from engine.compiling import NOTE, VARIABLE, Compiling, choose_compile, compile_model
 from engine.console import Console
 from engine.errors import PresetError
-from engine.ranks import Ranks
+from engine.guard import Guard
+from engine.preset import TrainConfig
+from engine.ranks import Ranks, join
+from engine.step import train_step
+from model import ModelConfig, TransformerLM
+from sources.loader import Batch
+from tests.engine.test_loop import STEP
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
@@ -75,7 +83,43 @@ def test_code_is_only_loaded_from_where_nobody_else_writes(cache: Path, tmp_path
 
 def test_without_room_for_a_compiler_it_trains_uncompiled(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    assert choose_compile("auto", ALONE, Console()) is None
+    assert choose_compile("auto", 1, ALONE, Console()) is None
     assert "torch.compile is not available here" in capsys.readouterr().out
     with pytest.raises(PresetError, match=r"train\.compile is true but"):
-        choose_compile(True, ALONE, Console())
+        choose_compile(True, 1, ALONE, Console())
+
+
+def test_stage_3_is_not_compiled_and_that_is_said(tiny, tmp_path: Path, capsys):
+    result = train(tiny(train={"zero_stage": 3, "compile": "auto"}), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    assert result.tokens == 2 * STEP and "ZeRO-3 is not compiled" in capsys.readouterr().out
+    with pytest.raises(PresetError, match=r"does not go with train\.zero_stage 3; set it to \"auto\""):
+        choose_compile(True, 3, ALONE, Console())
+
+
+OPTIONS = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"}
+
+
+@pytest.mark.parametrize(("options", "document_mask"), [({}, False), (OPTIONS, False), (OPTIONS, True)])
+def test_a_step_is_one_graph_in_bf16_and_compiled_once(options: dict, document_mask: bool):
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    shape = ModelConfig(hidden_size=64, num_layers=2, num_heads=2, seq_length=32, **options)
+    settings = TrainConfig(per_gpu_batch_size=4, accumulation_steps=2)
+    engine = zero.initialize(TransformerLM(shape, 512), settings, join(), bf16=True)
+    compile_model(engine, backend=counting, fullgraph=True)
+    guard = Guard("log", 10)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(4):
+            ids = torch.randint(512, (2, 4, 33), generator=torch.Generator().manual_seed(number))
+            segments = (torch.arange(32) > 4 + 7 * number).int().expand(2, 4, 32)
+            sources = torch.zeros(2, 4, dtype=torch.int64)
+            batch = Batch(ids[..., :-1], ids[..., 1:], segments, sources, 256, number, {}, [])
+            step = train_step(engine, batch, 256, 1, 1.0, guard, ALONE, document_mask=document_mask)
+            assert not step.skipped
+    engine.destroy()
+    assert len(graphs) == 1

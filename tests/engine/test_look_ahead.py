@@ -46,7 +46,7 @@ def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path
     assert all(event["auxiliary"] == {} for event in steps_of(tmp_path / "off"))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
 def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_path: Path, stage: int):
     detached = {f"{part}_detach_trunk": True for part in ("policy", "value", "dynamics", "span_contrastive")}
     # a limit that clips every step: what the core's gradients are must not decide how much
@@ -95,7 +95,7 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path)
     assert told[0] == told[1] and len(told[0]) == 20
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_a_part_may_be_switched_on_and_off_between_runs(tiny, tmp_path: Path, stage: int):
     def run(budget: int, auxiliary: dict) -> dict[str, torch.Tensor]:
         preset = tiny(auxiliary=auxiliary, train={"zero_stage": stage})
@@ -185,7 +185,7 @@ def test_a_detached_core_without_finite_gradients_is_left_out(tiny, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return run_worker(tmp_path_factory.mktemp("one") / "told.json", 1, "0", "1", "2", "3")
+    return run_worker(tmp_path_factory.mktemp("one") / "told.json", 1, "0", "3")
 
 
 def run_worker(output: Path, processes: int, *stages: str) -> dict:
@@ -203,7 +203,7 @@ def assert_same(told: dict, expected: dict) -> None:
         assert tuple(ours) == FIGURES and ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", "0123")
+@pytest.mark.parametrize("stage", "03")
 def test_every_stage_equals_a_plain_loop_over_unequal_passes(one_process: dict, stage: str):
     plain = one_process["plain"]
     assert plain["losses"][-1] < plain["losses"][0] - 0.8, "it must learn, or the comparison says nothing"

@@ -243,7 +243,7 @@ def test_one_failing_source_is_dropped_and_training_goes_on(tiny, topics_folder:
 
 def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
     huge = tiny(train={"per_gpu_batch_size": 2**30})
-    with pytest.raises(PresetError, match=r"lower it to 536870912 and set train.accumulation_steps to 4") as caught:
+    with pytest.raises(PresetError, match=r"lower it to 536870912 and train.accumulation_steps to 4") as caught:
         train(huge, token_budget=STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 2
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -45,6 +46,11 @@ def test_memory_that_was_freed_is_used_again():
         ("NVIDIA A40", (150e12, 75e12)),
         ("NVIDIA L4", (121e12, 60e12)),
         ("NVIDIA L40S", (362e12, 183e12)),
+        ("NVIDIA H200 NVL", (835e12, 418e12)),
+        ("NVIDIA GH200 480GB", (989e12, 495e12)),
+        ("NVIDIA RTX A1000", (None, None)),
+        ("NVIDIA RTX A4000", (None, None)),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", (None, None)),
         ("Some Future Device", (None, None)),
     ],
 )
@@ -74,6 +80,37 @@ def test_cores_are_physical_and_within_the_quota(monkeypatch, tmp_path: Path, fi
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert machine.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "limit", "free"),
+    [
+        ({}, 64, 40),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": "inactive_file 1"}, 64, 40),
+        ({"memory.max": "16", "memory.current": "9", "memory.stat": "anon 2\ninactive_file 3"}, 16, 10),
+        (
+            {
+                "memory/memory.limit_in_bytes": "32",
+                "memory/memory.usage_in_bytes": "8",
+                "memory/memory.stat": "total_inactive_file 2",
+            },
+            32,
+            26,
+        ),
+        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, 64, 40),
+    ],
+)
+def test_memory_is_a_containers_and_shared_by_its_processes(monkeypatch, tmp_path: Path, files, limit, free):
+    memory = SimpleNamespace(total=64, available=40)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    cpu = torch.device("cpu")
+    assert (machine.total_memory(cpu), machine.available_memory_each()) == (limit, free)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (machine.total_memory_each(cpu), machine.available_memory_each()) == (limit / 2, free / 2)
 
 
 @pytest.mark.parametrize(

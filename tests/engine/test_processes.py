@@ -16,26 +16,34 @@ from tests.conftest import REPOSITORY
 from tests.engine.conftest import environment, start_main
 
 WORKER = """
-import json, sys, torch
+import contextlib, json, sys, torch
+from pathlib import Path
 torch.set_num_threads(1)
 from engine import train
+from engine.errors import Interrupted
 from engine.preset import parse_preset
 from engine.ranks import join, leave
+from tests.engine.test_loop import signal_after
 ranks = join()
 preset = parse_preset(json.loads(sys.argv[1]))
-result = train(preset, token_budget=int(sys.argv[3]), checkpoint_dir=sys.argv[2], ranks=ranks)
-if ranks.is_main:
-    print(result)
+if len(sys.argv) > 4 and ranks.is_main:
+    signal_after(Path(sys.argv[2]), int(sys.argv[4]))
+with contextlib.suppress(Interrupted):
+    result = train(preset, token_budget=int(sys.argv[3]), checkpoint_dir=sys.argv[2], ranks=ranks)
+    if ranks.is_main:
+        print(result)
 leave()
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2")
 
 
-def train_with(processes: int, preset, folder: Path, budget: int, tmp_path: Path) -> list[dict]:
+def train_with(processes: int, preset, folder: Path, budget: int, tmp_path: Path, stop_after: int = 0) -> list[dict]:
+    """The folder's events; a SIGTERM ends the run when it has made `stop_after` steps, if that is any."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = TORCHRUN if processes == 2 else ()
     command = [sys.executable, *launcher, str(script), preset.model_dump_json(by_alias=True), str(folder), str(budget)]
+    command += [str(stop_after)] if stop_after else []
     finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
     return read(folder)
