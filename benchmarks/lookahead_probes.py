@@ -1,6 +1,8 @@
 """What the latent core must beat: heads and transitions trained on a finished model's states, regressions, a trigram.
 
-All are fitted to the model as it is, with its weights frozen, and get at least as many tokens for it as the core had.
+All are fitted to the model as it is, with its weights frozen. Heads and transitions get about as many rows of training
+text, steps and columns to read as the core's rollouts had, the trigram the model's number of tokens, and regressions
+the held-out documents that are there for fitting, or some of the training text.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ from model.transformer import States
 from sources.loader import Batch
 
 DEPTH = 3
-RATE, COLUMNS = 5e-3, 64  # the peak learning rate; columns of each row that are read by the head
+RATE, COLUMNS = 5e-3, 128  # the peak learning rate; columns of each row that are read by the head
 RIDGES = (1e-4, 1e-2, 1.0)  # times the number of positions, on standardised features
 
 

@@ -240,7 +240,7 @@ class Core:
             return f"    {name:28} {r2!s:>24}   {spearman(expected, realised, rows, self.test.documents)}"
 
         yield f"\nThe mean NLL of the next {HORIZON} tokens, told at each (aims: R2 0.05 above the ridge, Spearman 0.5)"
-        yield f"    {'':28} {'R2':>24}   Spearman"
+        yield f"    {'':28} {'R2 (a constant: 0)':>24}   Spearman"
         value = self.expected(self.test.hidden[rows, columns], where)
         yield told("value", value)
         features, tune_features = (
@@ -255,7 +255,7 @@ class Core:
 
         yield told("current entropy, linear", fitted(slice(0, 1)))
         best = fitted(slice(None))
-        yield told("ridge on eight kinds", best)
+        yield told("ridge on seven kinds", best)
         sums = torch.stack([(best - realised).square() - (value - realised).square(), total], 1)
         over = figure(by_document(sums, rows, self.test.documents), lambda s: s[:, 0] / s[:, 1])
         yield f"    value's R2 over the ridge's     {over}"

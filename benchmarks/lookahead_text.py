@@ -15,7 +15,7 @@ from sources.registry import OpenedSources, open_sources
 from sources.tokenizer import TextTokenizer
 
 MAX_TOKENS = 1024  # of a document, so that no single one decides
-ROWS = 16  # of a batch of training text
+ROWS = 2  # of a batch of training text: of 16 rows a step, the core's rollouts have two
 
 
 @dataclass(frozen=True)
