@@ -13,7 +13,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its 95% interval, and the sums by document that it comes from (D, F)."""
+    """A number with its 95% interval."""
 
     value: float
     low: float

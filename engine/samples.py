@@ -77,7 +77,7 @@ def _sample(writer: LanguageModel, held_out: HeldOut, tokenizer: TextTokenizer, 
 
 
 def _passage(writer: LanguageModel, held_out: HeldOut, step: int) -> list[dict[str, Any]] | None:
-    """From a row of a place in a round over all: the longest piece of a document in it."""
+    """What is told of the longest piece of a document in one row; the rows take turns."""
     latent = writer.model.latent
     if latent is None:
         return None

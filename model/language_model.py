@@ -164,7 +164,9 @@ class LanguageModel:
                 dict(zip(horizons, said.expected[at].tolist(), strict=True)),
                 {
                     horizon: nll
-                    for horizon, nll, known in zip(horizons, *(part[at].tolist() for part in said[4:]), strict=True)
+                    for horizon, nll, known in zip(
+                        horizons, said.realised[at].tolist(), said.known[at].tolist(), strict=True
+                    )
                     if known
                 },
             )

@@ -60,23 +60,29 @@ class LoadReport:
         """One or two sentences for the console."""
         sentences = [f"Loaded {len(self.loaded)} of {len(self.loaded) + len(self.new)} parameters"]
         if self.extended:
-            sentences[0] += f" (resized: {_few(self.extended)})"
+            sentences[0] += f" (resized: {self._few(self.extended)})"
         notes = []
         if self.new:
-            notes.append(f"starting fresh: {_few(self.new)}")
+            notes.append(f"starting fresh: {self._few(self.new)}")
         if self.left_out:
-            notes.append(f"in the file but not used: {_few(self.left_out)}")
+            notes.append(f"in the file but not used: {self._few(self.left_out)}")
         if notes:
             notes = "; ".join(notes)
             sentences.append(notes[0].upper() + notes[1:])
         return ". ".join(sentences) + "."
 
+    def _few(self, names: list[str]) -> str:
+        """The first of them in a sentence; a part of the latent core of which nothing was loaded is one thing there,
+        however many tensors it has."""
+        loaded = {_part(name) for name in self.loaded}
+        names = list(dict.fromkeys(name if _part(name) in loaded else _part(name) for name in names))
+        shown = ", ".join(names[:4])
+        return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
-def _few(names: list[str]) -> str:
-    """The first of them in a sentence; a part of the latent core is one thing there, however many tensors it has."""
-    names = list(dict.fromkeys(re.sub(r"^(latent\.\w+)\..*", r"\1", name) for name in names))
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+def _part(name: str) -> str:
+    """The part of the latent core that a parameter belongs to; the parameter itself where it is no part's."""
+    return re.sub(r"^(latent\.\w+)\..*", r"\1", name)
 
 
 def write(path: str | os.PathLike, snapshot: Snapshot) -> str:

@@ -78,16 +78,32 @@ def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
     assert result.bits_per_byte == pytest.approx(losses.item() / math.log(2) / text_bytes, rel=1e-5)
 
 
+LOOKING_AHEAD = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
+
+
 @pytest.mark.slow
-def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path):
-    losses = []
+@pytest.mark.parametrize(
+    ("auxiliary", "precision", "apart"),
+    [
+        ({}, "fp32", 1e-3),
+        (LOOKING_AHEAD, "bf16", 0.02),
+        ({"enable_curriculum": True}, "fp32", 1e-3),
+    ],
+)
+def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path, auxiliary: dict, precision: str, apart: float):
+    if auxiliary.get("enable_curriculum"):
+        auxiliary |= {"curriculum_burn_in_tokens": 0, "curriculum_interval_tokens": STEP}
+    told = []
     for compiled in (False, True):
-        train(tiny(train={"compile": compiled}), token_budget=10 * STEP, checkpoint_dir=tmp_path / str(compiled))
+        preset = tiny(auxiliary=auxiliary, train={"compile": compiled, "precision": precision})
+        train(preset, token_budget=10 * STEP, checkpoint_dir=tmp_path / str(compiled))
         events = read(tmp_path / str(compiled))
         assert events[0]["derived"]["compiled"] is compiled
-        losses.append([event["loss"] for event in events if event["event"] == "step"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-    assert len(losses[0]) == 10
+        told.append([event for event in events if event["event"] == "step"])
+    assert len(told[0]) == len(told[1]) == 10
+    for plain, compiled in zip(*told, strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], abs=apart)
+        assert compiled["auxiliary"] == pytest.approx(plain["auxiliary"], rel=0.1, abs=0.02)
 
 
 def test_the_snapshot_writes_text_where_only_model_is_imported(tiny, tmp_path: Path):

@@ -315,6 +315,13 @@ def test_parts_of_the_latent_core_are_added_to_a_trained_model_and_left_out_agai
     )
     assert torch.equal(fewer.latent.value_head.up.weight, model.latent.value_head.up.weight)
 
+    other_horizons = AuxiliaryConfig(enable_value=True, value_horizons=(4,))
+    report = restore(TransformerLM(config, trained.vocab_size, other_horizons), fewer.state_dict())
+    bins = "latent.value_head.bins.weight, latent.value_head.bins.bias"
+    assert report.summary() == (
+        f"Loaded 30 of 32 parameters. Starting fresh: {bins}; in the file but not used: {bins}."
+    )
+
 
 def test_a_snapshot_tells_which_parts_its_model_has(tmp_path, snapshot, config, trained):
     assert not snapshot.auxiliary().looks_ahead and not replace(snapshot, preset={}).auxiliary().looks_ahead
