@@ -40,6 +40,7 @@ def choose_rows(preset: Preset, model: TransformerLM, bf16: bool, saved: int | N
     of_step = train.per_gpu_batch_size * train.accumulation_steps
     trial = _Trial(preset, model, bf16, ranks)
     if saved is not None and of_step % saved == 0 and trial.seconds_per_row(saved) is not None:
+        say.say(f"Passes of {saved} rows, {of_step // saved} a step and process, as before.")
         return saved
     divisors = [rows for rows in range(1, of_step + 1) if of_step % rows == 0]
     if train.deterministic:
