@@ -103,7 +103,7 @@ def test_memory_that_is_not_there_is_not_asked_for(tiny, monkeypatch):
     monkeypatch.setattr(
         rehearsal.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0, "total": 2**30})
     )
-    with pytest.raises(PresetError, match="do not fit into the memory"):
+    with pytest.raises(PresetError, match="One row of 32 tokens does not fit into the memory"):
         choose_rows(tiny(), model_of(tiny()), False, None, ALONE, QUIET)
 
 
