@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine import machine, samples, zero
+from engine.ahead import Ahead
 from engine.checkpoints import CheckpointFolder
 from engine.compiling import choose_compile, compile_model
 from engine.console import Console, count
@@ -35,7 +36,7 @@ from engine.saving import Copy, Saving
 from engine.schedule import learning_rate
 from engine.signals import Abandoned, Watch
 from engine.step import StepResult, train_step
-from model.latent import LookAhead, LookAheadSampler, Trained
+from model.latent import LookAhead
 from model.snapshot import Snapshot
 from sources.loader import Batch
 from sources.registry import AllSourcesFailed
@@ -96,10 +97,8 @@ class Run:
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
         if self.curriculum and saved.get("curriculum"):
             self.curriculum.load(saved["curriculum"])
-        self.sampler = None  # of what the latent core looks ahead at, where there is one
-        if preset.auxiliary.looks_ahead:
-            self.sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, preset.train.seed)
-        self.parts_begin = _parts_begin(beginning, saved.get("parts_begin"))
+        lineage = (preset.train.seed, token_budget, self.progress.tokens_total, saved.get("parts_begin"))
+        self.ahead = Ahead(preset.auxiliary, self.model.latent, preset.model.seq_length, *lineage)
         self.feed = Feed(preset, beginning, ranks, metrics)
         interval = preset.train.save_interval_minutes
         self.saving = Saving(self._copy, interval, folder, ranks, console, metrics, beginning.saved)
@@ -246,18 +245,7 @@ class Run:
 
     def _look_ahead(self, batch: Batch) -> list[LookAhead] | None:
         """What each pass of `batch` draws for the latent core; None without one."""
-        if self.sampler is None:
-            return None
-        return [
-            self.sampler.draw(segment_ids, self._trained(), batch.number, self.ranks.rank, number)
-            for number, segment_ids in enumerate(batch.segment_ids)
-        ]
-
-    def _trained(self) -> Trained:
-        """How far the parts of the latent core are; one that is not there counts as trained."""
-        now, budget = self.progress.tokens_total, self.token_budget
-        shares = {part: (now - begin) / budget for part, begin in self.parts_begin.items()}
-        return Trained.alike(1.0)._replace(**shares)
+        return self.ahead.draw(batch, self.progress.tokens_total, self.ranks.rank)
 
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """The batch is behind the run. Of a skipped step nothing else counts, and too many in a row end the attempt."""
@@ -320,7 +308,7 @@ class Run:
         """A step that changes nothing and a pass of an evaluation, before there is anything to lose; then the optimizer
         has its state."""
         self.rehearsed = False
-        rehearsal = (self.engine, self._step, self.preset, self.places, self.sampler, self._trained(), self.ranks)
+        rehearsal = (self.engine, self._step, self.preset, self.places, self._look_ahead, self.ranks)
         rehearse(*rehearsal)
         if self.curriculum:
             with self.curriculum.as_after_burn_in():  # another graph, and more memory
@@ -363,7 +351,7 @@ class Run:
         return {
             **self.feed.state(),
             "rows_of_pass": self.preset.train.per_gpu_batch_size,
-            "parts_begin": self.parts_begin,
+            "parts_begin": self.ahead.state(),
             "curriculum": curriculum,
             "guard": self.guard.state(),
         }
@@ -400,12 +388,3 @@ class Run:
             f"{why} Saved to {self.folder.current} at {count(self.progress.tokens_in_run)} tokens of this run; "
             "the next start goes on from there."
         )
-
-
-def _parts_begin(beginning: Beginning, saved: dict[str, int] | None) -> dict[str, int]:
-    """For each part of the latent core how many tokens the lineage had read when it was switched on: now, where `saved`
-    has not got it. What was saved before this was counted is trained."""
-    core = beginning.model.latent
-    parts = () if core is None else Trained._fields
-    unknown = 0 if saved is None else beginning.progress.tokens_total
-    return {part: (saved or {}).get(part, unknown) for part in parts if getattr(core, part) is not None}

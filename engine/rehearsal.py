@@ -149,21 +149,18 @@ def rehearse(
     step: Callable[[Batch, int, list[LookAhead] | None, Guard], StepResult],
     preset: Preset,
     rows: int,
-    sampler: LookAheadSampler | None,
-    trained: Trained,
+    look_ahead: Callable[[Batch], list[LookAhead] | None],
     ranks: Ranks,
 ) -> None:
-    """One step of passes of `rows` rows, with the latent core's parts as far as they are, at a learning rate of 0, and
+    """One step of passes of `rows` rows, with what the latent core is to `look_ahead` at, at a learning rate of 0, and
     all it leaves behind taken back. The optimizer's state must not be loaded yet.
 
     It has as many passes as it takes until memory is at its fullest: the gradients of one wait beside the next.
     """
     passes = min(2, preset.train.accumulation_steps)
-    batch, look_ahead = same_tokens(preset, rows, passes), None
-    if sampler is not None:
-        look_ahead = [sampler.draw(ids, trained, batch.number) for ids in batch.segment_ids]
+    batch = same_tokens(preset, rows, passes)
     with zero.rehearsed_step(engine, passes):
-        step(batch, batch.num_tokens * ranks.world_size, look_ahead, Guard("log", 1))
+        step(batch, batch.num_tokens * ranks.world_size, look_ahead(batch), Guard("log", 1))
 
 
 def same_tokens(preset: Preset, rows: int, passes: int) -> Batch:

@@ -14,8 +14,9 @@ from engine.preset import Preset
 from engine.ranks import Ranks, join
 from engine.rehearsal import choose_rows, rehearse, same_tokens, with_rows
 from engine.step import train_step
-from model.latent import LookAheadSampler, Trained
+from model.latent import LookAhead, LookAheadSampler, Trained
 from model.transformer import TransformerLM
+from sources.loader import Batch
 from tests.engine.test_loop import STEP
 
 PARTS = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
@@ -144,6 +145,9 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
     ranks = join()
     sampler = LookAheadSampler(preset.auxiliary, preset.model.seq_length, 1)
 
+    def draw(batch: Batch, share: float, number: int = -1) -> list[LookAhead]:
+        return [sampler.draw(ids, Trained.alike(share), number) for ids in batch.segment_ids]
+
     def steps_after(rehearsed: bool) -> dict[str, torch.Tensor]:
         engine = zero.initialize(model_of(preset), preset.train, ranks, bf16=False)
 
@@ -152,7 +156,7 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
 
         if rehearsed:
             before = zero.weights(engine, keep=True)
-            rehearse(engine, step, preset, 8, sampler, Trained.alike(0.0), ranks)
+            rehearse(engine, step, preset, 8, lambda batch: draw(batch, 0.0), ranks)
             after = zero.weights(engine, keep=True)
             assert all(torch.equal(before[name], after[name]) for name in before)
             assert zero.optimizer_state(engine, keep=True) == {}
@@ -162,8 +166,7 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
             batch = same_tokens(preset, 8, 3)
             batch.input_ids.random_(512, generator=generator)
             batch.labels.random_(512, generator=generator)
-            look_ahead = [sampler.draw(ids, Trained.alike(1.0), number) for ids in batch.segment_ids]
-            step(batch, batch.num_tokens, look_ahead, rehearsal.Guard("log", 1))
+            step(batch, batch.num_tokens, draw(batch, 1.0, number), rehearsal.Guard("log", 1))
         weights = zero.weights(engine, keep=True)
         state = zero.optimizer_state(engine, keep=True)
         assert state["step"] == 3
