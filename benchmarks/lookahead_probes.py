@@ -16,7 +16,7 @@ from engine.optimizers import muon
 from engine.schedule import learning_rate
 from model import TransformerLM
 from model.latent.look_ahead import remaining
-from model.latent.policy import linear_kl
+from model.latent.policy import Head, linear_kl
 from model.latent.transition import Rollout, Transition, dynamics_losses, roll_out
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
 from model.transformer import States
@@ -122,7 +122,7 @@ def _loss(
         nll, _ = linear_cross_entropy(read.flatten(0, 2), weight, model.output_bias, targets.flatten())
         return nll / valid.sum().clamp_min(1)
     true = states.final[:, columns].flatten(0, 1)
-    kl, _ = linear_kl(read.flatten(1, 2), true, weight, model.vocab_size, valid.flatten(1))
+    kl, _ = linear_kl(read.flatten(1, 2), true, Head(weight, model.vocab_size), valid.flatten(1))
     errors = [dynamics_losses(state, states.final[:, i:])[ahead[:, :-i] > i] for i, state in enumerate(predicted, 1)]
     return kl / valid.sum().clamp_min(1) + torch.cat(errors).mean()
 

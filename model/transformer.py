@@ -24,6 +24,7 @@ from model.curriculum import row_losses, row_weights
 from model.latent.core import LatentCore
 from model.latent.last_block import LastBlock
 from model.latent.look_ahead import OBJECTIVES, LookAhead
+from model.latent.policy import Head
 from model.latent.span import SPAN_LAYER
 from model.latent.transition import Text, roll_out
 from model.objectives import IGNORE_INDEX, linear_cross_entropy
@@ -195,8 +196,7 @@ class TransformerLM(nn.Module):
             embeddings,
             labels,
             token_nll,
-            self.head_weight,
-            self.vocab_size,
+            Head(self.head_weight, self.vocab_size, torch.compiler.is_compiling()),
             self.last_block,
             self._allowed(input_ids.shape[1], segment_ids),
         )

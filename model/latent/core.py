@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.config import AuxiliaryConfig, ModelConfig
 from model.latent.last_block import LastBlock
 from model.latent.look_ahead import OBJECTIVES, LookAhead, num_spans, remaining, require_room
-from model.latent.policy import linear_kl
+from model.latent.policy import Head, linear_kl
 from model.latent.span import SpanProjector, info_nce, span_keys
 from model.latent.transition import Rollout, Text, Transition, dynamics_losses, roll_out, variance_ratio
 from model.latent.value import ValueHead, expected_nll, value_losses, value_targets
@@ -85,8 +85,7 @@ class LatentCore(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         token_nll: Tensor,
-        head_weight: Tensor,
-        vocab_size: int,
+        head: Head,
         last_block: LastBlock,
         allowed: Tensor,
     ) -> Tensor:
@@ -94,7 +93,7 @@ class LatentCore(nn.Module):
 
         second_layer (B, T, D): that layer's states; before_last (B, T, D): those before the trunk's last block;
         embeddings (R, T, D): those of the tokens of look_ahead.rows; labels (B, T) and token_nll (B, T) as in
-        TransformerLM; head_weight (V, D); allowed (1 or B, 1, T, T): what attention may look at. Rows of parts that are
+        TransformerLM; allowed (1 or B, 1, T, T): what attention may look at. Rows of parts that are
         off are 0.
         """
         ahead = remaining(look_ahead.segment_ids, labels)
@@ -105,7 +104,7 @@ class LatentCore(nn.Module):
         if self.span_projector is not None:
             figures["span_contrastive"] = self._span_figure(look_ahead.spans, hidden, second_layer, ahead)
         if self.transition is not None:
-            rows, head = look_ahead.rows, (head_weight, vocab_size)
+            rows = look_ahead.rows
             allowed = allowed if len(allowed) == 1 else allowed[rows]
             text = Text(hidden[rows].detach(), before_last[rows].detach(), embeddings.detach(), allowed)
             begin = functools.partial(self.begin, last_block, text)
@@ -135,7 +134,7 @@ class LatentCore(nn.Module):
         embeddings: Tensor,
         ahead: Tensor,
         realised: tuple[Tensor, Tensor] | None,
-        head: tuple[Tensor, int],
+        head: Head,
         begin: Callable[[], Rollout],
     ) -> dict[str, Tensor]:
         """What is said of predicted states; `realised` are the value's targets where there is a value; `begin` makes a
@@ -160,7 +159,7 @@ class LatentCore(nn.Module):
         read = torch.stack([states[:, columns - i] for i, states in enumerate(to_read, 1)])
         valid = torch.stack([mask[:, columns - i] for i, mask in enumerate(comparable, 1)])
         if auxiliary.enable_policy:
-            kl_sum, _ = linear_kl(read.flatten(1, 2), true[:, columns].flatten(0, 1), *head, valid.flatten(1))
+            kl_sum, _ = linear_kl(read.flatten(1, 2), true[:, columns].flatten(0, 1), head, valid.flatten(1))
             figures["policy"] = torch.stack([kl_sum, valid.sum().float()])
         if realised is not None:
             targets, known = (tensor[rows][:, columns] for tensor in realised)

@@ -5,27 +5,38 @@ at hand. The teacher's logits of a chunk serve all depths, and neither they nor 
 move the states, never what the words mean.
 """
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives import chunk_tokens, matmul_dtype
+from model.objectives import chunk_tokens, even_chunk, matmul_dtype
 
 _LOWEST = -1e30  # as good as -inf in a softmax, but zero times it is zero
 
 
-def linear_kl(
-    predicted: Tensor, hidden: Tensor, weight: Tensor, vocab_size: int, valid: Tensor
-) -> tuple[Tensor, Tensor]:
-    """KL(softmax(hidden @ weight.T) || softmax(predicted @ weight.T)) over the first vocab_size rows of weight (V, D).
+class Head(NamedTuple):
+    """The LM head as predicted states are read by it."""
+
+    weight: Tensor  # (V, D)
+    vocab_size: int  # its first rows; those beyond are padding
+    compiled: bool = False  # whether what is done with logits in bf16 is fused by torch.compile
+
+
+def linear_kl(predicted: Tensor, hidden: Tensor, head: Head, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(softmax(hidden @ weight.T) || softmax(predicted @ weight.T)) over the vocabulary of `head`.
 
     predicted (K, N, D): K predictions of hidden (N, D); valid (K, N) booleans: which of them count.
     Returns (kl_sum, kl): the scalar fp32 sum in nats, differentiable with respect to predicted alone, and each KL
     (K, N), fp32, detached, 0 where it does not count.
     """
     with_gradients = torch.is_grad_enabled() and predicted.requires_grad
-    hidden, weight = hidden.detach(), weight.detach()
-    kl, _ = _fused(predicted, hidden, weight, vocab_size, valid, matmul_dtype(hidden), with_gradients)
+    hidden, (weight, vocab_size, compiled) = hidden.detach(), head
+    dtype = matmul_dtype(hidden)
+    kl, _ = _fused(predicted, hidden, weight.detach(), vocab_size, valid, dtype, with_gradients, compiled)
     return kl.sum(), kl.detach()
 
 
@@ -38,39 +49,59 @@ def _fused(
     valid: Tensor,
     dtype: torch.dtype,
     with_gradients: bool,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
     """(kl, d kl.sum() / d predicted); the gradient is empty unless asked for."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     kl = predicted.new_zeros(predicted.shape[:2], dtype=accumulate)
     gradient = torch.empty_like(predicted) if with_gradients else predicted.new_empty(0)
-    chunk = max(1, chunk_tokens(weight) // 4)  # up to four such tensors are in use at a time
+    fuse = compiled and dtype != accumulate
+    read = _compiled_kl_and_gradient() if fuse else _kl_and_gradient
+    depths = len(predicted)
+    # What a chunk's logits become is held at a time, in fp32 or, where it is fused, in half of that.
+    most = chunk_tokens(weight) // (1 + depths) if fuse else chunk_tokens(weight) // (2 + 2 * depths)
+    chunk = even_chunk(len(hidden), max(1, most))
     with torch.autocast(hidden.device.type, enabled=False):
         low_hidden, low_predicted, low_weight = hidden.to(dtype), predicted.to(dtype), weight.to(dtype)
-
-        def log_probabilities(states: Tensor) -> Tensor:
-            logits = F.linear(states, low_weight).to(accumulate)
-            logits[:, vocab_size:] = _LOWEST
-            return logits.log_softmax(dim=1)
-
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            # KL(p || q) = sum p log p - sum p log q
-            log_p = log_probabilities(low_hidden[rows])
-            teacher = log_p.exp()
-            negative_entropy = torch.linalg.vecdot(teacher, log_p)
-            for depth, counted in enumerate(valid[:, rows]):
-                log_q = log_probabilities(low_predicted[depth, rows])
-                each = negative_entropy - torch.linalg.vecdot(teacher, log_q)
-                kl[depth, rows] = each.masked_fill(~counted, 0.0)
-                if with_gradients:
-                    grad_logits = log_q.exp_().sub_(teacher).to(dtype)  # d KL / d logits_q = q - p
-                    states_gradient = (grad_logits @ low_weight).masked_fill_(~counted[:, None], 0.0)
-                    gradient[depth, rows] = states_gradient.to(gradient.dtype)
+            teacher = F.linear(low_hidden[rows], low_weight)
+            student = F.linear(low_predicted[:, rows].flatten(0, 1), low_weight).unflatten(0, (depths, -1))
+            kl[:, rows], grad_logits = read(teacher, student, valid[:, rows], vocab_size, accumulate, with_gradients)
+            if with_gradients:
+                gradient[:, rows] = (grad_logits.flatten(0, 1) @ low_weight).unflatten(0, (depths, -1))
     return kl, gradient
 
 
+def _kl_and_gradient(
+    teacher: Tensor, student: Tensor, valid: Tensor, vocab_size: int, accumulate: torch.dtype, with_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (N, V) and (K, N, V) and valid (K, N) -> KLs (K, N) and their sum's gradient (K, N, V) where asked for."""
+    log_p = _log_probabilities(teacher, vocab_size, accumulate)
+    log_q = _log_probabilities(student, vocab_size, accumulate)
+    p = log_p.exp()
+    # KL(p || q) = sum p log p - sum p log q
+    kl = (torch.linalg.vecdot(p, log_p) - torch.linalg.vecdot(p, log_q)).masked_fill(~valid, 0.0)
+    if not with_gradients:
+        return kl, None
+    # d KL / d logits_q = q - p
+    return kl, log_q.exp_().sub_(p).masked_fill_(~valid[..., None], 0.0).to(student.dtype)
+
+
+def _log_probabilities(logits: Tensor, vocab_size: int, accumulate: torch.dtype) -> Tensor:
+    logits = logits.to(accumulate)
+    if vocab_size < logits.shape[-1]:
+        logits[..., vocab_size:] = _LOWEST
+    return logits.log_softmax(dim=-1)
+
+
+@functools.cache
+def _compiled_kl_and_gradient() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_kl_and_gradient)
+
+
 @_fused.register_fake
-def _(predicted, hidden, weight, vocab_size, valid, dtype, with_gradients):
+def _(predicted, hidden, weight, vocab_size, valid, dtype, with_gradients, compiled):
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     return (
         predicted.new_empty(predicted.shape[:2], dtype=accumulate),
@@ -84,7 +115,7 @@ def _keep_gradient(ctx, inputs, output):
 
 def _scale_gradient(ctx, grad_kl, _):
     (gradient,) = ctx.saved_tensors
-    return (gradient * grad_kl[..., None]).to(gradient.dtype), None, None, None, None, None, None
+    return (gradient * grad_kl[..., None]).to(gradient.dtype), *[None] * 7
 
 
 _fused.register_autograd(_scale_gradient, setup_context=_keep_gradient)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from model import AuxiliaryConfig, TransformerLM
 from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler, Trained
+from model.latent.policy import Head
 from model.latent.transition import dynamics_losses
 from model.latent.value import two_hot
 from model.transformer import States
@@ -71,7 +72,7 @@ def test_what_may_not_move_gets_no_gradient_at_all(config, everything, pieces, s
     leaves += [*trunk.parameters()]
     states = hidden, second_layer, before_last
     allowed = trunk._allowed(32, None)
-    figures = core(look_ahead, *states, embeddings, labels, token_nll, head, 500, trunk.last_block, allowed)
+    figures = core(look_ahead, *states, embeddings, labels, token_nll, Head(head, 500), trunk.last_block, allowed)
     of_objectives = figures[: len(OBJECTIVES), 0].sum()
     into_hidden, *others = torch.autograd.grad(of_objectives, leaves, retain_graph=True, allow_unused=True)
     assert all(gradient is None for gradient in others)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from model import objectives
 from model.latent import policy
-from model.latent.policy import linear_kl
+from model.latent.policy import Head, linear_kl
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def reference(predicted, hidden, weight, vocab_size, valid):
 @pytest.mark.parametrize("vocab_size", [100, 128])
 def test_values_and_gradient_equal_float64(many_chunks, vocab_size):
     predicted, hidden, weight, _, valid = problem()
-    kl_sum, kl = linear_kl(predicted, hidden, weight, vocab_size, valid)
+    kl_sum, kl = linear_kl(predicted, hidden, Head(weight, vocab_size), valid)
     (0.25 * kl_sum).backward()
     expected, gradient = reference(predicted, hidden, weight, vocab_size, valid)
     torch.testing.assert_close(kl, expected.float(), atol=2e-5, rtol=2e-5)
@@ -47,22 +47,23 @@ def test_values_and_gradient_equal_float64(many_chunks, vocab_size):
 
 def test_neither_the_teacher_nor_the_head_gets_a_gradient():
     predicted, hidden, weight, vocab_size, valid = problem()
-    linear_kl(predicted, hidden, weight, vocab_size, valid)[0].backward()
+    linear_kl(predicted, hidden, Head(weight, vocab_size), valid)[0].backward()
     assert hidden.grad is None and weight.grad is None and predicted.grad.any()
 
 
 def test_a_perfect_prediction_costs_nothing():
     _, hidden, weight, vocab_size, valid = problem()
-    kl_sum, kl = linear_kl(hidden.expand(3, -1, -1), hidden, weight, vocab_size, valid)
+    kl_sum, kl = linear_kl(hidden.expand(3, -1, -1), hidden, Head(weight, vocab_size), valid)
     assert kl.abs().max() < 1e-5
     (gradient,) = torch.autograd.grad(kl_sum, hidden)
     assert gradient.abs().max() < 1e-5
 
 
-def test_bf16_autocast(many_chunks):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_autocast(many_chunks, compiled):
     predicted, hidden, weight, vocab_size, valid = problem()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        kl_sum, kl = linear_kl(predicted, hidden, weight, vocab_size, valid)
+        kl_sum, kl = linear_kl(predicted, hidden, Head(weight, vocab_size, compiled), valid)
     kl_sum.backward()
     expected, gradient = reference(predicted, hidden, weight, vocab_size, valid)
     assert kl.dtype == predicted.grad.dtype == torch.float32
@@ -74,15 +75,15 @@ def test_bf16_autocast(many_chunks):
 def test_without_gradients_none_are_computed():
     predicted, hidden, weight, vocab_size, valid = problem()
     with torch.no_grad():
-        assert not linear_kl(predicted, hidden, weight, vocab_size, valid)[0].requires_grad
-    assert policy._fused(predicted, hidden, weight, vocab_size, valid, torch.float32, False)[1].numel() == 0
+        assert not linear_kl(predicted, hidden, Head(weight, vocab_size), valid)[0].requires_grad
+    assert policy._fused(predicted, hidden, weight, vocab_size, valid, torch.float32, False, False)[1].numel() == 0
 
 
 def test_gradient_checks_and_operator_contract():
     predicted, hidden, weight, vocab_size, valid = problem(torch.float64, vocab_size=20, rows=24, tokens=6, depth=2)
-    assert torch.autograd.gradcheck(lambda p: linear_kl(p, hidden, weight, vocab_size, valid)[0], (predicted,))
+    assert torch.autograd.gradcheck(lambda p: linear_kl(p, hidden, Head(weight, vocab_size), valid)[0], (predicted,))
     torch.library.opcheck(
         policy._fused,
-        (predicted, hidden.detach(), weight.detach(), vocab_size, valid, torch.float64, True),
+        (predicted, hidden.detach(), weight.detach(), vocab_size, valid, torch.float64, True, False),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
