@@ -176,7 +176,7 @@ def _show(entries: list[Entry], checkpoint_dir: Path) -> None:
     rate = machine.flops_per_second(device, dtype)
     table = Table(title=f"Presets in {CONFIGS}/  ({machine.describe(device)})", title_justify="left", box=None)
     for heading in ("preset", "parameters", "sources", "data", "a run here"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "preset")  # a name is what is typed
     for entry in entries:
         if entry.preset is None:
             table.add_row(_cell(entry.path.stem), "", f"[red]cannot be used[/]: {_cell(entry.problem)}", "", "")
