@@ -54,8 +54,8 @@ class ModelConfig(BaseModel):
 
 
 _DETACHED = (
-    "that objective does not train the trunk; all are detached, because the cross-entropy paid for it where they were "
-    'not (benchmarks/LOG.md, "Looking ahead")'
+    "that objective does not train the trunk; all are detached, because the cross-entropy paid for it where policy, "
+    'dynamics and spans were not (the value was not tried: benchmarks/LOG.md, "Looking ahead")'
 )
 
 
