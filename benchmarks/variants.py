@@ -1,9 +1,10 @@
 """Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
 
     python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
-                                  [--only train|table] [--at-once 1] [--rounds 9] [--gpt2 FOLDER]
+                                  [--shape 256x3] [--only train|table|speeds] [--at-once 1] [--rounds 9] [--gpt2 FOLDER]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
+`--only speeds` prints how long a step of each takes, and so which share of the tokens takes the first one's time.
 Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
 made again. Speeds are those of steps taken in turns, one variant after the other, so a shared machine's noise meets all
 alike. Bits per byte compare vocabularies; all other columns are of the same tokens.
@@ -76,11 +77,11 @@ class Made:
         return int(self.share * of_whole)
 
 
-def preset(made: Made, corpus: Path | None) -> Preset:
+def preset(made: Made, corpus: Path | None, shape: tuple[int, int]) -> Preset:
     variant = VARIANTS[made.variant]
     # not compiled: that would take longer than so short a run gains by it
     sections = variant | {"train": variant["train"] | {"compile": False}}
-    return corpus_preset(made.variant, corpus, (256, 3), made.seed, sections)
+    return corpus_preset(made.variant, corpus, shape, made.seed, sections)
 
 
 def vocabulary(made: Preset) -> int:
@@ -88,20 +89,20 @@ def vocabulary(made: Preset) -> int:
     return spec.train_bpe if isinstance(spec, TrainBPE) else load_tokenizer(spec).vocab_size
 
 
-def speeds(variants: list[str], corpus: Path | None, rounds: int) -> dict[str, float]:
+def speeds(presets: dict[str, Preset], rounds: int) -> dict[str, float]:
     """Seconds of a step of each variant, relative to the first's in the same round; medians."""
     device = local_device()
     bf16 = machine.native_bf16(device)
     machine.keep_freed_memory(device)
-    steps = {name: _stepper(preset(Made(name, 1.0, 0), corpus), device, bf16) for name in variants}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    steps = {name: _stepper(made, device, bf16) for name, made in presets.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in presets}
     for number in range(rounds + 1):
         for name, step in steps.items():
             begin = time.perf_counter()
             step()
             if number:
                 seconds[name].append(time.perf_counter() - begin)
-    first = seconds[variants[0]]
+    first = next(iter(seconds.values()))
     return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
 
 
@@ -155,18 +156,29 @@ def main() -> None:
     parser.add_argument("--of", default="adamw,muon,muon@0.5")
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
     parser.add_argument("--gpt2", help="a folder with GPT-2's tokenizer, where the hub cannot be reached")
-    parser.add_argument("--only", choices=("train", "table"))
+    parser.add_argument("--only", choices=("train", "table", "speeds"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")
     arguments = parser.parse_args()
     if arguments.corpus is not None and not arguments.corpus.is_dir():
         parser.error(f"{arguments.corpus} is no folder; a run would go on without its sources")
     if arguments.gpt2:
         VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
+    width, layers = map(int, arguments.shape.split("x"))
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     runs = [Made(name, float(share or 1.0), seed) for seed in seeds for name, _, share in specs]
+
+    def relative(of: list[Made]) -> dict[str, float]:
+        presets = {made.variant: preset(made, arguments.corpus, (width, layers)) for made in of}
+        return speeds(presets, arguments.rounds)
+
+    if arguments.only == "speeds":
+        for name, step in relative(runs).items():
+            print(f"  {name:22} {step:6.3f} of the time of {runs[0].variant}: {name}@{1 / step:.2f}")
+        return
     if arguments.only != "table" and arguments.at_once > 1:
         train_apart("benchmarks.variants", "--of", runs, arguments.runs, arguments.at_once)
     elif arguments.only != "table":
@@ -175,7 +187,8 @@ def main() -> None:
             folder, budget = arguments.runs / made.folder, made.tokens(arguments.tokens)
             if not finished(folder, budget):
                 print(f"training {made.folder}: {budget:,} tokens", flush=True)
-                train(preset(made, arguments.corpus), token_budget=budget, checkpoint_dir=folder, ranks=ranks)
+                made_of = preset(made, arguments.corpus, (width, layers))
+                train(made_of, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
         leave()
     if arguments.only == "train":
         return
@@ -185,9 +198,11 @@ def main() -> None:
         print(f"not finished: {', '.join(missing)}")
     if not there:
         return
-    relative = speeds(list(dict.fromkeys(made.variant for made in there)), arguments.corpus, arguments.rounds)
-    print(f"3 x 256, sequence 256, {arguments.tokens:,} tokens; time relative to a whole run of {there[0].variant}")
-    table(there, arguments.runs, arguments.tokens, relative)
+    print(
+        f"{layers} x {width}, sequence 256, {arguments.tokens:,} tokens; "
+        f"time relative to a whole run of {there[0].variant}"
+    )
+    table(there, arguments.runs, arguments.tokens, relative(there))
 
 
 if __name__ == "__main__":
