@@ -1,13 +1,15 @@
 """Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
 
     python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
-                                  [--shape 256x3] [--only train|table|speeds] [--at-once 1] [--rounds 9] [--gpt2 FOLDER]
+                                  [--shape 256x3] [--only train|table|speeds] [--at-once 1] [--rounds 9] [--compile]
+                                  [--gpt2 FOLDER]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
 `--only speeds` prints how long a step of each takes, and so which share of the tokens takes the first one's time.
 Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
-made again. Speeds are those of steps taken in turns, one variant after the other, so a shared machine's noise meets all
-alike. Bits per byte compare vocabularies; all other columns are of the same tokens.
+made again, uncompiled. Speeds are those of steps taken in turns, one variant after the other, so a shared machine's
+noise meets all alike; with --compile of compiled ones, as main.py's are. Bits per byte compare vocabularies; all other
+columns are of the same tokens.
 """
 
 import argparse
@@ -89,12 +91,13 @@ def vocabulary(made: Preset) -> int:
     return spec.train_bpe if isinstance(spec, TrainBPE) else load_tokenizer(spec).vocab_size
 
 
-def speeds(presets: dict[str, Preset], rounds: int) -> dict[str, float]:
+def speeds(presets: dict[str, Preset], rounds: int, compiled: bool) -> dict[str, float]:
     """Seconds of a step of each variant, relative to the first's in the same round; medians."""
     device = local_device()
     bf16 = machine.native_bf16(device)
     machine.keep_freed_memory(device)
-    steps = {name: _stepper(made, device, bf16) for name, made in presets.items()}
+    torch._dynamo.config.recompile_limit = len(presets)
+    steps = {name: _stepper(made, device, bf16, compiled) for name, made in presets.items()}
     seconds: dict[str, list[float]] = {name: [] for name in presets}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -106,11 +109,13 @@ def speeds(presets: dict[str, Preset], rounds: int) -> dict[str, float]:
     return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
 
 
-def _stepper(made: Preset, device: torch.device, bf16: bool):
-    """A function that makes one step of that preset, uncompiled."""
+def _stepper(made: Preset, device: torch.device, bf16: bool, compiled: bool):
+    """A function that makes one step of that preset."""
     torch.manual_seed(0)
     model = TransformerLM(made.model, vocabulary(made)).to(device)
     optimizer = make_optimizer(model, made.train, bf16)
+    if compiled:
+        model.forward = torch.compile(model.forward)
     shape = made.train.per_gpu_batch_size, made.model.seq_length
     ids = real_bytes(math.prod(shape)).view(shape).to(device)
 
@@ -158,6 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
+    parser.add_argument("--compile", action="store_true", help="what is timed")
     parser.add_argument("--gpt2", help="a folder with GPT-2's tokenizer, where the hub cannot be reached")
     parser.add_argument("--only", choices=("train", "table", "speeds"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")
@@ -173,7 +179,7 @@ def main() -> None:
 
     def relative(of: list[Made]) -> dict[str, float]:
         presets = {made.variant: preset(made, arguments.corpus, (width, layers)) for made in of}
-        return speeds(presets, arguments.rounds)
+        return speeds(presets, arguments.rounds, arguments.compile)
 
     if arguments.only == "speeds":
         for name, step in relative(runs).items():
@@ -200,7 +206,7 @@ def main() -> None:
         return
     print(
         f"{layers} x {width}, sequence 256, {arguments.tokens:,} tokens; "
-        f"time relative to a whole run of {there[0].variant}"
+        f"time relative to a whole run of {there[0].variant}, {'compiled' if arguments.compile else 'uncompiled'}"
     )
     table(there, arguments.runs, arguments.tokens, relative(there))
 
