@@ -130,7 +130,8 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _sweep(folder: Path) -> bool:
-    """Begins the cache anew where a process was killed while it compiled; False where another is compiling there."""
+    """Begins the cache anew where a process was killed while it compiled; False where one was, and another is
+    compiling there now."""
     abandoned = in_use = False
     for note in folder.glob(f"{NOTE}*"):
         try:

@@ -28,7 +28,7 @@ class CheckpointError(RunError):
 
 
 class SaveError(RunError):
-    """The run's last snapshot could not be written; the snapshots before it are untouched."""
+    """The checkpoint folder cannot be written; the snapshots that are there are untouched."""
 
     status = 5
 

@@ -49,7 +49,7 @@ class TrainResult:
     """What a finished run has to show. `eval_*` are None where the sources held nothing out."""
 
     tokens: int  # of this run
-    tokens_per_second: float  # of this process's steps, evaluations and saves left out
+    tokens_per_second: float  # of all ranks since this start; evaluations and saves left out
     eval_loss: float | None  # nats per held-out token
     eval_perplexity: float | None
     bits_per_byte: float | None

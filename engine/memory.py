@@ -40,10 +40,10 @@ def too_large(preset: Preset, ranks: Ranks) -> PresetError:
         )
     of_step = rows * passes
     more = next(n for n in itertools.count(-(-of_step // (rows // 2))) if of_step % n == 0)  # of at most half the rows
-    probe = "set train.probe_batch to false, it" if preset.train.probe_batch else "lower it"
+    change = "set train.probe_batch to false and lower it" if preset.train.probe_batch else "lower it"
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {preset.model.seq_length} tokens do not fit into the memory of "
-        f"{machine.describe(ranks.device)}; {probe} to {of_step // more} and "
+        f"{machine.describe(ranks.device)}; {change} to {of_step // more} and "
         f"train.accumulation_steps to {more}, which keeps the batch."
     )
 

@@ -132,18 +132,24 @@ def _unattended(files: list[Path]) -> Preset | None:
 
 def _match(answer: str, files: list[Path]) -> Path:
     """The preset file that an answer names: by its number, its file name or its name."""
-    for path in files:
+
+    def has_number(path: Path) -> bool:
         number = path.stem.split("_")[0]
-        if answer in (path.stem, path.name, number) or (
-            answer.isdigit() and number.isdigit() and int(answer) == int(number)
-        ):
-            return path
-    for path in files:
+        return answer == number or (answer.isdigit() and number.isdigit() and int(answer) == int(number))
+
+    def has_name(path: Path) -> bool:
         try:
-            if load_preset(path).name == answer:
-                return path
+            return load_preset(path).name == answer
         except PresetError:
-            continue
+            return False
+
+    for fits in (lambda path: answer in (path.stem, path.name), has_number, has_name):
+        found = [path for path in files if fits(path)]
+        if len(found) > 1:
+            several = ", ".join(path.stem for path in found)
+            raise PresetError(f"{answer!r} may be each of {several}; give the file name of one.")
+        if found:
+            return found[0]
     raise PresetError(f"{answer!r} is no preset; there are {', '.join(path.stem for path in files)}.")
 
 

@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
         "auto", description="auto: bf16 where the hardware multiplies it natively, else fp32; weights are always fp32"
     )
     compile: Literal["auto", True, False] = Field(
-        "auto", description="torch.compile; auto: where a C++ compiler is found"
+        "auto", description="torch.compile; auto: where it works, and not at stage 3"
     )
     on_spike: Literal["log", "skip"] = Field(
         "log", description="a step whose loss is a spike is told of, or skipped as well"
@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
     seed: int = Field(1234, ge=0, description="of the initial weights, the order of the text and dropout")
     forbid_synchronization: bool = Field(
-        False, description="for debugging: what waits for the device between two optimizer steps ends the run"
+        False, description="for debugging: a pass that waits for the device ends the run"
     )
     deterministic: bool = Field(False, description="only kernels that give the same bits every time; slower on a GPU")
 
@@ -77,7 +77,7 @@ class Preset(BaseModel):
 
     schema_file: str | None = Field(None, alias="$schema", description="for editors; ignored")
     name: str = Field(min_length=1, pattern=r"^[\w .+-]+$")
-    description: str = Field("", description="one line for the menu")
+    description: str = Field("", description="for whoever reads the file")
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()

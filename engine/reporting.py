@@ -43,8 +43,8 @@ class Reporting:
         return self.ranks.is_main and seconds >= self.preset.train.log_interval_seconds
 
     def begin(self, run: int, derived: dict[str, Any]) -> None:
-        """The run's event, and what a reader should know before the first step. `derived` holds all that follows from
-        the preset and the machine: see the README's "What the screen shows"."""
+        """The run's event, and what a reader should know before the first step. `derived` holds what follows from
+        the preset and the machine: see Run._derived."""
         preset, train = self.preset, self.preset.train
         where = machine.describe(self.ranks.device)
         world_size, padded = self.ranks.world_size, derived["rows_per_pass"]

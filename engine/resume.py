@@ -73,7 +73,8 @@ def begin(
     may_archive: Callable[[str], bool],
     diverged: Diverged | None = None,
 ) -> Beginning:
-    """Finds what to continue. Raises PresetError, SourcesFailed or CheckpointError, on all ranks alike.
+    """Finds what to continue. Raises PresetError, SourcesFailed, CheckpointError or SaveError, on all
+    ranks alike.
 
     After `diverged`, a rollback: the snapshot's weights and progress, but text that was not read yet.
     `may_archive` is asked, with the differences in a sentence, whether a lineage of another architecture or tokenizer

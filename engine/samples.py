@@ -85,7 +85,6 @@ def _passage(writer: LanguageModel, held_out: HeldOut, step: int) -> list[dict[s
     segment_ids = held_out.segment_ids[row]
     pieces = segment_ids[segment_ids >= 0].bincount()
     columns = (segment_ids == pieces.argmax()).nonzero()[:, 0]
-    sequence = [*held_out.input_ids[row, columns].tolist(), held_out.labels[row, columns[-1]].item()]
-    said = writer.look_ahead_at(sequence, latent.auxiliary.rollout_depth)
+    said = writer.look_ahead_at(held_out.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
     first = min(PASSAGE_BEFORE, max(0, len(said) - PASSAGE_TOKENS))
     return [asdict(ahead) for ahead in said[first : first + PASSAGE_TOKENS]]

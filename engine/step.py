@@ -27,7 +27,7 @@ class StepResult:
     loss: float  # nats per label
     loss_sums: torch.Tensor  # (2, sources) int64: NLL in units of UNIT nats, and labels; zeros where it was skipped
     auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the latent core's figures, and what they are over; likewise
-    grad_norm: float | None  # the trunk's before clipping; None where the loss alone decided
+    grad_norm: float | None  # the trunk's before clipping, NaN where not finite; None where the loss alone decided
     core_grad_norm: float | None  # the latent core's, NaN where it was left out; 0 without a core; None likewise
     verdict: Verdict
     skipped: bool  # neither weights nor moments have changed

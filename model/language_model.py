@@ -134,24 +134,22 @@ class LanguageModel:
         return Score(token_nll.mean().item(), token_nll, tokens)
 
     def look_ahead(self, text: str, depth: int = 3, best: int = 3) -> list[Ahead]:
-        """What the model expects at each token of `text`: the `best` tokens for each of the next 1 + `depth` places, of
-        which the transition predicts all but the first, and how hard the next tokens will be.
+        """What the model expects after the end-of-text token that stands before `text`, and after each token of it, the
+        last too: the `best` tokens for each of the next 1 + `depth` places, of which the transition predicts all but
+        the first, and how hard the next tokens will be.
 
         Parts that the model was trained without leave theirs empty. Raises ValueError for a text without tokens, or
-        with more than a row has.
+        with so many that they and the end-of-text token do not fit a row.
         """
-        tokens = self.encode(text)
-        if not 0 < len(tokens) <= self.model.config.seq_length:
-            raise ValueError(
-                f"the text has {len(tokens)} tokens; give one of at least 1 and at most {self.model.config.seq_length}."
-            )
+        tokens, most = self.encode(text), self.model.config.seq_length - 1
+        if not 0 < len(tokens) <= most:
+            raise ValueError(f"the text has {len(tokens)} tokens; give one of at least 1 and at most {most}.")
         return self.look_ahead_at([self.eos_token_id, *tokens], depth, best)
 
     def look_ahead_at(self, sequence: list[int], depth: int = 3, best: int = 3) -> list[Ahead]:
-        """The same for token ids, at all of them but the last; the first is usually the end-of-text token."""
-        ids = torch.tensor(sequence, device=self.model.tokens.weight.device)
+        """The same for token ids, after each of them; the first is usually the end-of-text token."""
         with self._evaluating():
-            said = foresee(self.model, ids[:-1], ids[1:], depth, best)
+            said = foresee(self.model, torch.tensor(sequence, device=self.model.tokens.weight.device), depth, best)
         pieces = {id: self.tokenizer.decode([id]) for id in {*sequence, *said.guesses.flatten().tolist()}}
         horizons = self.model.latent.value_head.horizons if said.expected.shape[1] else ()
         return [
@@ -170,7 +168,7 @@ class LanguageModel:
                     if known
                 },
             )
-            for at in range(len(sequence) - 1)
+            for at in range(len(sequence))
         ]
 
     @contextmanager

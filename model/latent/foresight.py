@@ -16,7 +16,7 @@ from model.latent.value import expected_nll, value_targets
 class Foresight(NamedTuple):
     """Of T tokens. What belongs to a part that the model does not have is empty: D or H is then 0."""
 
-    token_nll: Tensor  # (T,): nats of the token that follows each
+    token_nll: Tensor  # (T,): nats of the token that follows each; 0 at the last
     guesses: Tensor  # (T, 1 + D, N) int64: the N likeliest tokens 1 ... 1 + D places on, the likeliest first
     probabilities: Tensor  # (T, 1 + D, N)
     expected: Tensor  # (T, H): the mean nats of the next K tokens, as the value expects them, for each horizon K
@@ -25,8 +25,8 @@ class Foresight(NamedTuple):
 
 
 @torch.no_grad()
-def foresee(model: nn.Module, input_ids: Tensor, labels: Tensor, depth: int, best: int = 3) -> Foresight:
-    """Reads one text with a TransformerLM: input_ids and labels (T,), labels[t] following input_ids[t].
+def foresee(model: nn.Module, input_ids: Tensor, depth: int, best: int = 3) -> Foresight:
+    """Reads one text, input_ids (T,), with a TransformerLM.
 
     The first place on is the LM head's own; `depth` more are the transition's. Raises ValueError for a text longer than
     the model's rows.
@@ -34,7 +34,7 @@ def foresee(model: nn.Module, input_ids: Tensor, labels: Tensor, depth: int, bes
     core = model.latent
     read = model.states(input_ids[None])
     hidden = read.final[0]
-    token_nll = F.cross_entropy(model.logits(hidden), labels, reduction="none")
+    token_nll = F.pad(F.cross_entropy(model.logits(hidden[:-1]), input_ids[1:], reduction="none"), (0, 1))
     states, places, rollout = hidden, [], None
     for _ in range(1 + (depth if core is not None and core.transition is not None else 0)):
         if places:
@@ -45,7 +45,7 @@ def foresee(model: nn.Module, input_ids: Tensor, labels: Tensor, depth: int, bes
     expected, realised, known = none, none, none.bool()
     if core is not None and core.value_head is not None:
         expected = expected_nll(core.value(hidden))
-        left = torch.arange(len(input_ids), 0, -1, device=input_ids.device)
+        left = torch.arange(len(input_ids) - 1, -1, -1, device=input_ids.device)
         realised, known = (part[0] for part in value_targets(token_nll[None], left[None], core.value_head.horizons))
     guesses = torch.stack([place.indices for place in places], dim=1)
     probabilities = torch.stack([place.values for place in places], dim=1)

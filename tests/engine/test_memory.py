@@ -78,7 +78,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"), None)
             8,
             2,
             True,
-            "set train.probe_batch to false, it to 4 and train.accumulation_steps to 4, which",
+            "set train.probe_batch to false and lower it to 4 and train.accumulation_steps to 4, which",
         ),
         (5, 3, False, "lower it to 1 and train.accumulation_steps to 15, which"),
         (9, 1, False, "lower it to 3 and train.accumulation_steps to 3, which"),

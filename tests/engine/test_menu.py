@@ -40,6 +40,16 @@ def test_a_preset_without_a_number_is_chosen_by_name_and_a_broken_one_is_no_hind
     assert menu._match("00", files).name == "00_broken.json"
 
 
+def test_an_answer_that_fits_several_presets_is_refused(tmp_path: Path):
+    (tmp_path / "00_mine.json").write_text('{"name": "general"}')
+    (tmp_path / "00_theirs.json").write_text('{"name": "general"}')
+    files = preset_files(tmp_path)
+    for answer in ("00", "0", "general"):
+        with pytest.raises(PresetError, match=f"'{answer}' may be each of 00_mine, 00_theirs; give the file name"):
+            menu._match(answer, files)
+    assert menu._match("00_theirs", files).stem == "00_theirs"
+
+
 def test_the_estimate_is_this_presets_own_speed_once_it_was_measured(tmp_path: Path):
     preset = load_preset(CONFIGS / "03_reference.json")
     model = menu._on_paper(preset)
