@@ -9,7 +9,8 @@ class Ahead:
     """`core` is the model's, None without one, and then nothing is drawn.
 
     `saved` is the state of an earlier Ahead: how many tokens the lineage had read when each part was switched on. Parts
-    that it has not got begin now, at `tokens_total`; where there is no state, all are trained already.
+    that it has not got begin now, at `tokens_total`; where there is no state, all are trained already. After a rollback
+    to before a part was switched on it begins where that led.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class Ahead:
         self._tokens_of_run = tokens_of_run
         known, now = (saved, tokens_total) if saved is not None else ({}, 0)
         parts = [] if core is None else [part for part in Trained._fields if getattr(core, part) is not None]
-        self._begin = {part: known.get(part, now) for part in parts}
+        self._begin = {part: min(known.get(part, now), tokens_total) for part in parts}
 
     def draw(self, batch: Batch, tokens_total: int, rank: int) -> list[LookAhead] | None:
         """For each pass of `batch`, when the lineage has read so many tokens; None without a core."""

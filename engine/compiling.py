@@ -29,8 +29,8 @@ class Compiling:
 
     def __init__(self, ranks: Ranks):
         self._before = os.environ.get(VARIABLE)
-        folder = Path(self._before or Path.home() / ".cache" / "forethought" / "compiled")
-        if not _is_ours(folder) or not _sweep(folder):
+        folder = Path(self._before) if self._before else _usual_folder()
+        if folder is None or not _is_ours(folder) or not _sweep(folder):
             folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
         ranks.gather_json(None)  # nobody writes there before everybody has looked
         os.environ[VARIABLE] = str(folder)
@@ -116,6 +116,14 @@ def _no_room() -> str | None:
             return None
     except OSError as error:
         return str(error)
+
+
+def _usual_folder() -> Path | None:
+    """None for a user who has no home, as in some containers."""
+    try:
+        return Path.home() / ".cache" / "forethought" / "compiled"
+    except RuntimeError:
+        return None
 
 
 def _is_ours(folder: Path) -> bool:

@@ -68,8 +68,9 @@ class Feed:
         """
         item: Batch | SourceLost | None = None
         while True:
-            item = item or self._take(lambda: wishes().signalled)
-            self._events += item.events if isinstance(item, Batch) else self.loader.take_events()
+            if item is None:
+                item = self._take(lambda: wishes().signalled)
+                self._events += item.events if isinstance(item, Batch) else self.loader.take_events()
             mine = replace(
                 wishes(),
                 labels=item.num_tokens if isinstance(item, Batch) else 0,

@@ -71,7 +71,7 @@ class Run:
         stop: Watch,
     ):
         self.preset, self.token_budget, self.beginning = preset, token_budget, beginning
-        self.folder, self.ranks, self.metrics, self.stop = folder, ranks, metrics, stop
+        self.folder, self.ranks, self.console, self.metrics, self.stop = folder, ranks, console, metrics, stop
         self.progress, self.tokenizer, self.model = beginning.progress, beginning.tokenizer, beginning.model
         self.model_config, self.is_new = beginning.model_config, beginning.is_new
         if preset.train.forbid_synchronization and preset.train.zero_stage == 3 and ranks.device.type == "cuda":
@@ -86,7 +86,8 @@ class Run:
         self.places = places_per_pass(preset, beginning, ranks)  # rows of every pass, some of them perhaps padding
         require_memory(preset, self.places, self.model, ranks)
         # Counted before the engine takes the weights: stage 3 leaves each rank with empty ones.
-        self.size = {"parameters": self.model.num_parameters(), "flops_per_token": self.model.flops_per_token()}
+        flops = self.model.flops_per_token(preset.model.seq_length)
+        self.size = {"parameters": self.model.num_parameters(), "flops_per_token": flops}
         if beginning.message:
             metrics.write("resume", step=self.progress.step, message=beginning.message)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
@@ -114,6 +115,8 @@ class Run:
         if self.is_new:
             self.saving.save()  # a disk that cannot take it shows now, and the tokenizer is kept
         self._rehearse()
+        if self.compiling:
+            self.compiling.done()
         never_look_through_again()  # what stands now: a compiler leaves hundreds of thousands of objects
         interval = self.preset.train.eval_interval_tokens
         next_evaluation = (begin_tokens // interval + 1) * interval
@@ -133,8 +136,6 @@ class Run:
             self.reporting.verdict(step, self.progress, self.guard)
             self._advance(batch, step)
             self.stop.training(lambda: f"at step {self.progress.step:,}")
-            if self.compiling:
-                self.compiling.done()
             self.step_seconds = time.monotonic() - before
             self.train_seconds += self.step_seconds
             self.reporting.tally.waited(waited, self.step_seconds)
@@ -317,7 +318,8 @@ class Run:
         if len(self.held_out.input_ids):
             self._losses_held_out(lambda passes: itertools.islice(passes, 1))
         self.rehearsed = True
-        zero.load_optimizer_state(self.engine, self.beginning.optimizer, self.ranks)
+        if missing := zero.load_optimizer_state(self.engine, self.beginning.optimizer, self.ranks):
+            self.console.say(f"The optimizer's state fits all but {len(missing)} parameters, whose moments begin anew.")
         self.beginning.optimizer = None  # twice the model's size, and the engine has it now
 
     def _losses_held_out(self, each_pass: Callable[[Iterable], Iterable]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: tor
         {"params": outputs, "weight_decay": weight_decay, "muon": False},
         kept | {"muon": False},
     ]
-    matrices = {names[parameter]: _matrices_of(names[parameter], parameter) for parameter in hidden}
+    matrices = {names[parameter]: _matrices_of(model, names[parameter], parameter) for parameter in hidden}
     optimizer = MuonAdamW(_core_apart(groups, model), matrices, learning_rate, dtype)
     wholes = [Fragment(matrices[names[parameter]], 0, 0, parameter.numel(), shared=False) for parameter in hidden]
     optimizer.fragments = {parameter: [whole] for parameter, whole in zip(hidden, wholes, strict=True)}
@@ -70,7 +70,11 @@ def _core_apart(groups: list[dict], model: nn.Module) -> list[dict]:
     return apart
 
 
-def _matrices_of(name: str, weight: torch.Tensor) -> tuple[int, int, int]:
+def _matrices_of(model: nn.Module, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
     """How many matrices a weight fuses, their rows and columns."""
-    fused = 3 if name.endswith("in_proj_weight") else 1  # queries, keys and values
+    module, _, parameter = name.rpartition(".")
+    if parameter == "in_proj_weight":
+        fused = 3  # queries, keys and values
+    else:
+        fused = 2 if module.endswith("mlp.up") and model.config.mlp == "swiglu" else 1  # what opens gates, and these
     return fused, weight.shape[0] // fused, weight.shape[1]

@@ -4,7 +4,6 @@ What does not fit into memory, or does not compile, shows here and not hours lat
 the same one, of the shape that training has: they are for the machine, and no weight, moment or count keeps a trace.
 """
 
-import resource
 import time
 from collections.abc import Callable
 
@@ -89,7 +88,8 @@ class _Trial:
     def __init__(self, preset: Preset, model: TransformerLM, bf16: bool, ranks: Ranks):
         self.preset, self.model, self.bf16, self.ranks = preset, model.to(ranks.device), bf16, ranks
         self.is_cpu = ranks.device.type == "cpu"
-        self._rss, self._bytes_per_row = psutil.Process().memory_info().rss, 0.0
+        machine.forget_peak_memory()
+        self._rss, self._bytes_per_row, self._most_rows = psutil.Process().memory_info().rss, 0.0, 0
         self._held_back = OPTIMIZER_BYTES * model.num_parameters()
 
     def seconds_per_row(self, rows: int) -> float | None:
@@ -99,10 +99,8 @@ class _Trial:
         return None if None in by_rank else max(by_rank)
 
     def _measure(self, rows: int) -> float | None:
-        if self.is_cpu:  # where no allocation fails: the kernel would kill the process
-            needed = self._bytes_per_row * rows + self._held_back
-            if needed > machine.available_memory_each():
-                return None
+        if self.is_cpu and not self._has_room(rows):
+            return None
         try:
             held_back = torch.empty(0 if self.is_cpu else self._held_back, dtype=torch.uint8, device=self.ranks.device)
             first = self._pass(rows)
@@ -118,8 +116,24 @@ class _Trial:
             parameter.grad = None
         if not self.is_cpu:
             torch.cuda.empty_cache()
-        self._bytes_per_row = max(0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._rss) / rows
+        self._passed(rows)
         return None if times is None else min(times) / rows
+
+    def _has_room(self, rows: int) -> bool:
+        """Whether a CPU's memory is enough, by what passes of at most half as many rows took: no allocation fails
+        there, the kernel would kill the process."""
+        while True:
+            coming = min(rows, max(1, 2 * self._most_rows))
+            if self._bytes_per_row * coming + self._held_back > machine.available_memory_each():
+                return False
+            if coming == rows:
+                return True
+            self._pass(coming)
+            self._passed(coming)
+
+    def _passed(self, rows: int) -> None:
+        if rows > self._most_rows:
+            self._bytes_per_row, self._most_rows = max(0, machine.peak_memory() - self._rss) / rows, rows
 
     def _pass(self, rows: int) -> float:
         preset, device = self.preset, self.ranks.device

@@ -19,7 +19,7 @@ from engine.errors import CheckpointError, Diverged, PresetError, SourcesFailed
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
-from model.snapshot import LoadReport, architecture_differences, restore
+from model.snapshot import LoadReport, architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.caching import ShardCache, digest, open_cache
 from sources.config import TrainBPE
@@ -164,7 +164,9 @@ def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
 
 def _trained_length(restored: Restored, preset: Preset) -> int:
     """Positions in the snapshot: a preset with shorter rows must not cut what is learned."""
-    return (restored.snapshot.config or {}).get("seq_length", preset.model.seq_length)
+    if restored.snapshot.config is None:  # a bare state dict
+        return learned_positions(restored.snapshot.model)
+    return restored.snapshot.config.get("seq_length", preset.model.seq_length)
 
 
 def _differences(restored: Restored, preset: Preset) -> list[str]:

@@ -7,6 +7,7 @@ saved any other can continue.
 """
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -194,13 +195,14 @@ def discard(engine: deepspeed.DeepSpeedEngine) -> None:
         engine.micro_steps += 1
         return
     # DeepSpeed skips a step by itself, with all that belongs to it, when a gradient is not finite; so one is made so.
-    for gradients in engine.optimizer.averaged_gradients.values():
-        for gradient in gradients:
-            gradient.fill_(torch.nan)
+    gradients = list(itertools.chain.from_iterable(engine.optimizer.averaged_gradients.values()))
+    for gradient in gradients:
+        gradient.fill_(torch.nan)
     engine.optimizer.check_grad_overflow = True  # stages 1 and 2 do not look unless they are told to
     engine.step()
     engine.optimizer.check_grad_overflow = False
     assert not engine.was_step_applied()
+    torch._foreach_zero_(gradients)  # stage 3 keeps them, and never writes what fills a partition up
 
 
 def gathered_parameters(engine: deepspeed.DeepSpeedEngine):

@@ -127,8 +127,7 @@ class LanguageModel:
                 stop = min(start + seq_length, len(tokens))
                 labels = sequence[start + 1 : stop + 1].clone()
                 labels[: scored - start] = IGNORE_INDEX
-                # .forward: a model compiled for training's shape is not compiled again for each text's length
-                output = self.model.forward(sequence[None, start:stop], labels[None])
+                output = self.model(sequence[None, start:stop], labels[None])
                 token_nll[scored:stop] = output.token_nll[0, scored - start :].cpu()
                 scored = stop
         return Score(token_nll.mean().item(), token_nll, tokens)

@@ -114,7 +114,7 @@ def _read(
 ) -> Tensor | None:
     """Fills token_nll (N,) from a chunk's logits (N, V), which are used up; returns d loss_sum / d logits, in their
     dtype, where that is asked for."""
-    if logits.is_cuda and token_nll.dtype == torch.float32 and softmax_kernel.AVAILABLE:
+    if token_nll.dtype == torch.float32 and softmax_kernel.works_on(logits.device):
         softmax_kernel.nll_and_gradient(logits, labels, token_weights, token_nll, IGNORE_INDEX, with_gradients)
         return logits if with_gradients else None
     # in fp32 it would be no faster

@@ -211,6 +211,11 @@ def restore(model: TransformerLM, state_dict: Mapping[str, Tensor]) -> LoadRepor
     return report
 
 
+def learned_positions(state_dict: Mapping[str, Tensor]) -> int:
+    """How many positions are learned in it; 0 where none are, or where they are rotary."""
+    return next((len(rows) for name, rows in state_dict.items() if _bare_name(name) == "positions.weight"), 0)
+
+
 def _bare_name(name: str) -> str:
     while name.startswith(_WRAPPER_PREFIXES):
         name = name.split(".", 1)[1]

@@ -5,6 +5,9 @@ is read twice and written once, in the dtype that the matrix product left it in.
 arXiv 2410.10989.)
 """
 
+import functools
+
+import torch
 from torch import Tensor
 
 try:
@@ -13,11 +16,10 @@ try:
 except ImportError:
     triton = None
 
-AVAILABLE = triton is not None  # it comes with torch's builds for GPUs
 BLOCK, WARPS = 4096, 8  # logits that a program holds at a time, and its warps
 
 
-if AVAILABLE:
+if triton is not None:  # it comes with torch's builds for GPUs
 
     @triton.jit
     def _nll_and_gradient(
@@ -69,16 +71,37 @@ def nll_and_gradient(
     `with_gradients`, the logits become the gradient of the sum of the NLLs, each times its token_weights (N,)."""
     assert logits.stride(1) == 1, "a row lies in one piece"
     weights = token_nll if token_weights is None else token_weights  # not read without
-    _nll_and_gradient[(len(logits),)](
-        logits,
-        logits.stride(0),
-        labels,
-        weights,
-        token_nll,
-        ignored,
-        COLUMNS=logits.shape[1],
-        HAS_WEIGHTS=token_weights is not None,
-        WITH_GRADIENTS=with_gradients,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(logits):  # else Triton takes the current GPU, whichever the logits are on
+        _nll_and_gradient[(len(logits),)](
+            logits,
+            logits.stride(0),
+            labels,
+            weights,
+            token_nll,
+            ignored,
+            COLUMNS=logits.shape[1],
+            HAS_WEIGHTS=token_weights is not None,
+            WITH_GRADIENTS=with_gradients,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
+
+
+@functools.cache
+def works_on(device: torch.device) -> bool:
+    """Whether the kernel runs there. Only a launch tells: Triton needs a GPU that it knows, a C compiler, Python's
+    headers and a folder to write to."""
+    if triton is None or device.type != "cuda":
+        return False
+    try:
+        nll_and_gradient(
+            torch.zeros(1, 2, device=device, dtype=torch.bfloat16),
+            torch.zeros(1, device=device, dtype=torch.int64),
+            None,
+            torch.zeros(1, device=device),
+            ignored=-100,
+            with_gradients=True,
+        )
+    except Exception:  # whatever goes wrong in a foreign compiler, torch's operators do the same, slower
+        return False
+    return True

@@ -294,14 +294,14 @@ class TransformerLM(nn.Module):
         """Learned numbers; a tied head counts once, padding rows count."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def flops_per_token(self) -> int:
-        """Training FLOPs per token, forward and backward: 6 per weight of every matrix product (the head is one, the
-        embedding's look-up is not) plus 12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B), plus the
-        latent core's at its full depth."""
-        config = self.config
+    def flops_per_token(self, seq_length: int | None = None) -> int:
+        """Training FLOPs per token of rows of that length (None: the longest), forward and backward: 6 per weight of
+        every matrix product (the head is one, the embedding's look-up is not) plus 12 * L * D * T for attention (PaLM,
+        arXiv 2204.02311, appendix B), plus the latent core's at its full depth."""
+        config, length = self.config, seq_length or self.config.seq_length
         matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
         matrices += self.padded_vocab_size * config.hidden_size
-        flops = 6 * matrices + 12 * config.num_layers * config.hidden_size * config.seq_length
+        flops = 6 * matrices + 12 * config.num_layers * config.hidden_size * length
         if self.latent is None:
             return flops
-        return flops + round(self.latent.flops_per_token(config.hidden_size, self.padded_vocab_size, config.seq_length))
+        return flops + round(self.latent.flops_per_token(config.hidden_size, self.padded_vocab_size, length))

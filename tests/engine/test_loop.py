@@ -18,7 +18,7 @@ from engine.checkpoints import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.evaluation import evaluate
 from engine.metrics import read
-from model import load
+from model import TransformerLM, load
 from sources.held_out import collect_held_out
 from sources.registry import open_sources
 from sources.tokenizer import TextTokenizer
@@ -110,7 +110,7 @@ def test_the_snapshot_writes_text_where_only_model_is_imported(tiny, tmp_path: P
     result = train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
     script = f"""
 import sys
-from model import load
+from model import TransformerLM, load
 lm = load({str(result.snapshot)!r})
 text = lm.generate("The", max_new_tokens=20, top_p=0.9, seed=0)
 assert isinstance(text, str) and text
@@ -262,6 +262,18 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
     with pytest.raises(PresetError, match=r"lower it to 536870912 and train.accumulation_steps to 4") as caught:
         train(huge, token_budget=STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 2
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, stage: int):
+    preset = tiny(train={"zero_stage": stage})
+    longer = TransformerLM(preset.model.model_copy(update={"seq_length": 64}), 512)
+    torch.save(longer.state_dict(), tmp_path / CURRENT)
+    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    lm = load(tmp_path / CURRENT)
+    assert lm.model.config.seq_length == len(lm.model.positions.weight) == 64
+    far = lm.model.positions.weight[32:], longer.positions.weight[32:]
+    assert torch.equal(*far), "rows of 32 never reach them"
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(tiny, tmp_path: Path, capsys, monkeypatch):

@@ -133,10 +133,19 @@ def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(tiny, tmp_p
     assert moments["tokens.weight"].keys() == {"exp_avg", "exp_avg_sq"}
 
 
-def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path):
+def test_a_gated_projection_is_two_matrices():
+    optimizer = muon(TransformerLM(SHAPE.model_copy(update={"mlp": "swiglu"}), 64), 1e-2, 0.1, torch.float32)
+    assert optimizer.matrices["blocks.0.mlp.up.weight"] == (2, 128, 32)
+    assert optimizer.matrices["blocks.0.mlp.down.weight"] == (1, 32, 128)
+
+
+def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
     """Momentum is kept; squares that were never counted begin at zero, with their averages, so no step is wild."""
     for number, optimizer in enumerate(("adamw", "muon", "adamw"), 1):
         train(tiny(train={"optimizer": optimizer}), token_budget=number * 8 * STEP, checkpoint_dir=tmp_path)
+        printed = " ".join(capsys.readouterr().out.split())
+        # Muon has no squares to give
+        assert ("state fits all but 8 parameters, whose moments begin anew" in printed) == (number == 3)
     losses = list(by_step(read(tmp_path)).values())
     assert len(losses) == 24 and max(losses[8:]) < losses[0]
     assert losses[-1] < losses[7]

@@ -108,6 +108,19 @@ def test_memory_that_is_not_there_is_not_asked_for(tiny, monkeypatch):
         choose_rows(tiny(), model_of(tiny()), False, None, ALONE, QUIET)
 
 
+@pytest.mark.parametrize("saved", [None, 16])
+def test_passes_grow_to_what_is_asked_while_memory_lasts(tiny, monkeypatch, saved: int | None):
+    """Where the first to be tried are many rows: no allocation would fail, the process would be killed."""
+    preset, passed = tiny(train={"deterministic": True, "per_gpu_batch_size": 16, "accumulation_steps": 1}), []
+    model, begin = model_of(preset), rehearsal.psutil.Process().memory_info().rss
+    monkeypatch.setattr(rehearsal._Trial, "_pass", lambda self, rows: passed.append(rows) or 1.0)
+    monkeypatch.setattr(rehearsal.machine, "peak_memory", lambda: begin + 2**30 + 2**30 * max(passed))
+    held_back = rehearsal.OPTIMIZER_BYTES * model.num_parameters()
+    monkeypatch.setattr(rehearsal.machine, "available_memory_each", lambda: held_back + 11 * 2**30)
+    assert choose_rows(preset, model, False, saved, ALONE, QUIET) == 8
+    assert max(passed) == 8
+
+
 def test_a_gpu_that_is_full_is_one_more_row_too_many(tiny, monkeypatch):
     def full(self, rows: int) -> float:
         if rows > 2:

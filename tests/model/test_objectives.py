@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import objectives
+from model import objectives, softmax_kernel
 from model.objectives import linear_cross_entropy
 
 
@@ -192,3 +192,11 @@ def test_a_compiled_model_reads_its_bf16_logits_by_a_compiled_function(many_chun
     for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), expected, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 1e-3  # a bit of bf16 here and there
     assert not any(torch.compile(loss_of, backend="aot_eager")(hidden * 300, weight)[1].isnan())
+
+
+def test_a_gpu_that_the_kernel_cannot_be_launched_on_is_read_by_torchs_operators(monkeypatch):
+    """Triton may be there and find no compiler; here it finds no GPU at all."""
+    monkeypatch.setattr(softmax_kernel, "triton", object())
+    softmax_kernel.works_on.cache_clear()
+    assert not softmax_kernel.works_on(torch.device("cuda", 99)) and not softmax_kernel.works_on(torch.device("cpu"))
+    softmax_kernel.works_on.cache_clear()

@@ -16,7 +16,16 @@ import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM, load
 from model.positions import extended_rows
-from model.snapshot import Snapshot, SnapshotError, architecture_differences, read, restore, verify, write
+from model.snapshot import (
+    Snapshot,
+    SnapshotError,
+    architecture_differences,
+    learned_positions,
+    read,
+    restore,
+    verify,
+    write,
+)
 
 
 @pytest.fixture
@@ -67,6 +76,12 @@ def test_a_bare_state_dict_loads(tmp_path, trained, config):
     model = TransformerLM(config, trained.vocab_size)
     assert restore(model, contents.model).summary() == "Loaded 28 of 28 parameters."
     assert torch.equal(model.tokens.weight, trained.tokens.weight)
+
+
+def test_how_many_positions_are_learned(trained):
+    weights = trained.state_dict()
+    assert learned_positions(weights) == learned_positions({f"module.{k}": v for k, v in weights.items()}) == 32
+    assert learned_positions({"tokens.weight": torch.zeros(3, 4)}) == 0
 
 
 def test_sixty_flipped_bits_are_all_noticed(tmp_path, snapshot):
