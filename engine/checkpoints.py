@@ -120,6 +120,8 @@ class CheckpointFolder:
         """Moves the newest generations to archive/, so that `newest` gives an older one; the last one always stays.
         Raises SaveError."""
         seen = self._look()
+        if not seen.found:
+            return
         try:
             self._arrange(seen, seen.found[min(generations, len(seen.found) - 1) :], "diverged")
         except OSError as error:
@@ -134,7 +136,7 @@ class CheckpointFolder:
         generation = f"{number:06d}-{secrets.token_hex(4)}"
         snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
         state = {"generation": generation, "optimizer": optimizer, "data": json.dumps(data)}
-        fresh = durable.temporary(self.current)
+        fresh, own_state = durable.temporary(self.current), self.folder / STATE / f"{generation}.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (STATE, *NAMES):
@@ -147,8 +149,10 @@ class CheckpointFolder:
             manifest.write(self.folder, {sha: known[sha] for sha in newest} | written)
             durable.rotate(fresh, [self.folder / name for name in GENERATIONS])
         except SnapshotError as error:
+            durable.discard(own_state)  # no snapshot needs it, and the next try makes its own
             raise SaveError(str(error)) from None
         except OSError as error:
+            durable.discard(own_state)
             at = f": {error.filename}" if durable.TEMPORARY not in str(error.filename or durable.TEMPORARY) else ""
             raise SaveError(f"{self.folder}: the snapshot could not be written ({reason(error)}{at}).") from None
         finally:
@@ -187,7 +191,8 @@ class CheckpointFolder:
         """Writes a generation's state and returns its SHA-256."""
         folder = self.folder / STATE
         folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
+        with contextlib.suppress(PermissionError):  # on a mount that shows another owner
+            folder.chmod(0o700)
         path = folder / f"{state['generation']}.pt"
         fresh = durable.temporary(path)
         sha256 = container.write(fresh, state)
@@ -205,6 +210,10 @@ class CheckpointFolder:
     def _require_space(self, snapshot: Snapshot, state: dict[str, Any]) -> None:
         needed = container.size_in_bytes(snapshot.model, snapshot.tokenizer, state)
         free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            with contextlib.suppress(OSError):
+                self._prune_states()  # a killed save may have left one
+            free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise SaveError(
                 f"{self.folder}: a snapshot needs {needed / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f} MiB "

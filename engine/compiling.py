@@ -5,6 +5,7 @@ a process leaves a note in the cache while it compiles, with a lock that ends wi
 of a killed one, and the cache begins anew.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -33,7 +34,15 @@ class Compiling:
         if folder is None or not _is_ours(folder) or not _sweep(folder):
             folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
         ranks.gather_json(None)  # nobody writes there before everybody has looked
+        try:
+            self._leave_note(folder)
+        except OSError:  # a disk without room or without locks
+            folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
+            with contextlib.suppress(OSError):  # nobody else comes there
+                self._leave_note(folder)
         os.environ[VARIABLE] = str(folder)
+
+    def _leave_note(self, folder: Path) -> None:
         descriptor, self._note = tempfile.mkstemp(prefix=NOTE, dir=folder)
         self._held = os.fdopen(descriptor)
         fcntl.flock(self._held, fcntl.LOCK_EX)

@@ -4,7 +4,6 @@ Names, messages and samples come from presets, hubs and models: nothing is shown
 """
 
 import contextlib
-import math
 import os
 import sys
 from datetime import timedelta
@@ -35,6 +34,7 @@ def open_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    sys.stdin.reconfigure(errors="replace")  # a key that is not of the terminal's encoding is a wrong answer, no more
 
 
 class Output:
@@ -84,7 +84,7 @@ class Console:
 
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss, or as days where there are some."""
-    if not math.isfinite(seconds):
+    if not seconds < 1e11:  # thousands of years, or no number
         return "?"
     return str(timedelta(seconds=round(seconds)))
 

@@ -227,7 +227,11 @@ class Run:
 
     def _signals(self) -> Agreement:
         number = self.stop.signal_number
-        return Agreement(interrupt=int(number == signal.SIGINT), terminate=int(number == signal.SIGTERM))
+        return Agreement(
+            interrupt=int(number == signal.SIGINT),
+            terminate=int(number == signal.SIGTERM),
+            hang_up=int(number == signal.SIGHUP),
+        )
 
     def _each_pass(self, passes: Iterable) -> Iterable:
         """`passes`, given up when any rank has received a signal. Stage 3 leaves no whole weights in mid-pass."""
@@ -374,7 +378,7 @@ class Run:
 
     def _leave(self, agreed: Agreement) -> None:
         """Saves and leaves because of a signal."""
-        number = signal.SIGINT if agreed.interrupt else signal.SIGTERM
+        number = signal.SIGINT if agreed.interrupt else signal.SIGTERM if agreed.terminate else signal.SIGHUP
         self._save_at_last()
         self.feed.tell_counts()
         raise Interrupted(

@@ -13,6 +13,14 @@ from engine.preset import Preset
 from engine.ranks import Ranks
 
 
+def require_memory_for_weights(preset: Preset, model: torch.nn.Module, ranks: Ranks) -> None:
+    """Refuses a model, given on the meta device, whose weights alone cannot fit."""
+    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if needed > machine.total_memory_each(torch.device("cpu")):  # where it is made, for every rank
+        train = preset.train.model_copy(update={"per_gpu_batch_size": 1})
+        raise too_large(preset.model_copy(update={"train": train}), ranks)
+
+
 def require_memory(preset: Preset, rows: int, model: torch.nn.Module, ranks: Ranks) -> None:
     """Refuses passes of `rows` rows that cannot fit: on a CPU the kernel would kill the process without a word."""
     shape = preset.model

@@ -65,7 +65,7 @@ def may_archive(sentence: str) -> bool:
     """Asks a person whether a lineage that does not fit may be moved away; nobody at a terminal means no."""
     if not sys.stdin.isatty():
         return False
-    print(printable(sentence))
+    _say(sentence)
     return _line("Move the old lineage to checkpoints/archive/ and begin a new one? [y/N] ").strip().lower() in (
         "y",
         "yes",
@@ -80,11 +80,11 @@ def converse(snapshot: Path) -> None:
         lm = load(snapshot)
     except ValueError as error:
         raise PresetError(str(error)) from None
-    print(f"{snapshot}: {count(lm.model.num_parameters())} parameters. Type a prompt; an empty line ends.")
+    _say(f"{snapshot}: {count(lm.model.num_parameters())} parameters. Type a prompt; an empty line ends.")
     while prompt := _line("> "):
         for piece in lm.stream(prompt, max_new_tokens=200, temperature=0.8, top_p=0.9, no_repeat_ngram=4):
-            print(printable(piece), end="", flush=True)
-        print()
+            _say(piece, end="")
+        _say()
 
 
 def _ask(checkpoint_dir: Path) -> Preset | None:
@@ -97,11 +97,9 @@ def _ask(checkpoint_dir: Path) -> Preset | None:
     default = next((e for e in entries if e.preset is not None), entries[0])
     _show(entries, checkpoint_dir)
     if default.unreachable and (offline := next((e for e in entries if e.preset and not e.unreachable), None)):
-        print(
-            printable(
-                f"{default.path.stem} cannot be trained now: {default.unreachable}. "
-                f"Enter takes {offline.path.stem} instead."
-            )
+        _say(
+            f"{default.path.stem} cannot be trained now: {default.unreachable}. "
+            f"Enter takes {offline.path.stem} instead."
         )
         default = offline
     while True:
@@ -112,7 +110,7 @@ def _ask(checkpoint_dir: Path) -> Preset | None:
         try:
             return load_preset(_match(answer, files) if answer else default.path)
         except PresetError as error:
-            print(printable(str(error)))
+            _say(str(error))
 
 
 def _unattended(files: list[Path]) -> Preset | None:
@@ -126,7 +124,7 @@ def _unattended(files: list[Path]) -> Preset | None:
     if answer == GENERATE:
         return None
     path = _match(answer, files) if answer else files[0]
-    print(printable(f"Preset {path.stem}" + ("" if answer else " (the default)")), file=Output(), flush=True)
+    _say(f"Preset {path.stem}" + ("" if answer else " (the default)"))
     return load_preset(path)
 
 
@@ -135,7 +133,7 @@ def _match(answer: str, files: list[Path]) -> Path:
 
     def has_number(path: Path) -> bool:
         number = path.stem.split("_")[0]
-        return answer == number or (answer.isdigit() and number.isdigit() and int(answer) == int(number))
+        return answer == number or (answer.isdecimal() and number.isdecimal() and int(answer) == int(number))
 
     def has_name(path: Path) -> bool:
         try:
@@ -193,7 +191,7 @@ def _show(entries: list[Entry], checkpoint_dir: Path) -> None:
         state = "[green]reachable[/]" if entry.unreachable is None else "[yellow]not reachable[/]"
         cells = (_cell(entry.path.stem), count(model.num_parameters()), _cell(names))
         table.add_row(*cells, state, f"about {duration(seconds)}")
-    RichConsole().print(table)
+    RichConsole(file=Output()).print(table)
 
 
 def _cell(text: str) -> str:
@@ -222,6 +220,10 @@ def _seconds_per_run(preset: Preset, model: TransformerLM, rate: float, checkpoi
     efficiency = TRAINING_EFFICIENCY["cuda" if torch.cuda.is_available() else "cpu"]
     speed = median(measured[-20:]) if measured else processes * efficiency * rate / model.flops_per_token()
     return TOKENS_PER_RUN / speed
+
+
+def _say(text: str = "", end: str = "\n") -> None:
+    print(printable(text), end=end, file=Output(), flush=True)
 
 
 def _line(prompt: str) -> str:

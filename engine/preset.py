@@ -30,15 +30,15 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    per_gpu_batch_size: int = Field(32, ge=1, description="rows in one forward and backward pass of one rank")
-    accumulation_steps: int = Field(1, ge=1, description="passes whose gradients make one optimizer step")
+    per_gpu_batch_size: int = Field(32, ge=1, le=2**30, description="rows in one forward and backward pass of one rank")
+    accumulation_steps: int = Field(1, ge=1, le=2**30, description="passes whose gradients make one optimizer step")
     probe_batch: bool = Field(
         False,
         description="find out which passes fit and are fastest; the rows of a step stay those of the two above",
     )
     train_tokens: int | None = Field(None, ge=1, description="accepted and overridden: a run is 100,000,000 tokens")
-    eval_tokens: int = Field(500_000, ge=1, description="held-out tokens of one evaluation")
-    eval_interval_tokens: int = Field(5_000_000, ge=1, description="training tokens between two evaluations")
+    eval_tokens: int = Field(500_000, ge=1, le=2**50, description="held-out tokens of one evaluation")
+    eval_interval_tokens: int = Field(5_000_000, ge=1, le=2**50, description="training tokens between two evaluations")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for hidden matrices, beside AdamW for the rest"
     )
@@ -57,13 +57,13 @@ class TrainConfig(BaseModel):
     on_spike: Literal["log", "skip"] = Field(
         "log", description="a step whose loss is a spike is told of, or skipped as well"
     )
-    max_skipped_steps: int = Field(10, ge=1, description="skipped steps in a row that are a divergence")
+    max_skipped_steps: int = Field(10, ge=1, le=2**30, description="skipped steps in a row that are a divergence")
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop", description="rollback: go back to the newest snapshot and on with other text"
     )
     save_interval_minutes: float = Field(10.0, gt=0, description="minutes between two snapshots")
     log_interval_seconds: float = Field(10.0, gt=0, description="seconds between two console lines")
-    seed: int = Field(1234, ge=0, description="of the initial weights, the order of the text and dropout")
+    seed: int = Field(1234, ge=0, lt=2**63, description="of the initial weights, the order of the text and dropout")
     forbid_synchronization: bool = Field(
         False, description="for debugging: a pass that waits for the device ends the run"
     )
@@ -122,6 +122,8 @@ def load_preset(path: str | Path) -> Preset:
         ) from None
     except ValueError as error:
         raise PresetError(f"{path}: {error}") from None
+    except RecursionError:
+        raise PresetError(f"{path}: nested too deeply; a preset is sections of keys and values.") from None
     if not isinstance(values, dict):
         raise PresetError(f"{path}: a preset is a JSON object with the sections model, train, data and auxiliary.")
     return parse_preset({"name": path.stem, **values}, where=str(path))

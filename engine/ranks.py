@@ -35,6 +35,7 @@ class Agreement:
     lost: int = 0  # ranks for which a source cannot be read any more
     interrupt: int = 0  # ranks that have received SIGINT
     terminate: int = 0  # ranks that have received SIGTERM
+    hang_up: int = 0  # ranks that have received SIGHUP
     events: int = 0  # events that rank 0 should hear of
     report: int = 0  # rank 0 wants to print
     save: int = 0  # rank 0's clock says that a snapshot is due
@@ -43,7 +44,7 @@ class Agreement:
     @property
     def signalled(self) -> bool:
         """Whether any rank has received a signal."""
-        return bool(self.interrupt or self.terminate)
+        return bool(self.interrupt or self.terminate or self.hang_up)
 
 
 @dataclass(frozen=True)

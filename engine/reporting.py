@@ -132,7 +132,6 @@ class Reporting:
             return
         try:
             report.write(self.metrics.path.parent)
-        except OSError as error:
-            self.console.warn(
-                f"{report.FILE_NAME} could not be written ({reason(error)}); training goes on without it."
-            )
+        except Exception as error:  # a full disk; or a line of the journal that has lost a bit
+            why = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.console.warn(f"{report.FILE_NAME} could not be written ({why}); training goes on without it.")

@@ -3,11 +3,8 @@
 Rank 0 alone reads and decides; the others are given the result, so a run needs no shared disk and ranks cannot differ.
 """
 
-import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +13,13 @@ from engine import metrics
 from engine.checkpoints import CheckpointFolder, Restored
 from engine.console import Console, count
 from engine.errors import CheckpointError, Diverged, PresetError, SourcesFailed
+from engine.memory import require_memory_for_weights
 from engine.preset import Preset
 from engine.ranks import Ranks
 from model.config import ModelConfig
 from model.snapshot import LoadReport, architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
-from sources.caching import ShardCache, digest, open_cache
+from sources.caching import ShardCache, digest, open_cache, read_record, write_record
 from sources.config import TrainBPE
 from sources.held_out import sample_training_texts
 from sources.loader import STATE_FORMAT
@@ -111,6 +109,8 @@ def begin(
     opened = _open_sources(preset, found["data"], cache, ranks, console)
     tokenizer = _tokenizer(preset, restored, opened, cache, ranks, console)
     config = preset.model.model_copy(update={"seq_length": found["seq_length"]})
+    with torch.device("meta"):
+        require_memory_for_weights(preset, TransformerLM(config, tokenizer.vocab_size, preset.auxiliary), ranks)
     torch.manual_seed(preset.train.seed)
     model = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
     message = None
@@ -257,7 +257,7 @@ def _tokenizer(
         spec = preset.data.tokenizer
         saved = restored.snapshot if restored is not None else None
         kept = cache.remember(f"tokenizer-{_tokenizer_key(preset, opened)}.json") if cache is not None else None
-        known = _read_json(kept)
+        known = read_record(kept)
         if saved is not None and saved.tokenizer is not None:
             try:
                 made = TextTokenizer.from_json(saved.tokenizer, saved.config["eos_token_id"])
@@ -281,27 +281,17 @@ def _tokenizer(
                 raise PresetError(str(error)) from None
         parts = {"text": made.to_json(), "eos_id": made.eos_id, "pad_id": made.pad_id}
         if known is not None and known["text"] == parts["text"]:
-            return known
+            return {**parts, "fast": known["fast"]}
         texts = sample_training_texts(opened, preset.data, PROOF_BYTES)
         announcement = made.use_fast_encoder([part for text in texts for part in split_text(text)])
         if announcement:
             console.say(f"Tokenizer: {announcement}.")
         parts["fast"] = announcement is not None
         if kept is not None:
-            with contextlib.suppress(OSError):  # only a cache
-                temporary = kept.with_name(f".writing-{kept.name}")
-                temporary.write_text(json.dumps(parts), encoding="utf-8")
-                temporary.replace(kept)
+            write_record(kept, parts)
         return parts
 
     return TextTokenizer.from_json(**ranks.on_main(make))
-
-
-def _read_json(path: Path | None) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path is not None else None
-    except (OSError, ValueError):
-        return None
 
 
 def _tokenizer_key(preset: Preset, opened: OpenedSources) -> str:

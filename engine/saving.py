@@ -66,7 +66,7 @@ class Saving:
         """Takes a copy and begins to write it. All ranks must call it."""
         begin = time.monotonic()
         self._due_at = begin + self._interval
-        self._finish(wait=True)
+        self._settle()
         copy = self._take()
         if self._ranks.is_main:
             self._writing = self._thread.submit(self._write, copy, time.monotonic() - begin)
@@ -81,7 +81,7 @@ class Saving:
         """Leaves nothing unsaved. All ranks must call it. While the disk does not take it, tries again for a while, or
         until the ranks are `stopping`, which is asked on all of them; then raises SaveError, on all ranks."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        self._finish(wait=True)
+        self._settle()
         while self._ranks.on_main(lambda: self._saved != progress):
             self.save()
             problem = self._ranks.on_main(lambda: self._finish(wait=True))
@@ -94,12 +94,17 @@ class Saving:
 
     def settled(self) -> bool:
         """Waits for the save under way; whether any has succeeded here, as rank 0 knows."""
-        self._finish(wait=True)
+        self._settle()
         return self._has_written
 
     def close(self) -> None:
         """Waits for the save under way."""
         self._thread.shutdown()
+
+    def _settle(self) -> None:
+        """Waits for the save under way and tells what became of it."""
+        if problem := self._finish(wait=True):
+            self._console.warn(problem)
 
     def _finish(self, wait: bool = False) -> str | None:
         """Writes down what became of the save under way, if it is done or told to wait. Returns why it failed."""

@@ -1,4 +1,4 @@
-"""What ends a run from outside: SIGINT and SIGTERM, a launcher that dies, a rank that is lost.
+"""What ends a run from outside: SIGINT, SIGTERM and SIGHUP, a launcher that dies, a rank that is lost.
 
 Until the first optimizer step is done there is nothing to lose, and a signal ends all ranks at once. From then on it is
 a wish: the loop agrees on it, saves and leaves; a second one, unless it is an echo of the first, leaves at once. A
@@ -25,7 +25,7 @@ from engine.errors import Interrupted, RankLost
 from engine.peers import SOMEBODY_LOST, TELL_SECONDS, Ending, Peers
 from engine.ranks import Ranks
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last is a terminal that closes
 # Whoever starts a process may repeat a signal within a moment, which is no second wish: `timeout` sends it to the
 # process and to its group, wrappers hand a Ctrl-C on that the process has had, DeepSpeed's launcher sends SIGINT and
 # then SIGTERM.
@@ -123,7 +123,9 @@ class Watch:
         if threading.current_thread() is not threading.main_thread():
             return {}
         self._wakeup_before = signal.set_wakeup_fd(self._ringer.fileno(), warn_on_full_buffer=False)
-        return {number: signal.signal(number, self._handle) for number in SIGNALS}
+        hung_up_is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+        taken = SIGNALS[:-1] if hung_up_is_ignored else SIGNALS
+        return {number: signal.signal(number, self._handle) for number in taken}
 
     def _handle(self, number: int, _frame: Any) -> None:
         """In the main thread, once it is back in Python."""

@@ -18,11 +18,11 @@ class ModelConfig(BaseModel):
     model_config = _STRICT
 
     # num_heads and positions stand before hidden_size so that the latter's check can see them.
-    num_layers: int = Field(3, ge=1, description="blocks of the trunk")
-    num_heads: int = Field(4, ge=1, description="attention heads of a block")
+    num_layers: int = Field(3, ge=1, le=1000, description="blocks of the trunk")
+    num_heads: int = Field(4, ge=1, le=2**20, description="attention heads of a block")
     positions: Literal["learned", "rotary"] = Field("learned", description="how a token knows its place")
-    hidden_size: int = Field(256, ge=1, description="width of the states")
-    seq_length: int = Field(256, ge=2, description="tokens of a row")
+    hidden_size: int = Field(256, ge=1, le=2**20, description="width of the states")
+    seq_length: int = Field(256, ge=2, le=2**20, description="tokens of a row")
     norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm or RMSNorm")
     qk_norm: bool = Field(False, description="queries and keys are normalised head by head")
     mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(

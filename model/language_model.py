@@ -66,7 +66,9 @@ class LanguageModel:
         self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids; halves of surrogate pairs, which are no text, become U+FFFD."""
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self.tokenizer.encode(whole, add_special_tokens=False).ids
 
     def generate(
         self,
@@ -100,7 +102,9 @@ class LanguageModel:
 
     def _pieces(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
         prompt_ids = self.encode(prompt)
-        decoder = DecodeStream(ids=prompt_ids, skip_special_tokens=True)  # knows the prompt: spaces join correctly
+        # It knows the prompt, so that spaces join correctly; U+FFFD at the end it would take for half a character.
+        known = [] if self.tokenizer.decode(prompt_ids).endswith("\N{REPLACEMENT CHARACTER}") else prompt_ids
+        decoder = DecodeStream(ids=known, skip_special_tokens=True)
         with self._evaluating():
             for token in generate_tokens(self.model, prompt_ids, options, self.eos_token_id):
                 piece = decoder.step(self.tokenizer, token)

@@ -58,6 +58,13 @@ class RotaryPositions(nn.Module):
         table = self.table if end <= self.table.shape[1] else self._make(end).to(self.table.device)
         return table[:, start:end]
 
+    def _apply(self, function, recurse=True):
+        """Moves with the model, and stays in fp32 where that goes to another dtype."""
+        super()._apply(function, recurse)
+        if self.table.dtype != torch.float32:
+            self.extend(self.table.shape[1])
+        return self
+
     def extend(self, new_length: int) -> None:
         """Grow the table to `new_length` positions."""
         self.table = self._make(new_length).to(self.table.device)

@@ -99,7 +99,10 @@ def _oddity(archive: zipfile.ZipFile) -> str | None:
         member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members
     ):
         return "compressed members"
-    if len(set(names)) < len(names) or not all(name.isprintable() and ".." not in name.split("/") for name in names):
+    # torch looks names up without regard to case
+    if len({name.lower() for name in names}) < len(names) or not all(
+        name.isprintable() and ".." not in name.split("/") for name in names
+    ):
         return "hostile member names"
     ends = [0, *(m.header_offset + _HEADER_BYTES + len(m.filename) + m.compress_size for m in members)]
     starts = [*(member.header_offset for member in members), archive.start_dir]

@@ -1,17 +1,28 @@
 """How sources use the shard cache: what decides whether cached rows fit, and sources opened only when needed."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shard_cache import CachedSource, ShardCache, digest
+from shard_cache.files import Damaged, read_plain, seal, unseal, write_whole
 from sources.config import DataConfig, Spec
 from sources.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.source import JSON, Source, SourceError
 from sources.stream import PART_CHARACTERS, Recipe
 
-__all__ = ["LazySource", "ShardCache", "cached_sources", "description", "digest", "open_cache"]
+__all__ = [
+    "LazySource",
+    "ShardCache",
+    "cached_sources",
+    "description",
+    "digest",
+    "open_cache",
+    "read_record",
+    "write_record",
+]
 
 ROWS_FORMAT = 1  # of the rows themselves; another one whenever the same settings would give other rows
 
@@ -45,6 +56,19 @@ class LazySource:
 def open_cache(config: DataConfig) -> ShardCache | None:
     """Open the cache that a preset asks for, if it does."""
     return ShardCache(Path(config.cache_dir).expanduser(), config.cache_max_gb) if config.cache else None
+
+
+def read_record(path: Path | None) -> dict[str, JSON] | None:
+    """What `write_record` left there; None where it is absent or damaged, for it can be made again."""
+    with contextlib.suppress(OSError, Damaged):
+        data = None if path is None else read_plain(path)
+        return None if data is None else unseal(data)
+    return None
+
+
+def write_record(path: Path, record: dict[str, JSON]) -> None:
+    with contextlib.suppress(OSError):  # only a cache
+        write_whole(path, seal(record))
 
 
 def description(spec: Spec) -> JSON:

@@ -4,13 +4,14 @@ Everything happens on the CPU in fp32 with a generator of its own, so that a see
 for the same logits, and training's global random state is never touched.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+HOTTEST = 1e30  # a temperature at which all tokens are alike
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class SamplingOptions:
         for name, (value, least) in whole.items():
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ValueError(f"{name} is {value!r}; give a whole number, {least} or more.")
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature!r}; give 0 (greedy) or a positive number.")
+        if not _is_number(self.temperature) or not 0 <= self.temperature <= HOTTEST:
+            raise ValueError(f"temperature is {self.temperature!r}; give 0 (greedy) or a number up to {HOTTEST:g}.")
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}; give a number above 0 and up to 1.")
 
@@ -90,8 +91,8 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
     (Nucleus sampling: arXiv 1904.09751.)
     """
-    # relative to the largest logit, so that dividing by a tiny temperature overflows to -inf only
-    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
+    # Relative to the largest logit and in fp64, so that dividing by a tiny temperature overflows to -inf only.
+    probabilities = torch.softmax((logits - logits.max()).double() / temperature, dim=-1).to(logits.dtype)
     if top_p >= 1:
         return probabilities
     descending, order = probabilities.sort(descending=True)

@@ -209,6 +209,27 @@ def test_stepping_back_leaves_the_newer_ones_aside_and_never_the_last(folder: Ch
     assert tokens_of(folder) == [10, 10]
 
 
+def test_an_empty_folder_has_nothing_to_step_back_to(folder: CheckpointFolder):
+    folder.step_back(1)
+    assert folder.newest() is None
+
+
+def test_a_save_that_fails_leaves_no_state_behind(folder: CheckpointFolder, monkeypatch):
+    save(folder, 10)
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "the disk fails")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("engine.durable.rotate", refuse)
+        for number in (20, 30, 40):
+            with pytest.raises(SaveError, match="could not be written"):
+                save(folder, number)
+    assert len(list((folder.folder / "state").iterdir())) == 1
+    save(folder, 50)
+    assert tokens_of(folder) == [50, 10, 50] and folder.newest().optimizer is not None
+
+
 def test_one_run_at_a_time(folder: CheckpointFolder, tmp_path: Path):
     code = """
 import sys
@@ -484,8 +505,10 @@ def test_a_write_that_fails_leaves_the_old_generations_as_they_were(folder: Chec
 
 def test_too_little_space_is_told_in_numbers(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch):
     save(folder, 10)
+    left_by_a_kill = folder.folder / "state" / "000002-0badcafe.pt"
+    left_by_a_kill.write_bytes(b"state")
     # The one thing that cannot be had for real here is a disk that is nearly full.
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1_000_000, 999_000, 1_000))
     with pytest.raises(SaveError, match=r"a snapshot needs 1 MiB and the disk has 0 MiB left; free 1 MiB"):
         save(folder, 20)
-    assert tokens_of(folder) == [10, 10]
+    assert tokens_of(folder) == [10, 10] and not left_by_a_kill.exists()

@@ -264,6 +264,12 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
     assert caught.value.status == 2
 
 
+def test_a_model_that_cannot_fit_is_never_made(tiny, tmp_path: Path):
+    for shape in ({"hidden_size": 2**20}, {"seq_length": 2**20}):
+        with pytest.raises(PresetError, match=r"One row of \d+ tokens does not fit into the memory of CPU"):
+            train(tiny(model=shape), token_budget=STEP, checkpoint_dir=tmp_path)
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, stage: int):
     preset = tiny(train={"zero_stage": stage})

@@ -28,8 +28,9 @@ def test_an_answer_is_a_number_or_a_name(answer: str, stem: str):
 
 
 def test_an_answer_that_is_neither_names_the_choices():
-    with pytest.raises(PresetError, match="'9' is no preset; there are 00_best_general, 01_best_qa"):
-        menu._match("9", FILES)
+    for answer in ("9", "²"):
+        with pytest.raises(PresetError, match=f"'{answer}' is no preset; there are 00_best_general, 01_best_qa"):
+            menu._match(answer, FILES)
 
 
 def test_a_preset_without_a_number_is_chosen_by_name_and_a_broken_one_is_no_hindrance(tmp_path: Path):

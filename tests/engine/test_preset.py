@@ -84,6 +84,8 @@ def test_presets_are_frozen():
         ({"auxiliary": {"value_horizons": [8, 4]}}, "auxiliary.value_horizons: [8, 4] is no list of ascending"),
         ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 0, 1, 2 or 3, not 4."),
         ({"train": 7}, "train: Input should be an object"),
+        ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
+        ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),
     ],
 )
 def test_refusals_name_the_key_and_the_remedy(values: dict, sentence: str):
@@ -97,6 +99,9 @@ def test_malformed_files_say_where(tmp_path: Path):
         load_preset(path)
     path.write_text("[]")
     with pytest.raises(PresetError, match="a preset is a JSON object"):
+        load_preset(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(PresetError, match="nested too deeply"):
         load_preset(path)
     path.write_text('{"name": "x", "name": "y"}')
     with pytest.raises(PresetError, match="'name' stands twice"):

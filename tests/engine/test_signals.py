@@ -174,7 +174,14 @@ def reported_steps(home: Path) -> int:
 # One process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),  # the terminal is gone
+    ],
+)
 def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path, number: signal.Signals):
     job = start(data={"num_workers": 2})
     job.until(STEP)

@@ -73,6 +73,14 @@ def test_empty_and_very_long_prompts(language_model, text):
     assert language_model.generate(long, 20, temperature=0) == language_model.generate(tail, 20, temperature=0)
 
 
+@pytest.mark.parametrize("end", ["\ufffd", "\ud800"])  # half a surrogate pair is read as the former
+def test_a_prompt_that_ends_in_no_character_is_not_in_the_answer(language_model, end):
+    alone, after = (language_model.generate(f"The {end}", 8, temperature=0) for _ in range(2))
+    assert alone == after and not alone.startswith("The")
+    assert language_model.encode(f"The {end}") == language_model.encode("The \ufffd")
+    assert language_model.score(f"The {end}").mean_nll > 0
+
+
 def test_bad_arguments_are_refused_at_the_call(language_model):
     with pytest.raises(ValueError, match="top_p is 0; give a number above 0 and up to 1"):
         language_model.stream("x", top_p=0)  # before the first piece is asked for

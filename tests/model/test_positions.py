@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from model import ModelConfig, TransformerLM
 from model.positions import RotaryPositions, extended_rows
@@ -42,6 +43,12 @@ def test_the_extended_model_reads_and_learns_at_the_new_positions(trained, token
 def test_shortening_is_refused():
     with pytest.raises(ValueError, match="seq_length 32 cannot be extended to 16; give a larger length"):
         TransformerLM(ModelConfig(hidden_size=8, seq_length=32), 64).extend_max_seq_len(16)
+
+
+def test_rotations_stay_in_fp32_in_a_model_that_does_not():
+    rotations = RotaryPositions(16, 8)
+    exact = rotations.table.clone()
+    assert torch.equal(nn.Sequential(rotations).to(torch.bfloat16)[0].table, exact)
 
 
 def test_rotations_go_on_beyond_the_table():

@@ -21,6 +21,14 @@ def test_temperature_sharpens_and_flattens():
     torch.testing.assert_close(nucleus(LOGITS, 1e30, 1.0), torch.full((5,), 0.2))
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e30])
+def test_temperatures_at_the_edges(temperature):
+    logits, generator = torch.tensor([1.0, 3.0, 2.0]), torch.Generator().manual_seed(0)
+    options = SamplingOptions(temperature=temperature, top_p=1.0)
+    drawn = {choose(logits, options, {1}, generator) for _ in range(50)}
+    assert drawn == ({0, 2} if temperature > 1 else {2})
+
+
 def test_drawn_tokens_follow_the_distribution_and_the_seed():
     options = SamplingOptions(top_p=0.8, seed=3)
     generator = options.generator()
@@ -68,6 +76,7 @@ def test_size_zero_forbids_nothing():
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", "hot"),
+        ("temperature", 10**400),
         ("top_p", 0),
         ("top_p", 1.1),
         ("top_p", float("nan")),
