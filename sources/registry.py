@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from shard_cache import ShardCache
@@ -93,7 +94,7 @@ def _open(spec: Spec, pin: dict[str, JSON] | None, config: DataConfig, cache: Sh
     if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
         known = cache.find(description(spec))
         if known is not None and (pin is None or pin["source"] == known["source"]):
-            return LazySource(spec.source_name, known, lambda: HubSource(spec, known["source"])), known["small"]
+            return LazySource(spec.source_name, known, partial(HubSource, spec, known["source"])), known["small"]
     source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
     return source, pin["small"] if pin else _is_small(source, config)
 

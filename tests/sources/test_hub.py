@@ -212,3 +212,15 @@ def test_an_endpoint_that_is_not_there(tmp_path):
     assert found["probe_seconds"] < 3
     assert found["open_seconds"] < 60
     assert '"gpt2" cannot be loaded' in answer["tokenizer"] and "train_bpe" in answer["tokenizer"]
+
+
+def test_a_cached_dataset_is_read_by_a_worker_process_at_the_next_start(tmp_path, tokenizer, texts):
+    """The second start opens the dataset only in the worker, where it goes on behind what is cached."""
+    with HubServer() as hub:
+        hub.repositories = {"some/texts": {"train.parquet": parquet([{"text": text} for text in texts])}}
+        described = [tokenizer.to_json(), tokenizer.eos_id]
+        task = {"dataset": "some/texts", "tokenizer": described, "batches": [4, 40]}
+        found = run_worker(tmp_path, hub.url, worker="hub_cache_worker.py", **task)
+    assert found["kinds"] == ["HubSource", "LazySource", "HubSource"]
+    first, second, uncached = found["starts"]
+    assert len(second) == 40 and first == second[:4] and second == uncached
