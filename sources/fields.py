@@ -144,10 +144,18 @@ def _look_inside(columns: Columns, path: tuple[str, ...], where: str) -> None:
 
 
 def _lookup(value: object, path: tuple[str, ...]) -> str | None:
-    if isinstance(value, (list, tuple)):
-        return next((text for item in value if (text := _lookup(item, path)) is not None), None)
-    if path:
-        return _lookup(value.get(path[0]), path[1:]) if isinstance(value, Mapping) else None
-    if isinstance(value, str):
-        return value if value.strip() else None
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """Return the first text below `path`. Not by recursion: a row may be nested deeper than Python can call."""
+    waiting = [(value, path)]
+    while waiting:
+        value, path = waiting.pop()
+        if isinstance(value, (list, tuple)):
+            waiting += [(item, path) for item in reversed(value)]
+        elif path:
+            if isinstance(value, Mapping):
+                waiting.append((value.get(path[0]), path[1:]))
+        elif isinstance(value, str):
+            if value.strip():
+                return value
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+    return None

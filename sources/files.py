@@ -2,17 +2,18 @@
 
 A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
 file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so that going on late in a file
-reads none of its beginning unless it is packed. Binary files are skipped and counted.
+reads none of its beginning unless it is packed. Binary files are skipped and counted, damaged ones named as well.
 """
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import pyarrow.parquet as pq
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowException
 
 from sources.config import FilesSpec
 from sources.fields import FieldError, Template, compile_template
@@ -56,7 +57,7 @@ class FilesSource(FolderSource):
                     yield from self._rows_of_json_lines(file, stream, start)
                 else:
                     yield from self._pieces(file, stream, start)
-            except (EOFError, gzip.BadGzipFile) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 self.skip(file, "damaged files", f"is damaged ({error}); what follows is skipped")
 
     def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
@@ -89,7 +90,7 @@ class FilesSource(FolderSource):
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # the latter where it is nested too deeply
                 self.counts["lines that are not JSON"] += 1
                 continue
             text = self.template.render(row) if isinstance(row, dict) else None
@@ -118,8 +119,9 @@ class FilesSource(FolderSource):
                             self.counts["rows without text"] += 1
                         else:
                             yield text, position
-        except ArrowInvalid as error:
-            self.skip(file, "damaged files", f"is not a readable parquet file ({str(error).splitlines()[0]})")
+        except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
+            reason = str(error).splitlines()[0]
+            self.skip(file, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")
 
     def _bind(self, file: File, parquet: pq.ParquetFile) -> Template | None:
         try:
@@ -138,7 +140,7 @@ def _is_json_object(stream: BinaryIO) -> bool:
     stream.seek(0)
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

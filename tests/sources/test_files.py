@@ -121,6 +121,33 @@ def test_binary_damaged_hidden_and_wrongly_encoded_files(tmp_path, texts):
     assert sum("broken" in note for note in source.notices) == 2
 
 
+def test_flipped_bytes_and_texts_that_are_not_utf8_end_only_their_file(tmp_path, texts):
+    packed = bytearray(gzip.compress("".join(texts[:40]).encode()))
+    packed[10] ^= 0xFF  # the first byte behind the header: zlib's error, not gzip's
+    (tmp_path / "flipped.txt.gz").write_bytes(packed)
+    bad = pa.array([texts[0].encode(), b"caf\xe9"]).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), tmp_path / "latin.parquet", row_group_size=1)
+    (tmp_path / "good.txt").write_text(texts[1], encoding="utf-8")
+    source = open_files(tmp_path)
+    assert sorted(read_all(source)) == sorted(texts[:2])
+    assert source.counts == {"damaged files": 2}
+    assert sorted(notice.split(":")[0] for notice in source.notices) == ["flipped.txt.gz", "latin.parquet"]
+
+
+@pytest.mark.parametrize("nested", ["[" * 200_000, '{"a":' * 5000, '{"text": ' + "[" * 600 + '"x"' + "]" * 600 + "}"])
+def test_a_line_of_deep_nesting_does_not_end_the_reading(tmp_path, texts, nested):
+    lines = [nested, json.dumps({"text": texts[0]})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.json").write_text("\n".join(reversed(lines)), encoding="utf-8")
+    (tmp_path / "c.json").write_text(nested, encoding="utf-8")
+    source = open_files(tmp_path)
+    found = read_all(source)
+    assert found.count(texts[0]) == 2
+    readable = nested.endswith("}")  # by the template, however deep it is
+    assert found.count("x") == (3 if readable else 0)
+    assert source.counts["lines that are not JSON"] == (0 if readable else 2)
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="does not exist"):
         open_files(tmp_path / "none")
