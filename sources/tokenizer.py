@@ -159,7 +159,10 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
-    """Train a byte-level BPE of at most `vocab_size` ids on `texts`; raises TokenizerError when there are none."""
+    """Train a byte-level BPE of at most `vocab_size` ids on `texts`; raises TokenizerError when there are none.
+
+    Half a surrogate pair, which JSON can escape, is U+FFFD here as it is in `encode_batch`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -173,7 +176,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
     first = next(iter(texts := iter(texts)), None)
     if first is None:
         raise TokenizerError("data.tokenizer: there is no text to train a tokenizer on; check the sources.")
-    tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    tokenizer.train_from_iterator(map(_without_surrogates, _chain(first, texts)), trainer)
     return TextTokenizer(tokenizer, tokenizer.token_to_id(END_OF_TEXT))
 
 

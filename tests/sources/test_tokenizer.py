@@ -110,6 +110,13 @@ def test_half_a_surrogate_pair_is_a_replacement_character(tokenizer):
     assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}b"
 
 
+def test_a_tokenizer_is_trained_on_text_with_half_a_surrogate_pair(texts):
+    escaped = json.loads(r'"\ud800 and a whole one: \ud83d\ude00"')
+    trained = train_bpe(iter([escaped, *texts[:5]]), 300)
+    (ids,) = trained.encode_batch([escaped])
+    assert trained.decode(ids) == "\N{REPLACEMENT CHARACTER} and a whole one: \U0001f600"
+
+
 def test_a_worker_gets_the_same_encoder_without_another_proof(tokenizer, texts):
     fast = copy_of(tokenizer)
     assert fast.use_fast_encoder(texts[:3]) is not None
