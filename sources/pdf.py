@@ -43,7 +43,8 @@ class PdfSource(FolderSource):
             raise SourceError(f'{spec.path} holds no PDF file; correct "path" or put PDF files there.')
         super().__init__(spec.source_name, spec.path, files, pin)
         self.sandbox = Sandbox(LIMITS)
-        if not any(next(self.documents(file, 0), None) for file in self.files):  # stops at the first that can be read
+        # Stops at the first that can be read.
+        if not any(next(self.read(shard, None), None) for shard in range(self.num_shards)):
             raise SourceError(f"no PDF in {spec.path} can be read: {'; '.join(self.notices)}.")
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:

@@ -115,6 +115,18 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, pages, monkeypatch):
     assert sum(source.counts.values()) == 6, "counted once per file"
 
 
+def test_a_file_that_cannot_be_read_is_skipped_wherever_it_stands(tmp_path, pages):
+    for number in range(4):  # reading a process's memory at 0 fails for every user
+        (tmp_path / f"unreadable{number}.pdf").symlink_to("/proc/self/mem")
+    with pytest.raises(SourceError, match=r"unreadable0\.pdf: cannot be opened"):
+        open_pdf(tmp_path)
+    (tmp_path / "book.pdf").write_bytes(plain_book(pages[:1]))
+    source = open_pdf(tmp_path)
+    assert source.files[0].key != "book.pdf"
+    assert words(" ".join(text for text, _ in read_all(source))) == words(pages[0])
+    assert source.counts == {"files that cannot be opened": 4}
+
+
 def test_nothing_readable_is_an_error_that_says_why(tmp_path):
     with pytest.raises(SourceError, match="does not exist"):
         open_pdf(tmp_path / "none")
