@@ -26,7 +26,7 @@ from huggingface_hub import hf_file_system
 
 from sources.config import HubSpec
 from sources.endpoint import explain, is_transient, newest_commit
-from sources.fields import FieldError
+from sources.fields import FieldError, Template
 from sources.folder import digest
 from sources.parquet import columns_of, read_columns
 from sources.source import JSON, SourceError
@@ -59,6 +59,7 @@ class HubSource:
         self.name = spec.source_name
         self.notices: list[str] = []
         self.counts: Counter[str] = Counter()
+        self._announced: set[str] = set()  # files with other columns
         self._spec = spec
         self._pin = self._pin_folder(spec.folder, pin) if spec.folder else pin
         self._parquet: list[ParquetShard] = []  # empty where the library streams the dataset
@@ -92,14 +93,33 @@ class HubSource:
             raise SourceError(self._explain(error), transient=is_transient(error)) from error
 
     def _read_parquet(self, number: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
-        shard, columns = self._parquet[number], self._template.columns
+        shard = self._parquet[number]
         with self._open_parquet(shard) as parquet:
-            for first, values in read_columns(parquet, columns, cursor or 0, shard.group):
-                for row, text in enumerate(self._template.render_columns(values), start=first + 1):
+            template = self._bind(shard, parquet)
+            if template is None:
+                return
+            for first, values in read_columns(parquet, template.columns, cursor or 0, shard.group):
+                for row, text in enumerate(template.render_columns(values), start=first + 1):
                     if text is None:
                         self.counts["rows without text"] += 1
                     else:
                         yield text, row
+
+    def _bind(self, shard: ParquetShard, parquet: pq.ParquetFile) -> Template | None:
+        """Return the template for a file, whose columns may be others than the first file's; None where it lacks one.
+
+        What differs is announced once per file.
+        """
+        try:
+            template, notices = self._spec.template().bind(columns_of(parquet.schema_arrow), "this file")
+        except FieldError as error:
+            template, notices = None, [f"{error} The file is skipped."]
+        if template != self._template and shard.path not in self._announced:
+            self._announced.add(shard.path)
+            self.notices += [f"{shard.path}: {notice}" for notice in notices]
+            if template is None:
+                self.counts["files without the text field"] += 1
+        return template
 
     def _read_stream(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
         dataset = self._dataset.shard(num_shards=self.num_shards, index=shard)

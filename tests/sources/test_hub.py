@@ -63,6 +63,10 @@ def pieces(texts) -> list[str]:
     return [text[start : start + 300] for text in texts[:40] for start in range(0, min(len(text), 3000), 300)]
 
 
+def numbered(count: int) -> list[str]:
+    return [f"data/train-{n:05}-of-{count:05}.parquet" for n in range(count)]
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory, pieces):
     """One worker opens everything: importing the library takes longest."""
@@ -75,6 +79,13 @@ def answers(tmp_path_factory, pieces):
         {"query": "Why?", "answer": None},
     ]
     nested = [{"question": "Who?", "answers": {"text": ["", text]}} for text in pieces[:20]]
+    whole = [{"question": text} for text in pieces]
+    changed = [
+        parquet(whole[:100]),
+        parquet([{"query": row["question"]} for row in whole[100:150]]),
+        parquet([{"id": number} for number in range(90)]),
+        *[parquet(whole[150 + n :: 14]) for n in range(14)],
+    ]
     local = tmp_path / "folder" / "data"
     local.mkdir(parents=True)
     (local / "train-00000-of-00001.parquet").write_bytes(parquet(rows[:100]))
@@ -93,6 +104,7 @@ def answers(tmp_path_factory, pieces):
                 "train.jsonl": "".join(json.dumps(row) + "\n" for row in [*nested, {"question": "Why?"}]).encode()
             },
             "some/answers": {"data/train-00000-of-00001.parquet": parquet(nested)},
+            **{f"some/changed{n}": dict(zip(numbered(n), changed, strict=False)) for n in (3, 17)},
             "sentence-transformers/natural-questions": {"pair/train-00000-of-00001.parquet": parquet(pairs)},
         }
         hub.gated = {"some/secret"}
@@ -115,6 +127,8 @@ def answers(tmp_path_factory, pieces):
             {"dataset": "some/answers", "text_field": "answers.txt", "name": "wrong nested field"},
             {"dataset": "./folder"},
             {"dataset": "./no_folder"},
+            {"dataset": "some/changed3", "text_field": "question"},
+            {"dataset": "some/changed17", "text_field": "question"},
             {
                 "dataset": "sentence-transformers/natural-questions",
                 "fields": ["question", "answer"],
@@ -165,6 +179,18 @@ def test_question_is_read_from_query(answers, pieces):
 def test_nested_fields(answers, pieces, name):
     assert answers[name]["texts"] == [f"Q: Who?\nA: {text}" for text in pieces[:20]]
     assert answers[name]["resumes"]
+
+
+@pytest.mark.parametrize("num_files", [3, 17])
+def test_files_with_other_columns_than_the_first(answers, pieces, num_files):
+    """The second file calls its column `query`, the third has none of the two; by row groups and by whole files."""
+    found = answers[f"some/changed{num_files}"]
+    assert found["failure"] is None
+    assert sorted(found["texts"]) == sorted(pieces[:150] if num_files == 3 else pieces)
+    assert found["resumes"] and found["counts"] == {"files without the text field": 1}
+    renamed, missing = sorted(notice.split("/data/")[1] for notice in found["notices"])
+    assert renamed.startswith(f"train-00001-of-{num_files:05}.parquet: field question is read from the column query")
+    assert "train-00002" in missing and "no column 'question'; its columns are id. The file is skipped." in missing
 
 
 def test_rows_that_lack_a_column_are_counted(answers):
