@@ -24,7 +24,7 @@ __all__ = [
     "write_record",
 ]
 
-ROWS_FORMAT = 1  # of the rows themselves; another one whenever the same settings would give other rows
+ROWS_FORMAT = 2  # of the rows themselves; another one whenever the same settings would give other rows
 
 
 class LazySource:

@@ -83,7 +83,7 @@ class FilesSource(FolderSource):
 
     def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
-        position = start
+        position, columns, template = start, None, None
         for line in stream:
             position += len(line)
             if not line.strip():
@@ -93,19 +93,25 @@ class FilesSource(FolderSource):
             except (ValueError, RecursionError):  # the latter where it is nested too deeply
                 self.counts["lines that are not JSON"] += 1
                 continue
-            text = self.template.render(row) if isinstance(row, dict) else None
+            if isinstance(row, dict) and list(row) != columns:
+                columns = list(row)
+                template = self._bind_row(file, columns)
+            text = template.render(row) if isinstance(row, dict) and template else None
             if text is None:
                 self.counts["rows without text"] += 1
-                self._announce_missing(file, row)
             else:
                 yield text, position
 
-    def _announce_missing(self, file: File, row: object) -> None:
-        if isinstance(row, dict):
-            try:
-                self.template.bind(list(row), "this file's row")
-            except FieldError as error:
-                self.announce(file, str(error))
+    def _bind_row(self, file: File, columns: list[str]) -> Template | None:
+        """Return the template for rows of these columns; of what is amiss only a file's first row is announced."""
+        try:
+            template, notices = self.template.bind(columns, "this file's row")
+        except FieldError as error:
+            self.announce(file, str(error), about="missing field")
+            return None
+        for notice in notices:
+            self.announce(file, notice)
+        return template
 
     def _rows_of_parquet(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         try:

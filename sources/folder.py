@@ -94,10 +94,10 @@ class FolderSource(ABC):
             if sentence:
                 self.announce(file, sentence)
 
-    def announce(self, file: File, sentence: str) -> None:
-        """Add a notice about a file, once."""
-        if (file.key, sentence) not in self._announced:
-            self._announced.add((file.key, sentence))
+    def announce(self, file: File, sentence: str, about: str | None = None) -> None:
+        """Add a notice about a file, once; of several sentences `about` the same thing, the first."""
+        if (file.key, about or sentence) not in self._announced:
+            self._announced.add((file.key, about or sentence))
             self.notices.append(f"{file.key}: {sentence}")
 
     def _shard(self, shard: int) -> list[File]:

@@ -105,6 +105,33 @@ def test_missing_fields_are_announced_with_the_columns(tmp_path, texts):
     assert len(source.notices) == 2, "announced once"
 
 
+@pytest.mark.parametrize(
+    "text_field, columns",
+    [("question", ["query", "question"]), ("meta.text", ["meta.text"]), ("query.text", ["question"])],
+)
+def test_json_lines_and_parquet_find_the_same_columns(tmp_path, texts, text_field, columns):
+    """By another name, with a dot in the name, and both; in JSON lines also where it changes from row to row."""
+    nested = text_field == "query.text"
+    rows = [{columns[n % len(columns)]: {"text": text} if nested else text} for n, text in enumerate(texts[:20])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for column in columns:
+        table = pa.Table.from_pylist([row for row in rows if column in row])
+        pq.write_table(table, tmp_path / f"{column}.parquet")
+    source = open_files(tmp_path, text_field=text_field)
+    assert sorted(read_all(source)) == sorted(texts[:20] * 2)
+    assert not source.counts
+    assert len(source.notices) == (0 if text_field == "meta.text" else 2)
+    assert_resumable(source)
+
+
+def test_rows_with_ever_other_keys_are_announced_once(tmp_path, texts):
+    rows = [{f"key{number}": text} for number, text in enumerate(texts[:20])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = open_files(tmp_path)
+    assert read_all(source) == [] and source.counts == {"rows without text": 20}
+    assert len(source.notices) == 1
+
+
 def test_binary_damaged_hidden_and_wrongly_encoded_files(tmp_path, texts):
     (tmp_path / "good.txt").write_text(texts[0], encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("caf\u00e9 and more".encode("latin-1"))
