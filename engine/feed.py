@@ -207,4 +207,4 @@ class Feed:
         except ValueError as error:
             raise PresetError(str(error)) from None
         except SourceError as error:
-            raise PresetError(f"data.decontaminate: {error.reason}.") from None
+            raise PresetError(f"data.decontaminate: {error.reason.removesuffix('.')}.") from None

@@ -209,7 +209,10 @@ def _walk(location: tuple[Any, ...], values: Any) -> tuple[list[Any], list[str]]
         known = section
         if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
             section = section.model_fields[part].annotation
-        values = values.get(part) if isinstance(values, dict) else values[part] if isinstance(values, list) else None
+        if isinstance(values, dict):
+            values = values.get(part)
+        else:  # a tag does not index a list
+            values = values[part] if isinstance(values, list) and isinstance(part, int) else None
     return keys, _known_keys(known)
 
 

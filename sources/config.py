@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from sources.endpoint import is_local
 from sources.fields import Template, compile_template, nearest
@@ -25,6 +25,17 @@ BUILTIN_SOURCES: dict[str, dict[str, str]] = {
 }
 
 
+def _has_home(path: str) -> str:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"the home folder in {path!r} is not known here; write the whole path.") from None
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_has_home)]
+
+
 class Spec(BaseModel):
     """What all source specifications share."""
 
@@ -36,7 +47,7 @@ class HubSpec(Spec):
     """A dataset in hub layout, on the hub or in a local folder, read by streaming."""
 
     type: Literal["hf"]
-    dataset: str = Field(min_length=1)
+    dataset: LocalPath = Field(min_length=1)
     config: str | None = None
     revision: str | None = None
     split: str = "train"
@@ -71,7 +82,7 @@ class PdfSpec(Spec):
     """A PDF file, or a folder searched for them."""
 
     type: Literal["pdf"]
-    path: str = Field(min_length=1)
+    path: LocalPath = Field(min_length=1)
 
     @property
     def source_name(self) -> str:
@@ -82,7 +93,7 @@ class FilesSpec(Spec):
     """Text, source code, JSON lines and parquet files below a folder; `text_field` is for the latter two."""
 
     type: Literal["files"]
-    path: str = Field(min_length=1)
+    path: LocalPath = Field(min_length=1)
     glob: str = Field("**/*", min_length=1)
     text_field: str = Field("text", min_length=1)
 
@@ -94,9 +105,14 @@ class FilesSpec(Spec):
 
     @field_validator("glob")
     @classmethod
-    def _relative(cls, glob: str) -> str:
-        if Path(glob).is_absolute() or ".." in Path(glob).parts:
+    def _names_files_below(cls, glob: str) -> str:
+        parts = Path(glob).parts
+        if Path(glob).is_absolute() or ".." in parts:
             raise ValueError(f'the pattern {glob!r} leaves the folder; put the folder into "path".')
+        if not parts:
+            raise ValueError(f'the pattern {glob!r} names no files; write one such as "**/*.md".')
+        if any("**" in part and part != "**" for part in parts):  # which some versions of Python refuse
+            raise ValueError(f'"**" in the pattern {glob!r} is not a folder of its own; write it as in "**/*.md".')
         return glob
 
     @property
@@ -146,7 +162,7 @@ class DataConfig(BaseModel):
     source_weights: dict[str, float] = Field({}, description="relative shares of the tokens; 1.0 where not given")
     min_text_length: int = Field(50, ge=0, strict=True, description="characters; shorter documents are passed over")
     deduplicate: bool = Field(True, strict=True, description="pass over documents that repeat a recent one of a source")
-    decontaminate: tuple[str, ...] = Field(
+    decontaminate: tuple[LocalPath, ...] = Field(
         (), description="files or folders of texts; documents that share 13 words in a row with one are passed over"
     )
     shuffle: bool = Field(True, strict=True, description="another order of shards and rows in each pass")
@@ -158,7 +174,12 @@ class DataConfig(BaseModel):
     retry_minutes: float = Field(10.0, ge=0, le=1440, description="how long a source may fail before it is dropped")
     cache: bool = Field(False, strict=True, description="keep packed rows on disk and read them in later runs")
     cache_max_gb: float = Field(20.0, gt=0, description="the least recently used sources are removed beyond this")
-    cache_dir: str = Field("shard_cache/store", min_length=1, description="where the cache lies")
+    cache_dir: LocalPath = Field("shard_cache/store", min_length=1, description="where the cache lies")
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _check_tokenizer_folder(cls, tokenizer: str | TrainBPE) -> str | TrainBPE:
+        return _has_home(tokenizer) if isinstance(tokenizer, str) else tokenizer
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -210,7 +231,7 @@ def _expand(source: Any) -> Any:
                 f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
             )
         return {**BUILTIN_SOURCES[source], "name": source}
-    if isinstance(source, dict) and source.get("type") not in SPECS:
+    if isinstance(source, dict) and source.get("type") not in list(SPECS):  # a list: a type may not be hashable
         kind = source.get("type")
         problem = "has no type" if kind is None else f'has the unknown type "{kind}"{nearest(str(kind), SPECS)}'
         raise ValueError(f'a source {problem}; write "type": one of {", ".join(SPECS)}.')

@@ -4,9 +4,9 @@ Every question is one small request with a time limit; HF_ENDPOINT, HF_HUB_OFFLI
 library that sends it.
 """
 
+import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, constants
@@ -24,7 +24,7 @@ Kind = Literal["dataset", "model"]
 
 def is_local(name: str) -> bool:
     """Tell whether a dataset's or tokenizer's name means a local folder rather than a repository on the hub."""
-    return name.startswith(("./", "../", "/", "~")) or Path(name).is_dir()
+    return name.startswith(("./", "../", "/", "~")) or os.path.isdir(name)  # pathlib's raises where a name is too long
 
 
 def newest_commit(dataset: str, revision: str | None, timeout: float = 10.0) -> str:
@@ -47,10 +47,20 @@ def unreachable(kind: Kind, name: str, timeout: float) -> str | None:
 
 
 def within(timeout: float, question: Callable[[], str | None], too_slow: str) -> str | None:
-    """Run `question` for at most `timeout` seconds (name resolution knows no limit of its own), else `too_slow`."""
+    """Run `question` for at most `timeout` seconds (name resolution knows no limit of its own), else `too_slow`.
+
+    An OSError of its is an answer, too.
+    """
     answer = [too_slow]
+
+    def ask() -> None:
+        try:
+            answer.append(question())
+        except OSError as error:
+            answer.append(f"{error.filename} cannot be opened ({error.strerror or error})")
+
     # A daemon: a question that hangs must not keep the process alive.
-    thread = threading.Thread(target=lambda: answer.append(question()), daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
     return answer[-1]

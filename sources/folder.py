@@ -122,16 +122,19 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 def list_files(path: str, glob: str = "**/*") -> list[File]:
     """List a file, or the files below a folder that match `glob`, hidden files and folders left out.
 
-    Raises SourceError when `path` does not exist.
+    Raises SourceError when `path` does not exist or may not be looked at.
     """
     root = Path(path).expanduser()
-    if root.is_file():
-        return [File(root.name, root, root.stat().st_size)]
-    if not root.is_dir():
-        raise SourceError(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
     files = []
-    for found in root.glob(glob):
-        key = found.relative_to(root)
-        if not any(part.startswith(".") for part in key.parts) and found.is_file():
-            files.append(File(key.as_posix(), found, found.stat().st_size))
+    try:
+        if root.is_file():
+            return [File(root.name, root, root.stat().st_size)]
+        if not root.is_dir():
+            raise SourceError(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
+        for found in root.glob(glob):
+            key = found.relative_to(root)
+            if not any(part.startswith(".") for part in key.parts) and found.is_file():
+                files.append(File(key.as_posix(), found, found.stat().st_size))
+    except OSError as error:
+        raise SourceError(f"{error.filename or path} cannot be opened ({error.strerror or error})") from error
     return files

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sources.config import FilesSpec, PythonPackagesSpec
+from sources.config import DataConfig, FilesSpec, HubSpec, PythonPackagesSpec
 from sources.files import FilesSource
 from sources.python_packages import PythonPackagesSource
+from sources.registry import forbidden_texts, probe
 from sources.source import SourceError
 from tests.conftest import REPOSITORY
 
@@ -180,6 +181,17 @@ def test_nothing_to_read_is_an_error(tmp_path):
         open_files(tmp_path / "none")
     with pytest.raises(SourceError, match="no file that matches"):
         open_files(tmp_path)
+
+
+def test_a_path_that_may_not_be_looked_at_is_a_sentence():
+    """A name that is too long stands for a folder without permission, which root does not meet."""
+    path = "x" * 300
+    with pytest.raises(SourceError, match=r"xxx cannot be opened \(File name too long\)"):
+        open_files(path)
+    with pytest.raises(SourceError, match="cannot be opened"):
+        list(forbidden_texts(DataConfig(decontaminate=[path])))
+    assert "cannot be opened (File name too long)" in probe(FilesSpec(type="files", path=path))
+    assert HubSpec(type="hf", dataset=path).folder is None
 
 
 def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
