@@ -155,7 +155,15 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
             for token in (loaded.sep_token, *END_CANDIDATES)
             if (found := backend.token_to_id(token or "")) is not None
         )
-    return TextTokenizer(backend, eos_id, loaded.pad_token_id)
+    tokenizer = TextTokenizer(backend, eos_id, loaded.pad_token_id)
+    try:
+        tokenizer.encode_batch(EDGES)
+    except Exception as error:  # the library raises bare Exceptions
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" cannot encode every text ({str(error).strip()}); '
+            'use one with an unknown token, or a byte-level one such as "gpt2".'
+        ) from error
+    return tokenizer
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:

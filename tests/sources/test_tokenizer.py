@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from sources.config import TrainBPE
 from sources.fast_encoder import encoding_of
@@ -80,6 +80,20 @@ def test_end_token_is_added_where_there_is_none(tokenizer, tmp_path):
     loaded = load_tokenizer(str(tmp_path))
     assert loaded.decode([loaded.eos_id]) == "<|endoftext|>"
     assert loaded.eos_id < loaded.vocab_size
+
+
+@pytest.mark.parametrize("kind", [models.WordLevel, models.Unigram])
+def test_a_tokenizer_that_does_not_know_every_text_is_refused(tmp_path, texts, kind):
+    known = sorted({word for text in texts for word in text.split()})
+    vocabulary = [(word, -1.0) for word in known] if kind is models.Unigram else {w: n for n, w in enumerate(known)}
+    found = Tokenizer(kind(vocabulary))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    with pytest.raises(
+        TokenizerError, match=r"(?i)cannot encode every text \(.*unk.*\); use one with an unknown token"
+    ):
+        load_tokenizer(str(tmp_path))
 
 
 def test_missing_folder_is_a_sentence(tmp_path):
