@@ -2,7 +2,8 @@
 
 A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
 file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so that going on late in a file
-reads none of its beginning unless it is packed. Binary files are skipped and counted, damaged ones named as well.
+reads none of its beginning unless it is packed. Binary files are skipped and counted, damaged ones and JSON lines over
+32 MiB named as well.
 """
 
 import gzip
@@ -23,6 +24,7 @@ from sources.source import JSON, SourceError
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
+LONGEST_LINE = 32 * 1024**2  # bytes of a JSON line; a file can be one line of gigabytes, packed into a few megabytes
 
 
 class FilesSource(FolderSource):
@@ -84,8 +86,14 @@ class FilesSource(FolderSource):
     def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
         position, columns, template = start, None, None
-        for line in stream:
+        while line := stream.readline(LONGEST_LINE + 1):
             position += len(line)
+            if len(line) > LONGEST_LINE:
+                while not line.endswith(b"\n") and (line := stream.readline(LARGE)):
+                    position += len(line)
+                self.counts["lines that are too long"] += 1
+                self.announce(file, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
+                continue
             if not line.strip():
                 continue
             try:
@@ -142,8 +150,10 @@ class FilesSource(FolderSource):
 
 def _is_json_object(stream: BinaryIO) -> bool:
     """Tell JSON lines from one object or list spread over many lines; leaves the stream at its beginning."""
-    first = stream.readline()
+    first = stream.readline(LONGEST_LINE + 1)
     stream.seek(0)
+    if len(first) > LONGEST_LINE:
+        return first.lstrip().startswith(b"{")
     try:
         return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ from sources.redact import redact
 JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists and dicts of these
 
 # What `counts` tells at every reading; whole files are counted once.
-PER_ROW = ("rows without text", "lines that are not JSON")
+PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
 
 
 class SourceError(Exception):

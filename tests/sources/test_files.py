@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import sysconfig
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -174,6 +175,26 @@ def test_a_line_of_deep_nesting_does_not_end_the_reading(tmp_path, texts, nested
     readable = nested.endswith("}")  # by the template, however deep it is
     assert found.count("x") == (3 if readable else 0)
     assert source.counts["lines that are not JSON"] == (0 if readable else 2)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_a_line_of_any_length_is_skipped_in_little_memory(tmp_path, texts, name):
+    """The first line is 100 MB, and the one behind it just short enough."""
+    most = json.dumps({"text": texts[1]}).encode()
+    most += b" " * (32 * 1024**2 - len(most) - 1) + b"\n"
+    lines = [b'{"text": "', b"x" * 100_000_000, b'"}\n', most, json.dumps({"text": texts[2]}).encode() + b"\n"]
+    with gzip.open(tmp_path / name, "wb", 1) if name.endswith(".gz") else (tmp_path / name).open("wb") as stream:
+        stream.writelines(lines)
+    lines.clear()
+    source = open_files(tmp_path)
+    tracemalloc.start()
+    documents = list(source.read(0, None))
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [text for text, _ in documents] == texts[1:3] and most_bytes < 150_000_000
+    assert list(source.read(0, documents[0][1])) == documents[1:]
+    assert source.counts == {"lines that are too long": 1}
+    assert source.notices == [f"{name}: holds a line of more than 32 MiB, which is skipped"]
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
