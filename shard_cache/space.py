@@ -18,7 +18,9 @@ from pathlib import Path
 from shard_cache.files import refuse_links
 
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
-MEASURE_SHARE = 64  # the folder is measured again after 1/64 of the limit: other processes write there too
+MEASURE_SHARE = (
+    64  # the folder is measured again after 1/64 of the room left: so many processes may write there at once
+)
 
 _STAMP = "used"
 _REMOVED = ".removed-"
@@ -110,7 +112,7 @@ class Space:
             self.stop(f"The disk of {self.folder} has less than {reserve} left, which is kept free for checkpoints")
             return False
         limit = self.max_gb * 1e9
-        if self._bytes is None or self._bytes + size > limit or self._written > limit / MEASURE_SHARE:
+        if self._bytes is None or self._bytes + size > limit or self._written > (limit - self._bytes) / MEASURE_SHARE:
             self._measure()
         while not self.stopped and self._bytes + size > limit:
             if not self._remove_oldest():

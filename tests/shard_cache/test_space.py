@@ -46,6 +46,19 @@ def test_the_least_recently_used_go_first(folder: Path):
     assert held(source.lane(0), 0, 16) == list(range(16))
 
 
+def test_many_processes_share_one_limit(folder: Path):
+    """Each knows what it wrote and what it measured, as a process does; they write in turn."""
+    limit, size, number = 6_400_000, 10_000, 32
+    spaces = [space.Space(folder, limit / 1e9) for _ in range(number)]
+    (folder / "a").mkdir(parents=True)
+    for turn in range(2 * limit // size):
+        writer = turn % number
+        if not spaces[writer].stopped and spaces[writer].take(size):
+            (folder / "a" / str(turn)).write_bytes(bytes(size))
+    assert all(each.stopped for each in spaces)
+    assert 0.9 * limit < used(folder) <= limit + number * size
+
+
 def test_using_a_source_makes_it_the_most_recent(folder: Path):
     first, second = filled(folder, "a", 30), filled(folder, "b", 20)
     open_source(folder, name="a")
