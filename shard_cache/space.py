@@ -18,9 +18,7 @@ from pathlib import Path
 from shard_cache.files import refuse_links
 
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
-MEASURE_SHARE = (
-    64  # the folder is measured again after 1/64 of the room left: so many processes may write there at once
-)
+MEASURE_SHARE = 64  # measured again after 1/64 of the room left: so many processes may write there at once
 
 _STAMP = "used"
 _REMOVED = ".removed-"

@@ -143,7 +143,7 @@ class TrainBPE(BaseModel):
     """Train a byte-level BPE of this many ids on the run's own text (256 bytes, the end mark, and merges)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    train_bpe: int = Field(ge=300)
+    train_bpe: int = Field(ge=300, le=2**24)
 
 
 Tokenizer = Annotated[
