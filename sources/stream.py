@@ -82,7 +82,7 @@ class Text(NamedTuple):
 
     text: str
     finished: bool
-    digests: tuple[int, ...]  # with its last part: of the document, and of those of other lanes before it
+    digests: tuple[int, ...]  # with its first part of other lanes' documents before it, with its last of itself
     after: Position
 
 
@@ -193,13 +193,15 @@ class Stream:
             if len(text) <= PART_CHARACTERS and not before.part:
                 yield Text(text, True, digests, after)
                 continue
+            others, its_own = digests[:-1], digests[-1:]
             parts = split_text(text)
             skip = min(before.part, len(parts) - 1)  # fewer only where the text is another one by now
             for number, part in enumerate(parts[skip:], start=skip + 1):
+                known = others if number == 1 else ()  # at once: a resume between two parts does not read them again
                 if number == len(parts):
-                    yield Text(part, True, digests, after)
+                    yield Text(part, True, known + its_own, after)
                 else:
-                    yield Text(part, False, (), before._replace(part=number))
+                    yield Text(part, False, known, before._replace(part=number))
 
     def _usable(self) -> Iterator[tuple[str, tuple[int, ...], Position, Position]]:
         """Yield this lane's documents that pass the filters: text, digests, the positions before and after.

@@ -115,6 +115,28 @@ def test_a_block_depends_on_its_state_alone(tmp_path, numbered, recipe, write_js
     assert len(json.dumps(state)) < 60_000
 
 
+def test_what_other_lanes_read_is_remembered_inside_a_long_document(tmp_path, texts, numbered, recipe, write_json_lines):
+    """Each long document stands between texts of all lanes that share the shard and the same texts once more."""
+    every = "\n".join(texts)
+    documents = []
+    for number in range(12):
+        short = numbered[12 * number : 12 * (number + 1)]
+        begin = 20_000 * number
+        documents += [*short, f"No. {1000 + number}: {every[begin : begin + 4 * PART_CHARACTERS]}", *reversed(short)]
+    source = open_files(write_json_lines(tmp_path / "long", documents, 1))
+    inside = 0
+    for lane in range(4):
+        stream, state = Stream(source, lane, recipe(num_lanes=4), Surroundings()), None
+        while state is None or state["pass"] == 0:
+            resumed = Stream(source, lane, recipe(num_lanes=4), Surroundings(), state)
+            block, after = stream.next_block()
+            again, after_again = resumed.next_block()
+            assert np.array_equal(block.ids, again.ids) and after == after_again
+            inside += after["part"] > 0
+            state = json.loads(json.dumps(after))
+    assert inside > 4
+
+
 def test_without_shuffling_documents_keep_their_order(tmp_path, numbered, recipe, tokenizer, write_json_lines):
     source = open_files(write_json_lines(tmp_path / "many", numbered, 1))
     found = [documents_of(block, tokenizer) for block in passes(source, recipe(shuffle=False, packing="pad"), 2, 1)[0]]
