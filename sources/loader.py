@@ -30,7 +30,7 @@ from sources.workers import WorkerError, Workers
 
 __all__ = ["Batch", "Loader", "SourceLost", "WorkerError", "choose_num_lanes", "merge_states", "rows_per_pass"]
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 PREFETCH = 2  # batches that wait; with those under way, fewer than the delay of adaptive weights
 CLOSE_SECONDS = 3.0
 

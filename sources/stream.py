@@ -1,9 +1,10 @@
 """One source in one lane: an endless chain of blocks of packed rows.
 
-A pass deals the source's shards to the lanes by a permutation of its own; where there are fewer shards than lanes,
-lanes share a shard and take every k-th document of it. A block is filled with documents until it holds BLOCK_ROWS
-rows, its rows are permuted by a counter-based generator, and the next one begins where it ended. A pass flows into the
-next one, unless passes are asked for whole (sequential mixing): then its last block may be short.
+A pass deals the source's shards to the lanes by a permutation of its own; where there are fewer shards than lanes, k
+lanes share a shard, and of every k documents in a row each takes one, by a permutation again. A block is filled with
+documents until it holds BLOCK_ROWS rows, its rows are permuted by a counter-based generator, and the next one begins
+where it ended. A pass flows into the next one, unless passes are asked for whole (sequential mixing): then its last
+block may be short.
 
 Block n is a function of the state before it alone: position in the pass, the packer's carry, the hashes of recent
 documents. So a run resumes by making one block again, wherever it had come to; and what makes the block (thread, worker
@@ -14,8 +15,9 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,6 @@ BLOCK_ROWS = 256
 BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
 PART_CHARACTERS = 16_000  # longer documents are encoded in parts: memory stays bounded, and so does what a resume reads
 ENCODE_CHARACTERS = 64_000  # texts are encoded together until they hold this much
-EMPTY_PASSES = 8  # in a row: in a small source a lane's share of one pass may be empty, and of the next one not
 LONGEST_WAIT = 60.0  # seconds between two tries
 
 Event = dict[str, Any]
@@ -103,6 +104,7 @@ class Stream:
                 f"{source.name} now has {source.num_shards} shards instead of {state['num_shards']}; "
                 f"lane {lane} begins its pass again",
             )
+        self._fruitful = False  # whether this reading has met a text that passes the filters, whichever lane's
         self._recent = deque(decode_hashes(state["recent"]), maxlen=RECENT)  # of documents that are in blocks
         self._packer = self._new_packer(state["carry"])
         self._encoded = self._read_pass()
@@ -110,13 +112,13 @@ class Stream:
     def next_block(self) -> tuple[Block, JSON]:
         """Make the next block; returns it with the state behind it. Raises SourceError.
 
-        A block without rows: whole passes have given nothing, and there will be none.
+        A block without rows: no shard holds a text that passes the filters.
         """
         number, recipe = self._number, self.recipe
         rows = recipe.block_rows
         if number == 0:  # of different lengths, so that the lanes do not come to the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // recipe.num_lanes)
-        empty_passes = 0
+        barren: set[int] = set()  # shards that were read since the last text and hold none for any lane
         while not self._packer.has_block(rows):
             read = next(self._encoded, None)
             if read is not None:
@@ -127,8 +129,9 @@ class Stream:
                 continue
             if recipe.whole_passes and self._packer.tokens:
                 break
-            empty_passes = empty_passes + 1 if self._position == Position() else 0
-            if empty_passes == EMPTY_PASSES:
+            # A share of a pass may be empty, and of a later one not: shards and documents are dealt anew each time.
+            barren = set() if self._fruitful or self._position != Position() else barren.union(self._shards()[0])
+            if len(barren) == self.source.num_shards:
                 break
             self._next_pass()
         keys = None
@@ -173,7 +176,7 @@ class Stream:
 
     def _read_pass(self) -> Iterator[tuple[np.ndarray, Text]]:
         """Yield the rest of this pass's texts with their ids; what is read ahead is in no state."""
-        self._exhausted = False
+        self._exhausted = self._fruitful = False
         texts, characters = [], 0
         for text in self._split():
             texts.append(text)
@@ -211,11 +214,12 @@ class Stream:
         filters, recent, digests = self.recipe.filters, Recent(self._recent), []
         name = self.source.name
         for text, mine, before, after in self._documents():
-            if not (mine or filters.deduplicate):
+            if not (mine or filters.deduplicate) and self._fruitful:
                 continue
             digest = text_hash(text)
             if before.part == 0:  # else a part of it is in use already
                 reason = filters.reject(text, digest)
+                self._fruitful |= reason is None
                 if reason is None and filters.deduplicate and digest in recent:
                     reason = "repeated"
                 if reason is not None:
@@ -232,7 +236,7 @@ class Stream:
     def _documents(self) -> Iterator[tuple[str, bool, Position, Position]]:
         """Yield the rest of the pass: each text, whether it is this lane's, the positions before and after it; retries
         what fails."""
-        shards, stride, offset = self._shards()
+        shards, lanes, turn = self._shards()
         start = self._position
         for index in range(start.shard, len(shards)):
             position = start if index == start.shard else Position(index)
@@ -243,7 +247,7 @@ class Stream:
                     for text, cursor in self.source.read(shards[index], position.cursor):
                         failing_since, tries, began = None, 0, None
                         before, position = position, Position(index, cursor, position.seen + 1)
-                        yield text, before.seen % stride == offset, before, position
+                        yield text, self._turn(before, lanes) == turn, before, position
                     break
                 except SourceError as error:
                     now = time.monotonic()
@@ -268,20 +272,30 @@ class Stream:
             time.sleep(min(0.1, pause))
 
     def _shards(self) -> tuple[list[int], int, int]:
-        """This lane's shards in this pass, and (stride, offset): it takes the documents n with n % stride == offset."""
+        """This lane's shards in this pass, how many lanes share them, and the how-many-th of those this one is."""
         count, lane, lanes = self.source.num_shards, self.lane, self.recipe.num_lanes
         alone = self.source.name in self.recipe.replicated
-        order = np.arange(count)
+        order: Sequence[int] = range(count)
         if self.recipe.shuffle:
             draw = (lane,) if alone else ()
-            keys = counter_keys(count, self.recipe.seed, self.source.name, "shards", self._pass, *draw)
-            order = np.argsort(keys, kind="stable")
+            order = permutation(count, self.recipe.seed, self.source.name, "shards", self._pass, *draw)
         if alone:
-            return order.tolist(), 1, 0
+            return list(order), 1, 0
+        place = lane + self._pass  # in the order as it stands, too, every lane comes to every shard
         if count >= lanes:
-            return order[lane::lanes].tolist(), 1, 0
-        shared = lane % count
-        return [int(order[shared])], len(range(shared, lanes, count)), lane // count
+            return list(order[place % lanes :: lanes]), 1, 0
+        return [order[place % count]], len(range(lane % count, lanes, count)), lane // count
+
+    def _turn(self, position: Position, lanes: int) -> int:
+        """Which of the `lanes` lanes that share a shard takes the document behind `position`.
+
+        Of `lanes` documents in a row each takes one, but not always the same one: those that are passed over may well
+        stand at equal distances.
+        """
+        if lanes == 1:
+            return 0
+        row, place = divmod(position.seen, lanes)
+        return permutation(lanes, self.recipe.seed, self.source.name, "documents", self._pass, row)[place]
 
 
 def beginning(source: Source) -> JSON:
@@ -304,6 +318,12 @@ def counter_keys(count: int, *key: str | int) -> np.ndarray:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
     return (bits >> np.uint64(11)) * 2.0**-53
+
+
+@lru_cache(maxsize=256)
+def permutation(count: int, *key: str | int) -> tuple[int, ...]:
+    """Return the numbers below `count` in an order drawn for this key."""
+    return tuple(np.argsort(counter_keys(count, *key), kind="stable").tolist())
 
 
 def split_text(text: str) -> list[str]:

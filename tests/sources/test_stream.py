@@ -1,5 +1,6 @@
 """One source in one lane: every usable document once a pass over all lanes, blocks that only their state decides."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -115,7 +116,9 @@ def test_a_block_depends_on_its_state_alone(tmp_path, numbered, recipe, write_js
     assert len(json.dumps(state)) < 60_000
 
 
-def test_what_other_lanes_read_is_remembered_inside_a_long_document(tmp_path, texts, numbered, recipe, write_json_lines):
+def test_what_other_lanes_read_is_remembered_inside_a_long_document(
+    tmp_path, texts, numbered, recipe, write_json_lines
+):
     """Each long document stands between texts of all lanes that share the shard and the same texts once more."""
     every = "\n".join(texts)
     documents = []
@@ -190,13 +193,50 @@ def test_what_is_passed_over_is_counted(tmp_path, numbered, recipe, write_json_l
     assert counts["containing a text of data.decontaminate"] >= 1
 
 
-def test_a_lane_without_documents_is_dry(tmp_path, texts, recipe, write_json_lines):
+def first_blocks(source, recipe) -> list[int]:
+    """How many rows each lane's first block has."""
+    return [len(Stream(source, lane, recipe, Surroundings()).next_block()[0]) for lane in range(recipe.num_lanes)]
+
+
+@pytest.fixture(params=itertools.product([True, False], repeat=2), ids=str)
+def dealing(request):
+    shuffle, deduplicate = request.param
+    return {"shuffle": shuffle, "filters": Filters(20, deduplicate), "whole_passes": False}
+
+
+@pytest.mark.parametrize("num_files", [3, 31])
+def test_every_lane_comes_to_the_one_file_among_others_without_text(
+    num_files, dealing, tmp_path, numbered, recipe, write_json_lines
+):
+    write_json_lines(tmp_path / "one", numbered[-60:], 1)
+    for number in range(1, num_files):
+        (tmp_path / "one" / f"picture{number}.png").write_bytes(b"\x89PNG\r\n\0" * 20)
+    source = open_files(tmp_path / "one")
+    assert source.num_shards == num_files and all(first_blocks(source, recipe(**dealing)))
+
+
+def test_every_lane_is_dealt_text_where_every_second_document_is_too_short(
+    dealing, tmp_path, numbered, recipe, write_json_lines
+):
+    every_second = [text for long in numbered[-150:] for text in (long, "too short")]
+    source = open_files(write_json_lines(tmp_path / "half", every_second, 1))
+    assert all(first_blocks(source, recipe(**dealing)))
+    for lane in range(16):
+        block, after = Stream(source, lane, recipe(**dealing | {"whole_passes": True}), Surroundings()).next_block()
+        assert len(block) and after["pass"] <= 1  # in its first pass already
+
+
+def test_every_lane_is_dealt_some_of_fewer_texts_than_lanes(dealing, tmp_path, texts, recipe, write_json_lines):
     some = [text for text in texts if not is_held_out(text)][:2]
     source = open_files(write_json_lines(tmp_path / "tiny", some, 1))
-    sizes = [len(Stream(source, lane, recipe(), Surroundings()).next_block()[0]) for lane in range(16)]
-    assert [size > 0 for size in sizes] == [True, True] + [False] * 14
-    everywhere = recipe(replicated=frozenset({"files"}))
-    assert all(len(Stream(source, lane, everywhere, Surroundings()).next_block()[0]) for lane in range(16))
+    assert all(first_blocks(source, recipe(**dealing)))
+    assert all(first_blocks(source, recipe(**dealing, replicated=frozenset({"files"}))))
+
+
+def test_a_lane_is_dry_where_no_shard_holds_text(dealing, tmp_path, recipe, write_json_lines):
+    for num_files in (1, 3, 20):
+        source = open_files(write_json_lines(tmp_path / str(num_files), ["too short"] * 40, num_files))
+        assert not any(first_blocks(source, recipe(**dealing)))
 
 
 class Flaky:
