@@ -106,6 +106,11 @@ class Packer:
         ids = np.concatenate([np.asarray(part, dtype=self.dtype) for part in (before.ids, ids, end)])
         self._cut(before.document, ids, before.previous, finished)
 
+    def end_document(self) -> None:
+        """End a document of which no further part will come, if there is one."""
+        if self._open is not None:
+            self.add(self._open.ids[:0])
+
     def has_block(self, rows: int) -> bool:
         """Tell whether enough is collected for a block of `rows` rows."""
         if self.packing == "pad":

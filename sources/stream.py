@@ -70,18 +70,21 @@ class Surroundings:
 
 
 class Position(NamedTuple):
-    """Before a document: the how-many-th of the pass's shards, the cursor, documents seen in it, parts taken of it."""
+    """Before a document: the how-many-th of the pass's shards, the cursor, documents seen in it, parts taken of the
+    next one, and the text_hash of that one once a part is taken."""
 
     shard: int = 0
     cursor: JSON = None
     seen: int = 0
     part: int = 0
+    document: int | None = None
 
 
 class Text(NamedTuple):
     """A document, or its next part; `after` is the position behind it."""
 
     text: str
+    begins: bool
     finished: bool
     digests: tuple[int, ...]  # with its first part of other lanes' documents before it, with its last of itself
     after: Position
@@ -95,7 +98,7 @@ class Stream:
         self._dtype = ids_dtype(recipe.tokenizer.vocab_size)
         state = state or beginning(source)
         self._number, self._pass = state["block"], state["pass"]
-        self._position = Position(state["shard"], state["cursor"], state["seen"], state["part"])
+        self._position = Position(*(state[name] for name in Position._fields))
         if state["num_shards"] != source.num_shards:
             self._position = Position()
             around.announce(
@@ -123,6 +126,8 @@ class Stream:
             read = next(self._encoded, None)
             if read is not None:
                 ids, text = read
+                if text.begins:
+                    self._packer.end_document()  # which one may have been gone when this stream began
                 self._packer.add(ids, text.finished)
                 self._position = text.after
                 self._recent.extend(text.digests)
@@ -151,14 +156,10 @@ class Stream:
 
     def state(self) -> JSON:
         """The state behind the last block."""
-        position = self._position
         return {
             "block": self._number,
             "pass": self._pass,
-            "shard": position.shard,
-            "cursor": position.cursor,
-            "seen": position.seen,
-            "part": position.part,
+            **self._position._asdict(),
             "carry": self._packer.carry(),
             "recent": encode_hashes(self._recent),
             "num_shards": self.source.num_shards,
@@ -193,18 +194,14 @@ class Stream:
     def _split(self) -> Iterator[Text]:
         """Cut long documents into parts."""
         for text, digests, before, after in self._usable():
-            if len(text) <= PART_CHARACTERS and not before.part:
-                yield Text(text, True, digests, after)
-                continue
             others, its_own = digests[:-1], digests[-1:]
             parts = split_text(text)
-            skip = min(before.part, len(parts) - 1)  # fewer only where the text is another one by now
+            skip = min(before.part, len(parts) - 1)  # fewer only where white space has gone since
             for number, part in enumerate(parts[skip:], start=skip + 1):
-                known = others if number == 1 else ()  # at once: a resume between two parts does not read them again
-                if number == len(parts):
-                    yield Text(part, True, known + its_own, after)
-                else:
-                    yield Text(part, False, known, before._replace(part=number))
+                begins, finished = number == 1, number == len(parts)
+                # The others' with the first part: a resume between two parts does not read those documents again.
+                known = (others if begins else ()) + (its_own if finished else ())
+                yield Text(part, begins, finished, known, after if finished else before._replace(part=number))
 
     def _usable(self) -> Iterator[tuple[str, tuple[int, ...], Position, Position]]:
         """Yield this lane's documents that pass the filters: text, digests, the positions before and after.
@@ -217,7 +214,8 @@ class Stream:
             if not (mine or filters.deduplicate) and self._fruitful:
                 continue
             digest = text_hash(text)
-            if before.part == 0:  # else a part of it is in use already
+            if before.document != digest:  # else a part of it is in use already
+                before = before._replace(part=0, document=digest)
                 reason = filters.reject(text, digest)
                 self._fruitful |= reason is None
                 if reason is None and filters.deduplicate and digest in recent:

@@ -164,6 +164,33 @@ def test_long_documents_are_cut_into_parts_and_lose_nothing(tmp_path, texts, rec
         assert tokenizer.decode(labels) == long + "<|endoftext|>"
 
 
+def test_another_document_in_a_long_ones_place_is_not_taken_for_it(
+    tmp_path, texts, numbered, recipe, tokenizer, write_json_lines
+):
+    every = "\n".join(texts)
+    long, longer = every[: 5 * PART_CHARACTERS], f"No. 9999: {every[7 : 3 * PART_CHARACTERS]}"
+    held, following = next(filter(is_held_out, numbered)), [text for text in numbered if not is_held_out(text)][-60:]
+    options = recipe(num_lanes=1)
+    stream = Stream(open_files(write_json_lines(tmp_path / "long", [long, *following], 1)), 0, options, Surroundings())
+    block, state = stream.next_block()
+    assert state["part"] > 0 and state["carry"]["open"]
+    carried = sum(length for _, length, _ in state["carry"]["pieces"])
+    for changed in ([held, *following], following, [longer, *following]):
+        source = open_files(write_json_lines(tmp_path / "long", changed, 1))
+        stream, after, labels, found = Stream(source, 0, options, Surroundings(), state), state, [], []
+        while after["pass"] == 0:
+            block, after = stream.next_block()
+            labels += block.unpack()[1].flatten().tolist()
+            found += documents_of(block, tokenizer)
+        expected = [text for text in changed if text != held]
+        assert set(found) <= set(map(number_of, expected))
+        assert labels.count(tokenizer.eos_id) == 1 + len(
+            expected
+        )  # the first ends what is left of the one that is gone
+        ids = sum(map(len, tokenizer.encode_batch([part for text in expected for part in split_text(text)])))
+        assert len(labels) - labels.count(-100) == carried + 1 + ids + len(expected)
+
+
 def test_repeats_are_passed_over_within_a_pass_and_counted(tmp_path, numbered, recipe, tokenizer, write_json_lines):
     doubled = [text for text in numbered for _ in range(2)]
     doubled[1::20] = [text.upper().replace(" ", "  ") for text in doubled[1::20]]  # case and white space do not count
