@@ -128,7 +128,7 @@ class Packer:
         pieces = [*self._whole, *self._parts, *([self._open] if self._open else [])]
         if not pieces:
             return None
-        numbers = {document: number for number, document in enumerate(dict.fromkeys(p.document for p in pieces))}
+        numbers = {document: number for number, document in enumerate(sorted({piece.document for piece in pieces}))}
         ids = np.concatenate([piece.ids for piece in pieces]).astype("<u4" if self.dtype == np.uint32 else "<u2")
         return {
             "ids": base64.b64encode(ids.tobytes()).decode(),

@@ -70,6 +70,22 @@ def test_every_document_comes_out_whole_and_in_order(lengths, seq_length, packin
         assert all(len(block.pieces) == len(block) for block in blocks)
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+def test_without_keys_too_a_carry_changes_no_row(packing):
+    """Rows then follow their documents' order, in which a carry does not hold them."""
+    lengths = np.random.default_rng(0).integers(1, 60, 200).tolist()
+    whole, resumed = Packer(16, EOS, np.uint32, packing), Packer(16, EOS, np.uint32, packing)
+    compared = 0
+    for ids in make_documents(lengths):
+        whole.add(ids), resumed.add(ids)
+        while whole.has_block(5):
+            one, other = whole.block(5, None), resumed.block(5, None)
+            assert np.array_equal(one.ids, other.ids) and np.array_equal(one.pieces, other.pieces)
+            resumed = Packer(16, EOS, np.uint32, packing, json.loads(json.dumps(resumed.carry())))
+            compared += 1
+    assert compared > 20
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=400), st.sampled_from([16, 64]))
 def test_best_fit_wastes_at_most_what_it_may(lengths, seq_length):
