@@ -107,6 +107,7 @@ class Stream:
                 f"{source.name} now has {source.num_shards} shards instead of {state['num_shards']}; "
                 f"lane {lane} begins its pass again",
             )
+        self._exhausted = False  # whether this reading has come to the pass's end
         self._fruitful = False  # whether this reading has met a text that passes the filters, whichever lane's
         self._recent = deque(decode_hashes(state["recent"]), maxlen=RECENT)  # of documents that are in blocks
         self._packer = self._new_packer(state["carry"])

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,20 @@ def test_long_documents_are_cut_into_parts_and_lose_nothing(tmp_path, texts, rec
         stream = Stream(source, 0, recipe(**options), Surroundings(), json.loads(json.dumps(state)))
     if not is_held_out(long):
         assert tokenizer.decode(labels) == long + "<|endoftext|>"
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+def test_a_resume_whose_carry_fills_the_next_block(packing, tmp_path, texts, recipe, write_json_lines):
+    source = open_files(write_json_lines(tmp_path / "long", ["\n".join(texts)[: 2 * PART_CHARACTERS], *texts[:40]], 1))
+    short_rows = replace(recipe(num_lanes=1, packing=packing), seq_length=8)
+    stream, state, unread = Stream(source, 0, short_rows, Surroundings()), None, 0
+    while state is None or state["pass"] == 0:
+        block, after = stream.next_block()
+        again, after_again = Stream(source, 0, short_rows, Surroundings(), state).next_block()
+        assert np.array_equal(block.ids, again.ids) and after == after_again
+        unread += state is not None and all(after[name] == state[name] for name in ("cursor", "part"))
+        state = after
+    assert unread > 2
 
 
 def test_another_document_in_a_long_ones_place_is_not_taken_for_it(
