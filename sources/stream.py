@@ -259,7 +259,8 @@ class Stream:
         left = 60 * self.recipe.retry_minutes - failing
         if not error.transient or left <= 0 or self.around.stopping():
             raise error
-        pause = min(LONGEST_WAIT, left, 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)  # waiting changes no row
+        growing = 2.0 ** min(tries - 1, 16)  # a float ends at 2**1024
+        pause = min(LONGEST_WAIT, left, growing) * random.uniform(0.5, 1.0)  # waiting changes no row
         self.around.announce(
             self.source.name,
             "retry",

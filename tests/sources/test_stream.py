@@ -313,6 +313,13 @@ def test_a_failure_that_passes_is_told_and_changes_no_row(tmp_path, numbered, re
     assert "hf_***" in told[0][2] and "retrying at row 37" in told[0][2]
 
 
+def test_retrying_may_go_on_for_days(tmp_path, numbered, recipe, write_json_lines, monkeypatch):
+    monkeypatch.setattr("sources.stream.LONGEST_WAIT", 0.0)
+    flaky = Flaky(open_files(write_json_lines(tmp_path / "many", numbered, 2)), 10, 1100)
+    block, _ = Stream(flaky, 0, recipe(retry_minutes=5000.0), Surroundings()).next_block()
+    assert len(block) and flaky.times == 0
+
+
 def test_a_failure_that_stays_ends_at_the_deadline_and_a_lasting_one_at_once(
     tmp_path, numbered, recipe, write_json_lines, monkeypatch
 ):
