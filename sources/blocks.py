@@ -81,10 +81,11 @@ class BlockMaker:
             self.around.count(name, reason, number)
 
     def _stream(self, source: Source, lane: int, before: JSON, patient: bool) -> Stream:
+        recipe = self.recipe if patient else replace(self.recipe, retry_minutes=0.0)
         behind, stream = self._streams.pop((source.name, lane), (None, None))
         if behind == before:
+            stream.recipe = recipe  # its patience may have been another one
             return stream
-        recipe = self.recipe if patient else replace(self.recipe, retry_minutes=0.0)
         return Stream(source, lane, recipe, self.around, before)
 
     def _cached_lane(self, name: str, lane: int) -> CachedLane | None:

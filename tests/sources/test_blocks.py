@@ -11,6 +11,7 @@ from sources.caching import cached_sources
 from sources.config import DataConfig
 from sources.filters import Filters, is_held_out
 from sources.registry import open_sources
+from sources.source import SourceError
 from sources.stream import Recipe, Surroundings
 from tests.sources.test_loader import Unreadable
 
@@ -96,3 +97,39 @@ def test_a_damaged_shard_is_made_again_or_skipped_where_the_source_is_gone(
     mending.flush()
     reading = maker(readable=False)
     assert all(same(reading.make("texts", 0, state), block) for state, block in zip(states, blocks, strict=False))
+
+
+def test_behind_a_hole_in_the_cache_a_source_is_waited_for(tmp_path, texts, tokenizer, write_json_lines, monkeypatch):
+    """A block that the cache lacks is not waited for where it has later ones; the next one, if absent too, is."""
+    monkeypatch.setattr("sources.stream.LONGEST_WAIT", 0.01)
+    write_json_lines(tmp_path / "texts", texts, 2)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "texts"), "name": "texts"}])
+    recipe = make_recipe(tokenizer, seq_length=16, num_lanes=1)
+
+    def maker() -> BlockMaker:
+        sources = open_sources(config).sources
+        cached = cached_sources(ShardCache(tmp_path / "cache", 1.0), sources, config, recipe)
+        return BlockMaker(sources, recipe, cached, Surroundings())
+
+    filling, states = maker(), [None]
+    for _ in range(2 * BLOCKS_PER_SHARD):
+        states.append(filling.make("texts", 0, states[-1]).after)
+    reading = maker()
+    source, failures = reading.sources["texts"], []
+    read = source.read
+
+    def flaky(shard, cursor):
+        for document in read(shard, cursor):
+            if failures:
+                raise failures.pop()
+            yield document
+
+    source.read = flaky
+    for path in (tmp_path / "cache").rglob("000000.*"):
+        path.unlink()
+    made = [reading.make("texts", 0, state) for state in states[:2]]
+    for path in (tmp_path / "cache").rglob(f"{BLOCKS_PER_SHARD:06}.*"):
+        path.unlink()
+    failures += [SourceError("the connection was lost", transient=True)] * 2
+    made += [reading.make("texts", 0, state) for state in states[2:BLOCKS_PER_SHARD]]
+    assert not failures and [block.after for block in made] == states[1 : len(made) + 1]
