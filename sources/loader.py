@@ -149,7 +149,7 @@ class Loader:
         for lane in self._lanes.values():
             for name, source_queue in lane.queues.items():
                 total = totals.setdefault(name, {})
-                for reason, number in source_queue.counts.items():
+                for reason, number in list(source_queue.counts.items()):  # the loader's thread may add one meanwhile
                     total[reason] = total.get(reason, 0) + number
         return totals
 
