@@ -49,7 +49,7 @@ def held_out_rows(
             held_out = collect_held_out(
                 opened, preset.data, tokenizer, seq_length=preset.model.seq_length, eval_tokens=preset.train.eval_tokens
             )
-        for place in places:
+        for place in places if held_out.whole else []:  # what a failure left is collected again by the next start
             if not place.exists() or _read_cache(place, key) is None:
                 _write_cache(place, key, held_out)
     head = ranks.broadcast_json(

@@ -15,7 +15,7 @@ from sources.config import DataConfig
 from sources.filters import is_held_out
 from sources.packing import ids_dtype, pack_all
 from sources.registry import OpenedSources
-from sources.source import Source, SourceError
+from sources.source import Source, SourceError, read_on
 from sources.tokenizer import TextTokenizer
 
 SCAN_FACTOR = 100  # how many times the wanted tokens a source is searched for
@@ -34,6 +34,7 @@ class HeldOut:
     source_ids: torch.Tensor
     bytes_per_source: dict[str, int]  # UTF-8 bytes of the texts that the labels cover
     texts: dict[str, list[str]]
+    whole: bool = True  # every source was read as far as was wanted
 
 
 @dataclass
@@ -41,6 +42,7 @@ class _Collected:
     texts: list[str] = field(default_factory=list)
     ids: list[np.ndarray] = field(default_factory=list)
     total: int = 0
+    whole: bool = True
 
     def add(self, text: str, ids: np.ndarray) -> None:
         self.texts.append(text)
@@ -54,24 +56,27 @@ def collect_held_out(
     """Collect up to `eval_tokens` held-out tokens, in equal parts from the open sources, packed source by source.
 
     Documents are taken whole and none is longer than a quarter of its source's part, so that no single one decides;
-    where a source holds only longer ones, the beginning of the shortest is used. A source that fails while it is read
-    here contributes what it has given so far; the loader will meet the same failure and report it.
+    where a source holds only longer ones, the beginning of the shortest is used. A source that cannot be read to the
+    end here contributes what it has given so far, and the rows are not `whole`; the loader will meet the same failure
+    and report it.
     """
     names = [spec.source_name for spec in config.sources]
     wanted = eval_tokens // max(1, len(opened.sources))
     dtype = ids_dtype(tokenizer.vocab_size)
-    packed, owners, texts = [], [], {}
+    packed, owners, texts, whole = [], [], {}, True
     for name, source in opened.sources.items():
         collected = _collect(source, config, tokenizer, wanted)
         block = pack_all(collected.ids, seq_length, tokenizer.eos_id, dtype, config.packing)
         packed.append(block.unpack())
         owners += [names.index(name)] * len(block)
         texts[name] = collected.texts
+        whole &= collected.whole
     return HeldOut(
         *(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*packed, strict=True)),
         torch.tensor(owners, dtype=torch.int64),
         {name: sum(len(text.encode("utf-8", "surrogatepass")) for text in kept) for name, kept in texts.items()},
         texts,
+        whole,
     )
 
 
@@ -79,7 +84,7 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
     collected = _Collected()
     shortest_long: tuple[str, np.ndarray] | None = None
     scanned = 0
-    for text in _spread_documents(source):
+    for text in _spread_documents(source, collected):
         scanned += len(text)
         if _is_usable(text, config) and is_held_out(text):
             (ids,) = tokenizer.encode_batch([text])
@@ -121,12 +126,15 @@ def _is_usable(text: str, config: DataConfig) -> bool:
     return len(text.strip()) >= max(1, config.min_text_length)
 
 
-def _spread_documents(source: Source) -> Iterator[str]:
-    """Yield each of a source's documents once, a few from each of several shards in turn, shards far apart first."""
+def _spread_documents(source: Source, collected: _Collected | None = None) -> Iterator[str]:
+    """Yield each of a source's documents once, a few from each of several shards in turn, shards far apart first.
+
+    Ends early where the source cannot be read, and says so in its notices and in `collected`.
+    """
     step = max(1, source.num_shards // OPEN_SHARDS)
     order = [shard for first in range(step) for shard in range(first, source.num_shards, step)]
     waiting = iter(order)
-    readers = [source.read(shard, None) for shard in islice(waiting, OPEN_SHARDS)]
+    readers = [read_on(source, shard) for shard in islice(waiting, OPEN_SHARDS)]
     try:
         while readers:
             for reader in list(readers):
@@ -135,8 +143,10 @@ def _spread_documents(source: Source) -> Iterator[str]:
                     if document is None:
                         readers.remove(reader)
                         if (shard := next(waiting, None)) is not None:
-                            readers.append(source.read(shard, None))
+                            readers.append(read_on(source, shard))
                         break
                     yield document[0]
     except SourceError as error:
+        if collected is not None:
+            collected.whole = False
         source.notices.append(f"reading stopped early while looking for held-out or sample texts: {error.reason}")

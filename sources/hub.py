@@ -29,7 +29,7 @@ from sources.endpoint import explain, is_transient, newest_commit
 from sources.fields import FieldError, Template
 from sources.folder import digest
 from sources.parquet import columns_of, read_columns
-from sources.source import JSON, SourceError
+from sources.source import FIRST_WAIT, JSON, TRYING_SECONDS, SourceError
 
 # By itself the hub's client tries a read five times more, over half a minute, and warns of each. One more is for a
 # connection that drops; the rest are the reader's, who announces them and ends them at data.retry_minutes.
@@ -39,8 +39,6 @@ logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 ROWS_PER_BATCH = 64  # of what the library streams
 FEW_FILES = 16  # below this, parquet files are split by row group
 OPENING_TRIES = 5
-OPENING_SECONDS = 20.0  # no further try begins after this
-FIRST_WAIT = 0.5  # seconds before the second try, doubled for each further one
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class HubSource:
             except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
                 reason, transient = self._explain(error), is_transient(error)
                 pause = wait * random.uniform(0.5, 1.5)  # ranks must not come back all at once
-                if not (transient and tries_left) or time.monotonic() + pause - begin > OPENING_SECONDS:
+                if not (transient and tries_left) or time.monotonic() + pause - begin > TRYING_SECONDS:
                     raise SourceError(reason, transient=transient) from error
             self.notices.append(f"{reason}; opening it again")
             time.sleep(pause)

@@ -14,7 +14,7 @@ from sources.filters import Filters, text_hash
 from sources.hub import HubSource
 from sources.pdf import PdfSource
 from sources.python_packages import PythonPackagesSource
-from sources.source import JSON, Source, SourceError
+from sources.source import JSON, Source, SourceError, read_on
 
 OPENERS: dict[type[Spec], Callable[..., Source]] = {
     HubSpec: HubSource,
@@ -103,7 +103,7 @@ def _is_small(source: Source, config: DataConfig) -> bool:
     """Tell whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there."""
     filters, found = Filters(config.min_text_length), 0
     for shard in range(source.num_shards):
-        for text, _ in source.read(shard, None):
+        for text, _ in read_on(source, shard):
             found += filters.reject(text, text_hash(text)) is None
             if found >= SMALL_SOURCE:
                 return False

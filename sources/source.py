@@ -4,6 +4,8 @@ A source is a fixed number of shards, each a fixed sequence of documents. Every 
 a small JSON value from which `read` goes on with exactly the documents that follow.
 """
 
+import random
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -13,6 +15,9 @@ JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists 
 
 # What `counts` tells at every reading; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
+
+TRYING_SECONDS = 20.0  # at a start, before training: no further try begins after this
+FIRST_WAIT = 0.5  # seconds before the second try, doubled for each further one
 
 
 class SourceError(Exception):
@@ -49,3 +54,27 @@ class Source(Protocol):
     def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
         """Yield (text, cursor right after this text) from `cursor`, or from the shard's start; raises SourceError."""
         ...
+
+
+def read_on(source: Source, shard: int) -> Iterator[tuple[str, JSON]]:
+    """Read a shard from its start; a failure that may pass is tried again from the last cursor for TRYING_SECONDS.
+
+    For what is read at a start, where one lost connection must not decide what a lineage is made of.
+    """
+    cursor, failing_since, wait = None, None, FIRST_WAIT
+    while True:
+        began = time.monotonic()
+        try:
+            for text, after in source.read(shard, cursor):
+                cursor, began, failing_since, wait = after, None, None, FIRST_WAIT
+                yield text, cursor
+            return
+        except SourceError as error:
+            now = time.monotonic()
+            failing_since = failing_since or began or now
+            pause = wait * random.uniform(0.5, 1.5)  # ranks must not come back all at once
+            if not error.transient or now + pause - failing_since > TRYING_SECONDS:
+                raise
+            source.notices.append(f"{error.reason}; reading it again from there")
+        time.sleep(pause)
+        wait *= 2

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from sources.config import DataConfig
+from sources.config import DataConfig, FilesSpec
+from sources.files import FilesSource
 from sources.filters import HELD_OUT_SHARE, is_held_out
 from sources.held_out import collect_held_out, sample_training_texts
-from sources.registry import open_sources
+from sources.registry import OPENERS, open_sources
+from tests.sources.test_stream import Flaky
 
 
 def test_share_and_stability(texts):
@@ -70,3 +72,32 @@ def test_sample_of_training_texts(opened):
     assert len(set(sample)) > 0.9 * len(sample)
     everything = list(sample_training_texts(sources, config, 10**9))
     assert sorted(everything) == sorted(p for p in pieces if not is_held_out(p) and len(p.strip()) >= 50)
+
+
+@pytest.mark.parametrize("failures", [3, 10**9])
+def test_a_lost_connection_at_the_start_is_tried_again(failures, opened, tokenizer, monkeypatch):
+    """What is collected here decides a lineage's evaluation and tokenizer."""
+    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.5)
+    config, sources, _ = opened
+    shape = {"seq_length": 64, "eval_tokens": 4000}
+    expected = collect_held_out(sources, config, tokenizer, **shape)
+    sample = list(sample_training_texts(sources, config, 40_000))
+    for source in list(sources.sources.values()):
+        sources.sources[source.name] = Flaky(source, 5, failures)
+    held = collect_held_out(sources, config, tokenizer, **shape)
+    if failures == 3:
+        assert held.whole and torch.equal(held.labels, expected.labels) and held.texts == expected.texts
+        assert sum("reading it again" in notice for notice in sources.sources["a"].notices) == 3
+        sources.sources["a"] = Flaky(sources.sources["a"], 5, failures)
+        assert list(sample_training_texts(sources, config, 40_000)) == sample
+    else:
+        assert not held.whole and len(held.labels) < len(expected.labels)
+
+
+def test_a_lost_connection_at_the_start_does_not_drop_a_source(opened, monkeypatch):
+    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    config, sources, _ = opened
+    monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Flaky(FilesSource(spec, pin), 5, 3))
+    again = open_sources(config)
+    assert set(again.sources) == {"a", "b"} and not again.failures and again.small == sources.small
