@@ -71,9 +71,9 @@ def write_record(path: Path, record: dict[str, JSON]) -> None:
         write_whole(path, seal(record))
 
 
-def description(spec: Spec) -> JSON:
-    """What a preset says of a source."""
-    return spec.model_dump(mode="json")
+def description(spec: Spec, config: DataConfig) -> JSON:
+    """What a preset says of a source, and what else decides whether it is small."""
+    return {"spec": spec.model_dump(mode="json"), "min_text_length": config.min_text_length}
 
 
 def cached_sources(
@@ -112,5 +112,5 @@ def cached_sources(
             "num_shards": source.num_shards,
             "fingerprint": fingerprint_of_source,
         }
-        opened[name] = cache.source(fingerprint, description(specs[name]), pin)
+        opened[name] = cache.source(fingerprint, description(specs[name], config), pin)
     return opened

@@ -92,9 +92,10 @@ def open_sources(
 def _open(spec: Spec, pin: dict[str, JSON] | None, config: DataConfig, cache: ShardCache | None) -> tuple[Source, bool]:
     """Open one source; also tells whether it is small."""
     if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
-        known = cache.find(description(spec))
+        known = cache.find(description(spec, config))
         if known is not None and (pin is None or pin["source"] == known["source"]):
-            return LazySource(spec.source_name, known, partial(HubSource, spec, known["source"])), known["small"]
+            small = pin["small"] if pin else known["small"]
+            return LazySource(spec.source_name, known, partial(HubSource, spec, known["source"])), small
     source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
     return source, pin["small"] if pin else _is_small(source, config)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from shard_cache import BLOCKS_PER_SHARD, ShardCache
 from sources.blocks import BlockMaker
-from sources.caching import cached_sources
+from sources.caching import LazySource, cached_sources, description
 from sources.config import DataConfig
 from sources.filters import Filters, is_held_out
 from sources.registry import open_sources
@@ -133,3 +133,22 @@ def test_behind_a_hole_in_the_cache_a_source_is_waited_for(tmp_path, texts, toke
     failures += [SourceError("the connection was lost", transient=True)] * 2
     made += [reading.make("texts", 0, state) for state in states[2:BLOCKS_PER_SHARD]]
     assert not failures and [block.after for block in made] == states[1 : len(made) + 1]
+
+
+def test_a_cache_tells_whether_a_source_is_small_only_of_the_same_texts_and_not_against_a_pin(tmp_path, tokenizer):
+    """Found in the cache, a source of a hub is not opened, so there need be none here."""
+
+    def config(**data) -> DataConfig:
+        return DataConfig(sources=[{"type": "hf", "dataset": "owner/name", "name": "name"}], **data)
+
+    cache = ShardCache(tmp_path / "cache", 1.0)
+    known = {"source": {"commit": "0123"}, "small": True, "num_shards": 3, "fingerprint": "0123"}
+    remembered = LazySource("name", known, lambda: None)
+    recipe = make_recipe(tokenizer, seq_length=16, num_lanes=16, replicated=frozenset({"name"}))
+    cached_sources(cache, {"name": remembered}, config(), recipe)
+    assert open_sources(config(), cache=cache).small == {"name"}
+    pins = {"name": {"source": known["source"], "small": False}}
+    assert open_sources(config(), pins, cache=cache).small == set()
+    for min_text_length in (config().min_text_length, 7):
+        found = cache.find(description(config().sources[0], config(min_text_length=min_text_length)))
+        assert (found is not None) == (min_text_length == config().min_text_length)
