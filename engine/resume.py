@@ -118,7 +118,10 @@ def begin(
         lost = metrics.tokens_reached(folder.folder) - found["progress"]["tokens_total"]
         if lost > 0:
             restored.notes.append(f"{count(lost)} tokens that were trained after it are lost.")
-        message = _restored_sentence(restored, restore(model, restored.snapshot.model), Progress(**found["progress"]))
+        if restored.data and not found["data"]:
+            restored.notes.append("Its position in the text is of another version: the text begins anew.")
+        report, progress = restore(model, restored.snapshot.model), Progress(**found["progress"])
+        message = _restored_sentence(restored, report, progress, has_position=bool(found["data"]))
     for tensor in model.state_dict().values():
         ranks.broadcast_tensor(tensor)
     return Beginning(
@@ -194,9 +197,9 @@ def _same_tokenizer(saved_json: str | None, preset: Preset) -> bool:
         return False
 
 
-def _restored_sentence(restored: Restored, report: LoadReport, progress: Progress) -> str:
+def _restored_sentence(restored: Restored, report: LoadReport, progress: Progress, has_position: bool) -> str:
     optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
-    data = "and data position" if restored.data else "and without data position"
+    data = "and data position" if has_position else "and without data position"
     parts = [
         f"{restored.path} at {count(progress.tokens_total)} tokens, step {progress.step:,} (run {progress.run}), "
         f"{optimizer} {data}: {report.summary()}",

@@ -115,12 +115,15 @@ def _is_small(source: Source, config: DataConfig) -> bool:
 
 
 def forbidden_texts(config: DataConfig) -> Iterator[str]:
-    """Yield the texts of `data.decontaminate`; raises SourceError for a path that cannot be read."""
+    """Yield the texts of `data.decontaminate`; raises SourceError where one of them cannot be read: what it holds would
+    be trained on."""
     for path in config.decontaminate:
         source = FilesSource(FilesSpec(type="files", path=path))
         for shard in range(source.num_shards):
             for text, _ in source.read(shard, None):
                 yield text
+        if source.notices:
+            raise SourceError(f"{path}: {'; '.join(source.notices)}; mend that or take it out of there")
 
 
 def probe(spec: Spec, timeout: float = 3.0) -> str | None:

@@ -264,6 +264,14 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
     assert caught.value.status == 2
 
 
+def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, monkeypatch, capsys):
+    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    monkeypatch.setattr("engine.resume.STATE_FORMAT", 10**6)
+    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "with its optimizer and without data position" in printed and "the text begins anew" in printed
+
+
 def test_a_model_that_cannot_fit_is_never_made(tiny, tmp_path: Path):
     for shape in ({"hidden_size": 2**20}, {"seq_length": 2**20}):
         with pytest.raises(PresetError, match=r"One row of \d+ tokens does not fit into the memory of CPU"):

@@ -215,6 +215,14 @@ def test_a_path_that_may_not_be_looked_at_is_a_sentence():
     assert HubSpec(type="hf", dataset=path).folder is None
 
 
+def test_texts_to_keep_out_must_all_be_readable(tmp_path, texts):
+    (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
+    assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
+    (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
+    with pytest.raises(SourceError, match=r"half.txt.gz: is damaged .*; mend that or take it out"):
+        list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
+
+
 def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
