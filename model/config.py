@@ -79,7 +79,7 @@ class AuxiliaryConfig(BaseModel):
 
     policy_kl_weight: float = Field(0.05, ge=0.0, description="what the policy counts beside the cross-entropy")
     value_weight: float = Field(0.1, ge=0.0, description="what the value counts, of true states and of predicted ones")
-    dynamics_weight: float = Field(0.1, ge=0.0, description="what the dynamics count")
+    dynamics_weight: float = Field(0.4, ge=0.0, description="what the dynamics count")
     span_contrastive_weight: float = Field(0.1, ge=0.0, description="what the contrast of spans counts")
     policy_detach_trunk: bool = Field(True, description=_DETACHED)
     value_detach_trunk: bool = Field(True, description=_DETACHED)
