@@ -166,7 +166,8 @@ def test_a_part_that_is_switched_on_later_warms_up_then(tiny, tmp_path: Path, dr
         preset = tiny(auxiliary={**auxiliary, "auxiliary_warmup_fraction": 0.25})
         train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
         weights = torch.stack([draw.weights for draw in drawn[::2]])  # a step has two passes
-        return (weights / torch.tensor([0.05, 0.1, 0.1, 0.1, 0.1])).round(decimals=2)
+        keys = ("policy_kl_weight", "value_weight", "value_weight", "dynamics_weight", "span_contrastive_weight")
+        return (weights / torch.tensor([getattr(preset.auxiliary, key) for key in keys])).round(decimals=2)
 
     grows, whole = torch.tensor([0.0, 0.5] + [1.0] * 6), torch.ones(8)
     value_only = run({"enable_value": True, "value_horizons": [4, 16]})
