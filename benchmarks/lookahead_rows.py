@@ -74,11 +74,12 @@ def gate(probe: Probe) -> Iterator[str]:
         ce = figure(sums[key], lambda s: s[:, 0] / s[:, 1])
         yield f"{key.folder:16} {steps[-1]['tokens_total']:12,} {speed:9,.0f}  {ce}"
     differences: dict[tuple[str, str], list[float]] = {}
-    yield f"\n{'less the CE of':34} {'seed':>4}  nats"
     for key, base in itertools.product(sums, sums):
         more = base.share / key.share
         if key.method == "off" or base.method != "off" or base.seed != key.seed or not 1.0 <= more <= MORE:
             continue
+        if not differences:
+            yield f"\n{'less the CE of':34} {'seed':>4}  nats"
         both = torch.cat([sums[key], sums[base]], 1)
         against = figure(both, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
         differences.setdefault((key.label, base.label), []).append(against.value)

@@ -118,10 +118,10 @@ def begin(
         lost = metrics.tokens_reached(folder.folder) - found["progress"]["tokens_total"]
         if lost > 0:
             restored.notes.append(f"{count(lost)} tokens that were trained after it are lost.")
-        if restored.data and not found["data"]:
+        if restored.data is not None and found["data"] is None:
             restored.notes.append("Its position in the text is of another version: the text begins anew.")
         report, progress = restore(model, restored.snapshot.model), Progress(**found["progress"])
-        message = _restored_sentence(restored, report, progress, has_position=bool(found["data"]))
+        message = _restored_sentence(restored, report, progress, has_position=found["data"] is not None)
     for tensor in model.state_dict().values():
         ranks.broadcast_tensor(tensor)
     return Beginning(
@@ -153,13 +153,16 @@ def _progress(restored: Restored, token_budget: int) -> dict[str, Any]:
 def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
     """The saved data position without the sources that the preset now describes differently: those begin anew."""
     data = restored.data
-    if data is None or data.get("loader") is None or data["loader"].get("format") != STATE_FORMAT:
+    if data is None:
+        return None
+    loader = data.get("loader")  # None before the first step
+    if loader is not None and loader.get("format") != STATE_FORMAT:
         return None
     saved = ((restored.snapshot.preset or {}).get("data") or {}).get("sources", [])
     unchanged = {s.source_name for s in preset.data.sources if s.model_dump(mode="json") in saved}
     described = {s.source_name for s in preset.data.sources}
     changed = described - unchanged
-    for lane in data["loader"]["lanes"].values():
+    for lane in loader["lanes"].values() if loader is not None else ():
         for name in changed:
             lane["streams"].pop(name, None)
     return {**data, "pins": {name: pin for name, pin in data["pins"].items() if name not in changed}}

@@ -149,6 +149,19 @@ def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, m
     assert run["derived"]["rows_per_pass"] == 4, "a lineage keeps what it has"
 
 
+def test_a_lineage_that_was_stopped_before_its_first_step_keeps_its_passes(tiny, tmp_path: Path, monkeypatch, capsys):
+    preset = tiny(train={"probe_batch": True})
+    with monkeypatch.context() as stopping:
+        stopping.setattr("engine.loop.Run._rehearse", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    rows = CheckpointFolder(tmp_path).newest().data["rows_of_pass"]
+    capsys.readouterr()
+    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Passes of {rows} rows" in printed and "as before" in printed and "another version" not in printed
+
+
 @pytest.mark.parametrize("stage", [1, 3])  # in one process 0 to 2 are one
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer: str):
