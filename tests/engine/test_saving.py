@@ -12,8 +12,12 @@ import torch
 
 from engine import train
 from engine.checkpoints import CURRENT, CheckpointFolder
+from engine.console import Console
 from engine.errors import FolderInUse
-from engine.metrics import read
+from engine.metrics import Metrics, read
+from engine.ranks import Ranks
+from engine.saving import Saving
+from tests.engine import test_checkpoints
 from tests.engine.conftest import start_main
 
 STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
@@ -92,6 +96,19 @@ def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path:
     output = capsys.readouterr().out
     assert "could not be written" in output and "Training goes on; the next try is in" in output
     assert CheckpointFolder(tmp_path).newest().optimizer is not None
+
+
+def test_a_failure_is_told_by_the_save_that_waits_for_it(tmp_path: Path, capsys):
+    (tmp_path / "state").write_text("in the way")
+    taken, console = (test_checkpoints.snapshot(10), test_checkpoints.optimizer(10), {}), Console()
+    alone = Ranks(0, 1, torch.device("cpu"), None)
+    journal = Metrics(tmp_path, console, enabled=True)
+    saving = Saving(lambda: taken, 10.0, CheckpointFolder(tmp_path), alone, console, journal, None)
+    saving.save()
+    saving.save()
+    assert "could not be written" in " ".join(capsys.readouterr().out.split())
+    saving.close()
+    journal.close()
 
 
 def test_a_finished_run_waits_for_the_disk(tiny, tmp_path: Path, monkeypatch, capsys):
