@@ -46,9 +46,8 @@ def main() -> None:
     loss_sum, _ = engine(ids[:-1].view(2, -1), ids[1:].view(2, -1))
     engine.backward(loss_sum / (2 * config.seq_length))
     gradients = zero.Gradients.accumulated(engine)
-    zero.step(
-        engine, gradients, gradients.squared_norms(ranks.device), train.gradient_clipping, ranks
-    )  # now there are moments
+    squares = gradients.squared_norms(ranks.device).cpu()
+    zero.step(engine, gradients, squares, train.gradient_clipping, ranks)  # now there are moments
 
     def take() -> Copy:
         snapshot = Snapshot(

@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "train": MUON,
         "model": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
     },
+    "no-bias": {"train": MUON, "model": {"bias": False}},
     "untied": {"train": MUON, "model": {"tie_embeddings": False}},
     "bpe-4096": {"train": MUON, "data": {"tokenizer": {"train_bpe": 4096}}},
     "bpe-16384": {"train": MUON, "data": {"tokenizer": {"train_bpe": 16384}}},

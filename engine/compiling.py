@@ -16,7 +16,9 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
+from engine import zero
 from engine.console import Console
 from engine.errors import PresetError
 from engine.ranks import Ranks
@@ -89,16 +91,30 @@ def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, console: Co
     return None
 
 
-def compile_model(engine: deepspeed.DeepSpeedEngine, **options: Any) -> None:
+def compile_model(engine: deepspeed.DeepSpeedEngine, **options: Any) -> int:
     """Compiles the engine's model; on a CPU without the latent core, whose minutes of compiling would win 2% of a step.
 
     Its forward alone: engine.compile() takes DeepSpeed's hooks along, which are compiled once for each pass of a step.
-    `options` are torch.compile's.
+    `options` are torch.compile's. One process on a GPU has a pass in CUDA graphs: the host cannot launch the kernels of
+    a short pass as fast as they run. Returns the number of passes of one kind until all is compiled and recorded.
     """
-    core = getattr(engine.module, "latent", None)
+    module = engine.module
+    core = getattr(module, "latent", None)
     if core is not None and engine.device.type == "cpu":
         core.forward = torch.compiler.disable(core.forward)
-    engine.module.forward = torch.compile(engine.module.forward, **options)
+    alone = dist.get_world_size() == 1 and engine.zero_optimization_stage() == 0
+    captured = alone and engine.device.type == "cuda"
+    if captured:
+        zero.keep_gradients(engine)  # a graph's own are overwritten when it runs again
+        options.setdefault("mode", "reduce-overhead")
+    compiled = torch.compile(module.forward, **options)
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # nobody reads what the last pass returned any more
+        return compiled(*arguments, **named)
+
+    module.forward = forward if captured else compiled
+    return 3 if captured else 1  # one warms up, one is recorded, the next ones are replayed
 
 
 def compiler_problem(device: torch.device) -> str | None:

@@ -92,8 +92,7 @@ class Run:
             metrics.write("resume", step=self.progress.step, message=beginning.message)
         self.engine = zero.initialize(self.model, preset.train, ranks, self.bf16)
         self.compiling = choose_compile(preset.train.compile, preset.train.zero_stage, ranks, console)
-        if self.compiling:
-            compile_model(self.engine)
+        self.rehearsals = compile_model(self.engine) if self.compiling else 1
         self.held_out = held_out_rows(beginning.opened, preset, self.tokenizer, ranks, folder.folder, beginning.cache)
         self.curriculum = Curriculum(preset.auxiliary, ranks) if preset.auxiliary.enable_curriculum else None
         if self.curriculum and saved.get("curriculum"):
@@ -314,13 +313,15 @@ class Run:
         has its state."""
         self.rehearsed = False
         rehearsal = (self.engine, self._step, self.preset, self.places, self._look_ahead, self.ranks)
-        rehearse(*rehearsal)
+        for _ in range(self.rehearsals):
+            rehearse(*rehearsal)
         if self.curriculum:
             with self.curriculum.as_after_burn_in():  # another graph, and more memory
-                rehearse(*rehearsal)
+                for _ in range(self.rehearsals):
+                    rehearse(*rehearsal)
             self.curriculum.forget_step()
         if len(self.held_out.input_ids):
-            self._losses_held_out(lambda passes: itertools.islice(passes, 1))
+            self._losses_held_out(lambda passes: itertools.islice(passes, self.rehearsals))
         self.rehearsed = True
         if missing := zero.load_optimizer_state(self.engine, self.beginning.optimizer, self.ranks):
             self.console.say(f"The optimizer's state fits all but {len(missing)} parameters, whose moments begin anew.")

@@ -66,7 +66,7 @@ def _core_apart(groups: list[dict], model: nn.Module) -> list[dict]:
             parameters = [parameter for parameter in group["params"] if (id(parameter) in core) == is_core]
             factor = latent.auxiliary.learning_rate_factor if is_core and latent is not None else 1.0
             if parameters:
-                apart.append(group | {"params": parameters, "rate_factor": factor})
+                apart.append(group | {"params": parameters, "core": is_core, "rate_factor": factor})
     return apart
 
 

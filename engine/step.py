@@ -59,7 +59,7 @@ def train_step(
     """
     scale = len(batch.input_ids) * ranks.world_size / labels_in_step
     losses = SourceLosses(num_sources, ranks.device)
-    figures: list[torch.Tensor] = []  # of each pass, (FIGURES, 2)
+    figures = torch.zeros(len(FIGURES), 2, dtype=torch.float64, device=ranks.device)
     passes = (batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids)
     for number, tensors in enumerate(each_pass(zip(*passes, strict=True))):
         with forbidden(ranks.device) if forbid_synchronization else nullcontext():
@@ -73,7 +73,8 @@ def train_step(
                 options["look_ahead"] = look_ahead[number].to(ranks.device)
             loss_sum, token_nll, *told = engine(input_ids, labels, segment_ids if document_mask else None, **options)
             engine.backward(loss_sum * scale)
-            figures += told
+            for of_pass in told:
+                figures += of_pass
             if curriculum is not None:
                 curriculum.add(token_nll, labels)
             losses.add(token_nll, labels, source_ids)
@@ -81,8 +82,8 @@ def train_step(
                 engine.step()  # counts the pass
 
     gradients = zero.Gradients.accumulated(engine)
-    squares = gradients.squared_norms(ranks.device)  # before the host waits for the device, so that it waits once
-    loss, loss_sums = losses.over_all(ranks)
+    sums, squares, figures = on_cpu(losses.sums, gradients.squared_norms(ranks.device), figures)
+    loss, loss_sums = over_all(sums, ranks)
     verdict, grad_norm, core_grad_norm = guard.judge(loss), None, None
     if guard.refuses(verdict):
         zero.discard(engine)
@@ -90,12 +91,17 @@ def train_step(
         grad_norm, core_grad_norm = zero.step(engine, gradients, squares, clip, ranks)
         verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
     skipped = guard.refuses(verdict)
-    auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
-    if figures and not skipped:
-        auxiliary = ranks.sum_tensor(torch.stack(figures).sum(0, dtype=torch.float64).cpu())
+    auxiliary = figures if look_ahead is None or skipped else ranks.sum_tensor(figures)
     if skipped:
-        loss_sums = torch.zeros_like(loss_sums)
+        loss_sums, auxiliary = torch.zeros_like(loss_sums), torch.zeros_like(auxiliary)
     return StepResult(loss, loss_sums, auxiliary, grad_norm, core_grad_norm, verdict, skipped)
+
+
+def on_cpu(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Copies of tensors whose elements have 8 bytes, by one transfer: each by itself would wait for the device."""
+    bits = torch.cat([tensor.flatten().view(torch.int64) for tensor in tensors]).cpu()
+    parts = bits.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class SourceLosses:
@@ -105,20 +111,22 @@ class SourceLosses:
     """
 
     def __init__(self, num_sources: int, device: torch.device):
-        self._sums = torch.zeros(3, num_sources, dtype=torch.int64, device=device)  # NLL, labels, rows not finite
+        self.sums = torch.zeros(3, num_sources, dtype=torch.int64, device=device)  # NLL, labels, rows not finite
 
     def add(self, token_nll: torch.Tensor, labels: torch.Tensor, source_ids: torch.Tensor) -> None:
         """Counts one pass: token_nll and labels (B, T), source_ids (B,), on the device."""
         nll = token_nll.sum(1, dtype=torch.float64)
         finite = nll.abs() < LIMIT  # NaN is not
         units = torch.where(finite, nll / UNIT, 0.0).round().long()
-        self._sums.index_add_(1, source_ids, torch.stack([units, (labels != -100).sum(1), (~finite).long()]))
+        self.sums.index_add_(1, source_ids, torch.stack([units, (labels != -100).sum(1), (~finite).long()]))
 
-    def over_all(self, ranks: Ranks) -> tuple[float, torch.Tensor]:
-        """The mean loss in nats over all ranks' labels, NaN where any row's is not finite; the sums of StepResult."""
-        sums = ranks.sum_tensor(self._sums.cpu())
-        loss, _ = mean_losses(sums[:2])
-        return math.nan if sums[2].any() else loss, sums[:2]
+
+def over_all(sums: torch.Tensor, ranks: Ranks) -> tuple[float, torch.Tensor]:
+    """From this rank's SourceLosses.sums, on the CPU: the mean loss in nats over all ranks' labels, NaN where any row's
+    is not finite; the sums of StepResult."""
+    sums = ranks.sum_tensor(sums)
+    nll, labels, not_finite = sums.sum(1).tolist()
+    return math.nan if not_finite or not labels else nll * UNIT / labels, sums[:2]
 
 
 def mean_losses(loss_sums: torch.Tensor) -> tuple[float, list[float | None]]:

@@ -7,6 +7,7 @@ saved any other can continue.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -130,11 +131,9 @@ class Gradients(NamedTuple):
 
     @classmethod
     def accumulated(cls, engine: deepspeed.DeepSpeedEngine) -> "Gradients":
-        latent = getattr(engine.module, "latent", None)
-        core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
         gradients = cls([], [])
-        for parameter, gradient in _gradients(engine):
-            gradients[id(parameter) in core].append(gradient)
+        for group, own in _gradients(engine):
+            gradients[group["core"]].extend(own)
         return gradients
 
     def squared_norms(self, device: torch.device) -> torch.Tensor:
@@ -153,14 +152,13 @@ class Norms(NamedTuple):
 def step(
     engine: deepspeed.DeepSpeedEngine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks
 ) -> Norms:
-    """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`.
+    """One optimizer step on the gradients accumulated, whose `squared_norms` are `squares`, on the CPU.
 
     The latent core's gradients are clipped by themselves, so that a core that is detached leaves the trunk as it would
     be without one; for the same reason they count as zeros where they alone are not finite. Where the trunk's are not,
     the step is skipped on all ranks: weights, moments and their step count stay as they are, and the gradients are
     gone.
     """
-    squares = squares.cpu()
     # At stage 0 every rank has all gradients, else a share of them.
     sums = squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)
     norms = Norms(*(norm if math.isfinite(norm) else math.nan for norm in sums.sqrt().tolist()))
@@ -176,16 +174,24 @@ def step(
     return norms
 
 
-def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """What Gradients holds, and whose each is."""
+def _gradients(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
+    """What Gradients holds, by the optimizer's groups; zeros that fill a partition up may be among it."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
-        yield from ((p, p.grad) for p in engine.module.parameters() if p.grad is not None)
+        for group in optimizer.param_groups:
+            yield group, [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         return
-    groups = optimizer.fp16_groups if stage == 3 else optimizer.params_in_partition
     for number, gradients in optimizer.averaged_gradients.items():
-        own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-        yield from zip(groups[number], own, strict=False)  # zeros that fill a partition up may follow unmarked
+        yield optimizer.param_groups[optimizer.sub_group_to_group_id[number] if stage == 3 else number], gradients
+
+
+def keep_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
+    """From here on the gradients stay where they are and every pass adds to them, for an engine at stage 0."""
+    parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+    kept = [torch.zeros_like(parameter) for parameter in parameters]
+    for parameter, gradient in zip(parameters, kept, strict=True):
+        parameter.grad = gradient
+    engine.zero_grad = functools.partial(torch._foreach_zero_, kept)
 
 
 def discard(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -52,8 +52,10 @@ class HeadNorm(nn.RMSNorm):
 
 
 class CausalSelfAttention(nn.MultiheadAttention):
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False):
-        super().__init__(hidden_size, num_heads, dropout=dropout, batch_first=True)
+    def __init__(
+        self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False, bias: bool = True
+    ):
+        super().__init__(hidden_size, num_heads, dropout=dropout, bias=bias, batch_first=True)
         self.layer = layer
         self.query_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
         self.key_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None

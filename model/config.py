@@ -28,6 +28,7 @@ class ModelConfig(BaseModel):
     mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(
         "gelu", description="the activation between a block's two products"
     )
+    bias: bool = Field(True, description="the products and LayerNorms of the blocks add a bias")
     tie_embeddings: bool = Field(True, description="the head reads the embedding")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of what the blocks add that is dropped")
     init_std: float = Field(0.02, gt=0.0, le=1.0, description="standard deviation of the initial weights")

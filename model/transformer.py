@@ -48,12 +48,12 @@ class MLP(nn.Module):
     """Up, an activation, down; or SwiGLU (arXiv 2002.05202), whose three matrices have as many weights as the others'
     two, up to a multiple of 64."""
 
-    def __init__(self, hidden_size: int, kind: str):
+    def __init__(self, hidden_size: int, kind: str, bias: bool = True):
         super().__init__()
         self.kind = kind
         inner = 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
-        self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner)
-        self.down = nn.Linear(inner, hidden_size)
+        self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
+        self.down = nn.Linear(inner, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activate(self.up(x)))
@@ -75,10 +75,10 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = norm(config)
         self.attention = CausalSelfAttention(
-            config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm
+            config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm, config.bias
         )
         self.mlp_norm = norm(config)
-        self.mlp = MLP(config.hidden_size, config.mlp)
+        self.mlp = MLP(config.hidden_size, config.mlp, config.bias)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
@@ -98,7 +98,7 @@ def norm(config: ModelConfig) -> nn.Module:
     """Of states (..., D): LayerNorm, or RMSNorm (arXiv 1910.07467), which neither centres nor shifts."""
     if config.norm == "rms":
         return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
-    return nn.LayerNorm(config.hidden_size)
+    return nn.LayerNorm(config.hidden_size, bias=config.bias)
 
 
 class States(NamedTuple):

@@ -56,7 +56,7 @@ class LastBlock:
         """Queries, keys and values (B, H, N, D/H) of what reaches the block (B, N, D)."""
         attention = self.block.attention
         x = _norm(self.block.attention_norm, x)
-        qkv = F.linear(x, attention.in_proj_weight.detach(), attention.in_proj_bias.detach())
+        qkv = F.linear(x, attention.in_proj_weight.detach(), _detached(attention.in_proj_bias))
         query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if attention.query_norm is not None:
             query, key = _norm(attention.query_norm, query), _norm(attention.key_norm, key)
@@ -67,7 +67,11 @@ class LastBlock:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.detach(), layer.bias.detach())
+    return F.linear(x, layer.weight.detach(), _detached(layer.bias))
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
 def _norm(layer: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
@@ -75,4 +79,5 @@ def _norm(layer: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
     weight = layer.weight.detach().to(x.dtype)
     if isinstance(layer, nn.RMSNorm):
         return F.rms_norm(x, layer.normalized_shape, weight, layer.eps)
-    return F.layer_norm(x, layer.normalized_shape, weight, layer.bias.detach().to(x.dtype), layer.eps)
+    bias = None if layer.bias is None else layer.bias.detach().to(x.dtype)
+    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
