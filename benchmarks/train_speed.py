@@ -8,8 +8,8 @@ round, so a shared machine's noise meets all alike. Ratios are medians over roun
 (pip install transformers lightning litgpt) is left out and named. `alone` is ours for many steps on end, and how our
 own time a token grows with the model and the sequence: on a GPU 100 million tokens of the reference shape in steps of
 131,072, and a larger model, on a CPU a million of the offline preset's in steps of 8,192. `scaling` is ours in one
-process and in two, over threads and ZeRO stages. On a GPU the reference shape's race and `alone` are run, in some three
-minutes.
+process and in two, over threads and ZeRO stages. On a GPU the reference shape's races (passes of 32,768 tokens, and the
+preset's step of 131,072 in one) and `alone` are run, in some four minutes.
 """
 
 import argparse
@@ -38,10 +38,11 @@ from model import ModelConfig, TransformerLM
 
 RACES = {  # width, layers, length, vocabulary; rows of a step on a CPU and on a GPU
     "reference": ((256, 3, 256, 50_257), (32, 128)),
+    "reference-step": ((256, 3, 256, 50_257), (512, 512)),
     "offline": ((256, 3, 256, 16_384), (32, 128)),
     "12x768": ((768, 12, 1024, 50_257), (4, 32)),
 }
-ON_CPU, ON_GPU = "reference,offline", "reference,alone"
+ON_CPU, ON_GPU = "reference,offline", "reference,reference-step,alone"
 TRAINERS = {  # name: worker, compiled, package
     "ours, engine, compiled": ("ours", True, "torch"),
     "ours, engine, eager": ("ours", False, "torch"),
@@ -54,7 +55,9 @@ TRAINERS = {  # name: worker, compiled, package
     "Lightning Fabric": ("fabric", False, "lightning"),
     "litgpt pretrain": ("litgpt", True, "litgpt"),
 }
-OURS = next(iter(TRAINERS))
+OURS, LEAN = next(iter(TRAINERS)), "the same, lean"  # see train_speed_workers.ours_lean
+# Of the preset's whole step: those that have room beside one another on one GPU, the fastest peers among them.
+OF_WHOLE_STEP = (OURS, "ours, bare loop, compiled", "plain loop, compiled", "Lightning Fabric, compiled")
 # Tokens of a long run of ours alone, and of its steps, on a CPU and on a GPU.
 LONG_RUN, STEP = (1_000_000, 100_000_000), (8192, 131_072)
 WARMUP = 3  # steps, compilation among them
@@ -82,7 +85,7 @@ class Contender:
     problem: str | None = None
 
     def start(self) -> None:
-        worker, compiled, package = TRAINERS[self.trainer or self.name]
+        worker, compiled, package = (TRAINERS | {LEAN: ("ours_lean", True, "torch")})[self.trainer or self.name]
         if importlib.util.find_spec(package) is None:
             self.problem = f"{package} is not installed"
             return
@@ -183,7 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             size, rows = RACES[race_name]
             shape = Shape(*size, arguments.rows or rows[on_gpu])
-            contenders = [Contender(name, shape) for name in names]
+            racing = [name for name in names if race_name != "reference-step" or name in OF_WHOLE_STEP]
+            contenders = [Contender(name, shape) for name in racing]
             with started(contenders, on_gpu):
                 race(contenders, arguments)
             tell(contenders, arguments, peak, rate)
@@ -194,13 +198,13 @@ def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate:
     step, long_run, parts = STEP[on_gpu], LONG_RUN[on_gpu], 10
     name = "reference" if on_gpu else "offline"
     long = Contender(OURS, Shape(*RACES[name][0], step // 256))
-    larger = [Contender(OURS, Shape(*RACES["12x768"][0], step // 1024))] if on_gpu else []
+    larger = [Contender(name, Shape(*RACES["12x768"][0], step // 1024)) for name in (OURS, LEAN) if on_gpu]
     growing = {label: Contender(OURS, Shape(*size, 16_384, step // size[2])) for label, size in GROWTH.items()}
     with started([long, *larger, *growing.values()], on_gpu):
         for _ in range(parts):
             long.round(math.ceil(long_run / step / parts))
-        for contender in (*larger, *growing.values()):
-            race([contender], arguments)
+        for contenders in (larger, *([contender] for contender in growing.values())):
+            race(contenders, arguments)
     if long.problem is None:
         tokens = parts * math.ceil(long_run / step / parts) * step
         seconds = [tokens / parts / step * each for each in long.seconds]
@@ -208,8 +212,8 @@ def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate:
             f"\n{OURS}, {name} shape: {tokens:,} tokens in {sum(seconds):.1f} s, {tokens / sum(seconds):,.0f} "
             f"tokens/s; the last tenth took {seconds[-1] / seconds[0]:.3f} of the first's time"
         )
-    for contender in (long, *larger):
-        tell([contender], arguments, peak, rate)
+    for contenders in (([long], larger) if on_gpu else ([long],)):
+        tell(contenders, arguments, peak, rate)
     growth(growing, step, arguments.rounds)
 
 
