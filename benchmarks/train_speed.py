@@ -194,17 +194,20 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate: float) -> None:
-    """Many steps on end, on a GPU a larger model, and growth: all compile, then one after the other is timed."""
+    """Many steps on end, growth, and on a GPU a larger model, twice: all of a kind compile, then each is timed."""
     step, long_run, parts = STEP[on_gpu], LONG_RUN[on_gpu], 10
     name = "reference" if on_gpu else "offline"
     long = Contender(OURS, Shape(*RACES[name][0], step // 256))
     larger = [Contender(name, Shape(*RACES["12x768"][0], step // 1024)) for name in (OURS, LEAN) if on_gpu]
     growing = {label: Contender(OURS, Shape(*size, 16_384, step // size[2])) for label, size in GROWTH.items()}
-    with started([long, *larger, *growing.values()], on_gpu):
+    with started([long, *growing.values()], on_gpu):
         for _ in range(parts):
             long.round(math.ceil(long_run / step / parts))
-        for contenders in (larger, *([contender] for contender in growing.values())):
-            race(contenders, arguments)
+        for contender in growing.values():
+            race([contender], arguments)
+    for contender in larger:  # each by itself: it needs a third of the memory
+        with started([contender], on_gpu):
+            race([contender], arguments)
     if long.problem is None:
         tokens = parts * math.ceil(long_run / step / parts) * step
         seconds = [tokens / parts / step * each for each in long.seconds]
@@ -212,8 +215,9 @@ def alone(arguments: argparse.Namespace, on_gpu: bool, peak: float | None, rate:
             f"\n{OURS}, {name} shape: {tokens:,} tokens in {sum(seconds):.1f} s, {tokens / sum(seconds):,.0f} "
             f"tokens/s; the last tenth took {seconds[-1] / seconds[0]:.3f} of the first's time"
         )
-    for contenders in (([long], larger) if on_gpu else ([long],)):
-        tell(contenders, arguments, peak, rate)
+    tell([long], arguments, peak, rate)
+    if larger:
+        tell(larger, arguments, peak, rate)
     growth(growing, step, arguments.rounds)
 
 

@@ -186,14 +186,15 @@ def _limits() -> list[tuple[float, float]]:
 def choose_num_workers(asked: int | str, device: torch.device) -> int:
     """Data worker processes of one rank; `asked` is data.num_workers.
 
-    A CPU that trains needs a thousandth of what a thread prepares; a GPU can need several cores.
+    A CPU that trains needs a thousandth of what a thread prepares; a GPU that makes three million tokens a second needs
+    what four prepare (benchmarks/LOG.md).
     """
     if asked != "auto":
         return int(asked)
     if device.type == "cpu":
         return 0
     cores = usable_cores() // processes_here()
-    return max(1, min(4, cores - 1))
+    return max(1, min(8, cores - 1))
 
 
 def idle_gpus() -> int:

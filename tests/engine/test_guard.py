@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.guard import ENOUGH, MIN_SIGMA, SIGMAS, WINDOW, Guard, Verdict, all_finite
 from engine.ranks import Ranks
-from engine.step import SourceLosses, over_all
+from engine.step import SourceLosses, on_cpu, over_all
 from tests.conftest import REPOSITORY
 from tests.engine import guard_worker
 from tests.engine.conftest import environment
@@ -110,6 +110,13 @@ def test_rows_that_are_not_finite_never_add_up_to_something_finite(value: float,
     assert over_all(losses.sums.clone(), ALONE)[0] == 2.0
     losses.add(torch.full((rows, 4), value), labels, torch.ones(rows, dtype=torch.int64))
     assert math.isnan(over_all(losses.sums, ALONE)[0])
+
+
+def test_numbers_that_reach_the_host_together_keep_every_bit():
+    whole = torch.tensor([[2**62, -1], [0, 7]])
+    broken = torch.tensor([math.nan, math.inf, -0.0, 1e-310], dtype=torch.float64)
+    first, second = on_cpu(whole, broken)
+    assert torch.equal(first, whole) and torch.equal(second.view(torch.int64), broken.view(torch.int64))
 
 
 def test_all_finite_finds_a_single_value():

@@ -51,6 +51,38 @@ def test_the_latent_core_has_groups_of_its_own_with_its_factor(optimizer: str):
     assert {parameter for group in groups for parameter in group["params"]} == set(model.parameters())
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_that_stay_where_they_are_change_no_bit(optimizer: str):
+    """As CUDA graphs need them: over steps of two passes, a discarded one among them."""
+    weights = []
+    for kept in (False, True):
+        torch.manual_seed(0)
+        model = TransformerLM(ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16), 64)
+        settings = TrainConfig(optimizer=optimizer, per_gpu_batch_size=2, accumulation_steps=2)
+        engine, ranks = zero.initialize(model, settings, join(), bf16=False), join()
+        if kept:
+            zero.keep_gradients(engine)
+            places = [parameter.grad.data_ptr() for parameter in model.parameters()]
+        for number in range(4):
+            for _ in range(2):
+                ids = torch.randint(64, (2, 17))
+                engine.backward(engine(ids[:, :-1], ids[:, 1:]).loss_sum / 32)
+                if not engine.is_gradient_accumulation_boundary():
+                    engine.step()
+            if number == 1:
+                zero.discard(engine)
+                continue
+            gradients = zero.Gradients.accumulated(engine)
+            assert len(gradients.trunk) == len(list(model.parameters())) and not gradients.core
+            zero.step(engine, gradients, gradients.squared_norms(ranks.device).cpu(), 1.0, ranks)
+        if kept:
+            assert places == [parameter.grad.data_ptr() for parameter in model.parameters()]
+            assert not any(parameter.grad.any() for parameter in model.parameters())
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+        engine.destroy()
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_cores_learning_rate_follows_the_trunks(stage: int):
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)

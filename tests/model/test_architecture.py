@@ -21,7 +21,15 @@ OPTIONS = {
     "qk_norm": {"qk_norm": True},
     "squared_relu": {"mlp": "squared_relu"},
     "swiglu": {"mlp": "swiglu"},
-    "all": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "tie_embeddings": False},
+    "no_bias": {"bias": False},
+    "all": {
+        "positions": "rotary",
+        "norm": "rms",
+        "qk_norm": True,
+        "mlp": "swiglu",
+        "bias": False,
+        "tie_embeddings": False,
+    },
 }
 
 
@@ -84,6 +92,11 @@ def test_each_mlp_is_what_its_name_says(kind):
         inner = up[:, :256] * torch.sigmoid(up[:, :256]) * up[:, 256:]
     torch.testing.assert_close(mlp(x), F.linear(inner, mlp.down.weight, mlp.down.bias))
     assert sum(p.numel() for p in mlp.parameters() if p.ndim == 2) == 8 * 96**2
+
+
+def test_without_biases_none_is_left(config):
+    names = [name for name, _ in make(config, "no_bias").named_parameters()]
+    assert names and not any("bias" in name for name in names)
 
 
 def test_decoding_with_a_cache_equals_reading_the_whole(model, token_ids):

@@ -10,6 +10,7 @@ KINDS = [
     {},
     {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
     {"positions": "rotary", "mlp": "swiglu", "num_layers": 1},
+    {"bias": False},
 ]
 
 
