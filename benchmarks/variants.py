@@ -34,6 +34,7 @@ from sources.config import TrainBPE
 from sources.tokenizer import load_tokenizer
 
 MUON: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3}
+ALL: dict[str, Any] = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"}
 # By name: changes to the sections of a plain preset with AdamW.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "adamw-1e-3": {"train": {"learning_rate": 1e-3}},
@@ -48,10 +49,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "qk-norm": {"train": MUON, "model": {"qk_norm": True}},
     "squared-relu": {"train": MUON, "model": {"mlp": "squared_relu"}},
     "swiglu": {"train": MUON, "model": {"mlp": "swiglu"}},
-    "all": {
-        "train": MUON,
-        "model": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
-    },
+    "all": {"train": MUON, "model": ALL},
+    "all-but-qk-norm": {"train": MUON, "model": ALL | {"qk_norm": False}},
+    "all-but-squared-relu": {"train": MUON, "model": ALL | {"mlp": "gelu"}},
     "no-bias": {"train": MUON, "model": {"bias": False}},
     "untied": {"train": MUON, "model": {"tie_embeddings": False}},
     "bpe-4096": {"train": MUON, "data": {"tokenizer": {"train_bpe": 4096}}},
