@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "squared-relu": {"train": MUON, "model": {"mlp": "squared_relu"}},
     "swiglu": {"train": MUON, "model": {"mlp": "swiglu"}},
     "all": {"train": MUON, "model": ALL},
+    "all-no-bias": {"train": MUON, "model": ALL | {"bias": False}},
     "all-but-qk-norm": {"train": MUON, "model": ALL | {"qk_norm": False}},
     "all-but-squared-relu": {"train": MUON, "model": ALL | {"mlp": "gelu"}},
     "no-bias": {"train": MUON, "model": {"bias": False}},
