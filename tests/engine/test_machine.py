@@ -125,3 +125,12 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch, processes: 
     machine.use_cores(torch.device("cpu"))
     machine.use_cores(torch.device("cuda"))
     assert used == ([] if threads is None else [threads])
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(16, "1", 8), (16, "4", 3), (1, "1", 1)])
+def test_a_gpu_has_workers_by_the_cores_that_are_its_share(monkeypatch, cores: int, processes: str, workers: int):
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert machine.choose_num_workers("auto", torch.device("cuda")) == workers
+    assert machine.choose_num_workers("auto", torch.device("cpu")) == 0
+    assert machine.choose_num_workers(2, torch.device("cuda")) == 2
