@@ -9,12 +9,14 @@ input where there is none (`printf '02\\n' | python main.py`).
 import signal
 import sys
 
-from engine import machine, menu, train
-from engine.checkpoints import CURRENT
-from engine.console import Console, open_streams, printable, redact_process
+from engine import train
+from engine.checkpoint.folder import CURRENT
+from engine.control.signals import watch
+from engine.device import machine
+from engine.device.ranks import end, join, leave
 from engine.errors import RunError
-from engine.ranks import end, join, leave
-from engine.signals import watch
+from engine.screen import menu
+from engine.screen.console import Console, open_streams, printable, redact_process
 
 
 def refuse_flags(arguments: list[str]) -> None:

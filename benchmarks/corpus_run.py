@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engine import metrics, train
-from engine.preset import parse_preset
-from engine.ranks import join, leave
+from engine import events, train
+from engine.config.preset import parse_preset
+from engine.device.ranks import join, leave
 
 WEIGHTS = {"wikipedia": 2.0, "c4": 2.0, "gsm8k": 1.0, "peps": 2.0, "speeches": 1.0, "news": 1.0, "pdf": 0.5}
 ROWS = 16  # a step, over all processes
@@ -62,7 +62,7 @@ def run(processes: int, arguments: argparse.Namespace, folder: Path) -> list[dic
     command += [str(arguments.tokenizer), "--tokens", str(arguments.tokens), "--worker", str(folder)]
     with (folder / "output.txt").open("w") as output:
         subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT)
-    return metrics.read(folder)
+    return events.read(folder)
 
 
 def main() -> None:

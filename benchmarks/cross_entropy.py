@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import machine
-from engine.ranks import local_device
-from model import objectives
+from engine.device import machine
+from engine.device.ranks import local_device
+from model import loss as head_loss
 
 WIDTH = 256
 
@@ -48,12 +48,12 @@ def main() -> None:
             return F.cross_entropy(F.linear(h, w), y, reduction="sum")
 
         def ours(h=hidden, w=weight, y=labels) -> Tensor:
-            return objectives.linear_cross_entropy(h, w, None, y)[0]
+            return head_loss.linear_cross_entropy(h, w, None, y)[0]
 
         compiled = torch.compile(ours)
 
         def ours_in_chunks(chunk_bytes: int, ours=compiled) -> Tensor:
-            objectives.CPU_CHUNK_BYTES = objectives.GPU_CHUNK_BYTES = chunk_bytes
+            head_loss.CPU_CHUNK_BYTES = head_loss.GPU_CHUNK_BYTES = chunk_bytes
             return ours()
 
         losses = {

@@ -29,18 +29,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from engine import machine
+from engine.device import machine
 from model import ModelConfig
 from shard_cache import ShardCache
 from sources.config import DataConfig
-from sources.held_out import sample_training_texts
-from sources.loader import Loader, make_recipe, merge_states, state_head
-from sources.pdf import extract_text
-from sources.pdf_sandbox import Sandbox
-from sources.python_packages import PythonPackagesSource
+from sources.loading.loader import Loader, make_recipe, merge_states, state_head
+from sources.readers.pdf.reader import extract_text
+from sources.readers.pdf.sandbox import Sandbox
+from sources.readers.python_packages import PythonPackagesSource
 from sources.registry import open_sources
-from sources.stream import Stream, Surroundings, split_text
-from sources.tokenizer import TextTokenizer, load_tokenizer
+from sources.rows.held_out import sample_training_texts
+from sources.rows.pipeline import Stream, Surroundings, split_text
+from sources.rows.tokenizer import TextTokenizer, load_tokenizer
 
 ROWS = ("encode", "stream", "cached", "resume", "packing", "mixing", "pdf", "wait")
 SHARDS, GROUP = 32, 200
@@ -427,7 +427,7 @@ def pdf(path: str | None, rounds: int) -> None:
 def wait(tokenizer: TextTokenizer, config: DataConfig, arguments: argparse.Namespace) -> None:
     """A real run of the reference preset's model and batch."""
     from engine import load_preset, train
-    from engine.metrics import read
+    from engine.events import read
 
     torch.set_num_threads(os.cpu_count())
     preset = load_preset("configs/03_reference.json")

@@ -28,11 +28,13 @@ import torch
 
 from benchmarks.lookahead_rows import Probe, table
 from benchmarks.lookahead_text import Text, collect
-from engine import machine, metrics, train
-from engine.checkpoints import CURRENT
-from engine.preset import Preset, load_preset, parse_preset
-from engine.ranks import join, leave, local_device
-from model import load, snapshot
+from engine import events, train
+from engine.checkpoint.folder import CURRENT
+from engine.config.preset import Preset, load_preset, parse_preset
+from engine.device import machine
+from engine.device.ranks import join, leave, local_device
+from model import load
+from model.snapshot import file
 
 ENGLISH = ("c4", "gsm8k", "news", "peps", "shakespeare", "speeches", "wikipedia")
 PRESET = Path("configs/04_lookahead.json")
@@ -119,7 +121,7 @@ def finished(folder: Path, budget: int) -> bool:
     """Whether a run of that many tokens has come to its end there."""
     if not (folder / CURRENT).exists():
         return False
-    progress = snapshot.read(folder / CURRENT, verify=False).progress
+    progress = file.read(folder / CURRENT, verify=False).progress
     return bool(progress["finished"]) and progress["tokens_in_run"] >= budget
 
 
@@ -189,7 +191,7 @@ def main() -> None:
     loaded = {model: load(arguments.runs / model.folder / CURRENT, device) for model in models}
     first = preset(models[0], arguments.corpus, arguments.shape, {})
     text: Text = collect(first, loaded[models[0]], arguments.held_out, arguments.probe_tokens, device)
-    events = {model: metrics.read(arguments.runs / model.folder) for model in models}
+    events = {model: events.read(arguments.runs / model.folder) for model in models}
     for line in table(Probe(loaded, events, text, device), arguments.baselines):
         print(line, flush=True)
 

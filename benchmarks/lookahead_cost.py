@@ -15,16 +15,16 @@ import time
 import torch
 
 from benchmarks.overhead import real_bytes
-from engine import machine, zero
-from engine.compiling import choose_compile, compile_model
-from engine.console import Console
-from engine.guard import Guard
-from engine.preset import TrainConfig, load_preset
-from engine.ranks import Ranks, join, leave
-from engine.step import train_step
+from engine.config.preset import TrainConfig, load_preset
+from engine.device import deepspeed_engine, machine
+from engine.device.compiling import choose_compile, compile_model
+from engine.device.ranks import Ranks, join, leave
+from engine.run.stability import Guard
+from engine.run.step import train_step
+from engine.screen.console import Console
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.latent import LookAheadSampler, Trained
-from sources.loader import Batch
+from sources.loading.loader import Batch
 
 SHIPPED = load_preset("configs/04_lookahead.json")
 CORE = SHIPPED.auxiliary
@@ -47,7 +47,9 @@ class Trainer:
         model = TransformerLM(config, arguments.vocabulary, auxiliary)
         self.parameters, self.flops = model.num_parameters(), model.flops_per_token()
         self.ranks, self.clip = ranks, train.gradient_clipping
-        self.engine = zero.initialize(model, train, ranks, machine.choose_bf16("auto", ranks, Console(enabled=False)))
+        self.engine = deepspeed_engine.initialize(
+            model, train, ranks, machine.choose_bf16("auto", ranks, Console(enabled=False))
+        )
         self.guard = Guard(train.on_spike, train.max_skipped_steps)
         self.sampler = None
         if auxiliary is not None and auxiliary.looks_ahead:

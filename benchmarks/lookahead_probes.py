@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import machine
-from engine.optimizers import muon
-from engine.schedule import learning_rate
+from engine.device import machine
+from engine.optim.optimizers import muon
+from engine.optim.schedule import learning_rate
 from model import TransformerLM
 from model.latent.look_ahead import remaining
 from model.latent.policy import Head, linear_kl
 from model.latent.transition import Rollout, Transition, dynamics_losses, roll_out
-from model.objectives import IGNORE_INDEX, linear_cross_entropy
+from model.loss import IGNORE_INDEX, linear_cross_entropy
 from model.transformer import States
-from sources.loader import Batch
+from sources.loading.loader import Batch
 
 DEPTH = 3
 RATE, COLUMNS = 5e-3, 128  # the peak learning rate; columns of each row that are read by the head

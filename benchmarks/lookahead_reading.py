@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.lookahead_text import Documents
 from model import TransformerLM
-from model.objectives import linear_cross_entropy
+from model.loss import linear_cross_entropy
 from model.transformer import States
 
 ROWS = 32  # read at a time

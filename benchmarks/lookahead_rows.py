@@ -19,7 +19,7 @@ from model import LanguageModel
 from model.latent import expected_nll
 from model.latent.span import span_keys
 from model.latent.value import value_targets
-from model.objectives import IGNORE_INDEX
+from model.loss import IGNORE_INDEX
 
 DEPTHS = range(1, 9)
 HORIZON = 16  # the value's, for the figures

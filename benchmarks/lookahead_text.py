@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.preset import Preset
+from engine.config.preset import Preset
 from model import LanguageModel
-from model.objectives import IGNORE_INDEX
-from sources.held_out import collect_held_out
-from sources.loader import Batch, Loader
+from model.loss import IGNORE_INDEX
+from sources.loading.loader import Batch, Loader
 from sources.registry import OpenedSources, open_sources
-from sources.tokenizer import TextTokenizer
+from sources.rows.held_out import collect_held_out
+from sources.rows.tokenizer import TextTokenizer
 
 MAX_TOKENS = 1024  # of a document, so that no single one decides
 ROWS = 2  # of a batch of training text: of 16 rows a step, the core's rollouts have two

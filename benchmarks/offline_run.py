@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from engine import machine, metrics
-from engine.preset import load_preset
+from engine.config.preset import load_preset
+from engine.device import machine
+from engine.events import read
 from model import load
-from sources.held_out import collect_held_out
 from sources.registry import open_sources
-from sources.tokenizer import TextTokenizer
+from sources.rows.held_out import collect_held_out
+from sources.rows.tokenizer import TextTokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -48,7 +49,7 @@ def start(folder: Path, log: Path) -> subprocess.Popen:
 
 def wait_for(process: subprocess.Popen, checkpoints: Path, reached) -> None:
     """Until `reached(events)` is true of the run's metrics."""
-    while not reached(metrics.read(checkpoints)):
+    while not reached(read(checkpoints)):
         if process.poll() is not None:
             raise SystemExit(f"main.py left with status {process.returncode}; see its output.")
         time.sleep(1.0)
@@ -74,10 +75,10 @@ def main() -> None:
     asked = time.monotonic()
     status = first.wait()
     seconds = time.monotonic() - asked
-    print(f"SIGTERM at {tokens(metrics.read(checkpoints)):,} tokens: status {status} after {seconds:.1f} s")
+    print(f"SIGTERM at {tokens(read(checkpoints)):,} tokens: status {status} after {seconds:.1f} s")
 
     second = start(folder, log)
-    before = len(metrics.read(checkpoints))
+    before = len(read(checkpoints))
     wait_for(
         second,
         checkpoints,
@@ -86,12 +87,12 @@ def main() -> None:
     time.sleep(20)
     second.send_signal(signal.SIGKILL)
     second.wait()
-    killed_at = tokens(metrics.read(checkpoints))
+    killed_at = tokens(read(checkpoints))
     saved_at = torch.load(checkpoints / "lm_current.pth", weights_only=True, mmap=True)["progress"]["tokens_in_run"]
     print(f"SIGKILL at {killed_at:,} tokens; the newest snapshot is at {saved_at:,}")
 
     third = start(folder, log)
-    before = len(metrics.read(checkpoints))
+    before = len(read(checkpoints))
     wait_for(
         third,
         checkpoints,
@@ -107,7 +108,7 @@ def main() -> None:
 
 def report(checkpoints: Path) -> None:
     """The curve, the held-out comparison and a sample, from what the run left behind."""
-    events = metrics.read(checkpoints)
+    events = read(checkpoints)
     run = next(event for event in events if event["event"] == "run")
     print(f"\n{run['machine']}, {run['derived']['precision']}, compiled: {run['derived']['compiled']}")
     print("\nloss curve: means over 100,000 tokens; steps that were repeated after the SIGKILL count twice")

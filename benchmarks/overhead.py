@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from engine import machine, zero
-from engine.compiling import compile_model
-from engine.guard import Guard
-from engine.optimizers import adamw
-from engine.preset import TrainConfig
-from engine.ranks import join, leave
-from engine.step import train_step
+from engine.config.preset import TrainConfig
+from engine.device import deepspeed_engine, machine
+from engine.device.compiling import compile_model
+from engine.device.ranks import join, leave
+from engine.optim.optimizers import adamw
+from engine.run.stability import Guard
+from engine.run.step import train_step
 from model import ModelConfig, TransformerLM
-from sources.loader import Batch
+from sources.loading.loader import Batch
 
 
 def real_bytes(count: int) -> torch.Tensor:
@@ -65,7 +65,7 @@ def main() -> None:
     plain = TransformerLM(config, arguments.vocabulary).to(ranks.device)
     optimizer = adamw(plain, train.learning_rate, train.weight_decay)
     torch.manual_seed(0)
-    engine = zero.initialize(TransformerLM(config, arguments.vocabulary), train, ranks, bf16=False)
+    engine = deepspeed_engine.initialize(TransformerLM(config, arguments.vocabulary), train, ranks, bf16=False)
     guard = Guard(train.on_spike, train.max_skipped_steps)
     if arguments.compile:
         plain.compile()

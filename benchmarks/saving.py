@@ -22,15 +22,16 @@ import deepspeed
 import torch
 
 from benchmarks.overhead import real_bytes
-from engine import machine, metrics, zero
-from engine.checkpoints import CheckpointFolder
-from engine.console import Console
-from engine.optimizers import adamw
-from engine.preset import TrainConfig
-from engine.ranks import Ranks, join, leave
-from engine.saving import Copy, Saving
+from engine import events
+from engine.checkpoint.background import Copy, Saving
+from engine.checkpoint.folder import CheckpointFolder
+from engine.config.preset import TrainConfig
+from engine.device import deepspeed_engine, machine
+from engine.device.ranks import Ranks, join, leave
+from engine.optim.optimizers import adamw
+from engine.screen.console import Console
 from model import ModelConfig, TransformerLM
-from model.snapshot import Snapshot
+from model.snapshot.file import Snapshot
 
 
 def main() -> None:
@@ -41,22 +42,22 @@ def main() -> None:
     ranks = join()
     config, train = ModelConfig(), TrainConfig(precision="fp32", per_gpu_batch_size=2, accumulation_steps=1)
     model = TransformerLM(config, arguments.vocabulary)
-    engine = zero.initialize(model, train, ranks, bf16=False)
+    engine = deepspeed_engine.initialize(model, train, ranks, bf16=False)
     ids = real_bytes(2 * config.seq_length + 1)
     loss_sum, _ = engine(ids[:-1].view(2, -1), ids[1:].view(2, -1))
     engine.backward(loss_sum / (2 * config.seq_length))
-    gradients = zero.Gradients.accumulated(engine)
+    gradients = deepspeed_engine.Gradients.accumulated(engine)
     squares = gradients.squared_norms(ranks.device).cpu()
-    zero.step(engine, gradients, squares, train.gradient_clipping, ranks)  # now there are moments
+    deepspeed_engine.step(engine, gradients, squares, train.gradient_clipping, ranks)  # now there are moments
 
     def take() -> Copy:
         snapshot = Snapshot(
-            model=zero.weights(engine, keep=True),
+            model=deepspeed_engine.weights(engine, keep=True),
             config={**config.model_dump(), "vocab_size": arguments.vocabulary, "eos_token_id": 0},
             tokenizer=None,
             progress={"run": 1, "step": 1, "tokens_in_run": 1, "tokens_total": 1},
         )
-        return snapshot, zero.optimizer_state(engine, keep=True), {"loader": None}
+        return snapshot, deepspeed_engine.optimizer_state(engine, keep=True), {"loader": None}
 
     where = f"{machine.describe(ranks.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     print(f"{where}\n3 x 256, vocabulary {arguments.vocabulary:,}: {model.num_parameters() / 1e6:.1f} M parameters")
@@ -75,7 +76,7 @@ def main() -> None:
 def ours(take: Callable[[], Copy], folder: Path, ranks: Ranks, interval: float, rounds: int) -> None:
     """Saves as a run does: what it holds training up, and what it costs in all."""
     folder.mkdir()
-    log = metrics.Metrics(folder, Console(enabled=False), enabled=True)
+    log = events.Metrics(folder, Console(enabled=False), enabled=True)
     processor = []
     for _ in range(rounds):
         begin = time.process_time()
@@ -85,7 +86,7 @@ def ours(take: Callable[[], Copy], folder: Path, ranks: Ranks, interval: float, 
         saving.look()
         processor.append(time.process_time() - begin)
     log.close()
-    saves = [event for event in metrics.read(folder) if event["event"] == "save"]
+    saves = [event for event in events.read(folder) if event["event"] == "save"]
     held_up = statistics.median(event["held_up_seconds"] for event in saves)
     beside = statistics.median(event["seconds"] for event in saves)
     total = statistics.median(processor)
@@ -121,7 +122,7 @@ def deepspeeds(
 
     def load(tag: str) -> float:
         model = TransformerLM(ModelConfig(), vocabulary)
-        config = zero.engine_config(train, ranks.world_size, bf16=False)
+        config = deepspeed_engine.engine_config(train, ranks.world_size, bf16=False)
         other, *_ = deepspeed.initialize(
             model=model,
             optimizer=adamw(model, train.learning_rate, train.weight_decay),

@@ -22,14 +22,13 @@ from typing import Any
 import psutil
 import torch
 
-from engine import machine
-from engine.checkpoints import CheckpointFolder
-from engine.preset import parse_preset
-from tests.conftest import write_topics
-from tests.engine.conftest import start_main, tiny_values
-from tests.engine.test_processes import TORCHRUN
-from tests.engine.test_signals import STEP, Job
-from tests.engine.test_worlds import compare
+from engine.checkpoint.folder import CheckpointFolder
+from engine.config.preset import parse_preset
+from engine.device import machine
+from tests.helpers.jobs import STEP, Job
+from tests.helpers.text import write_topics
+from tests.helpers.training import TORCHRUN, start_main, tiny_values
+from tests.helpers.worlds import compare
 
 AIM = 20.0  # seconds
 WIDE = {"hidden_size": 256, "num_layers": 3, "num_heads": 4, "seq_length": 256}  # the reference preset's shape

@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from engine import machine
-from tests.conftest import write_topics
+from engine.device import machine
 from tests.faults.damage import Archive, Damage
 from tests.faults.lineage import STEPS, Lineage
 from tests.faults.server import Server, torchrun
@@ -40,6 +39,7 @@ from tests.faults.trials import (
     resumed,
     small_disk,
 )
+from tests.helpers.text import write_topics
 
 Trial = tuple[str, Callable[[Server], list[str]]]  # what is done, and doing it: what went wrong
 

@@ -12,16 +12,16 @@ import time
 
 import torch
 
-from engine import machine
-from engine.optimizers import adamw
-from engine.ranks import local_device
-from engine.schedule import learning_rate
+from engine.device import machine
+from engine.device.ranks import local_device
+from engine.optim.optimizers import adamw
+from engine.optim.schedule import learning_rate
 from model import ModelConfig, TransformerLM
 from sources.config import DataConfig
-from sources.held_out import collect_held_out, sample_training_texts
-from sources.loader import Loader
+from sources.loading.loader import Loader
 from sources.registry import open_sources
-from sources.tokenizer import train_bpe
+from sources.rows.held_out import collect_held_out, sample_training_texts
+from sources.rows.tokenizer import train_bpe
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 STDS = (0.01, 0.04)

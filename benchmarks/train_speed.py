@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.train_speed_workers import Shape
-from engine import machine
-from engine.ranks import local_device
+from engine.device import machine
+from engine.device.ranks import local_device
 from model import ModelConfig, TransformerLM
 
 RACES = {  # width, layers, length, vocabulary; rows of a step on a CPU and on a GPU

@@ -131,7 +131,7 @@ def plain(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> Non
 
 def ours_bare(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
     """Our model in the same plain loop, without the engine."""
-    from engine import machine
+    from engine.device import machine
     from model import ModelConfig, TransformerLM
 
     config = ModelConfig(
@@ -168,21 +168,21 @@ def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: t
 def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **options: Any) -> None:
     """The step that main.py makes: DeepSpeed's engine, the guard and all. Of several processes each has such a shape;
     ZERO_STAGE is theirs. `options` are the model's."""
-    from engine import zero
-    from engine.compiling import compile_model
-    from engine.guard import Guard
-    from engine.preset import TrainConfig
-    from engine.ranks import join
-    from engine.step import train_step
+    from engine.config.preset import TrainConfig
+    from engine.device import deepspeed_engine
+    from engine.device.compiling import compile_model
+    from engine.device.ranks import join
+    from engine.run.stability import Guard
+    from engine.run.step import train_step
     from model import ModelConfig, TransformerLM
-    from sources.loader import Batch
+    from sources.loading.loader import Batch
 
     ranks = join()
     sizes = {"hidden_size": shape.width, "num_layers": shape.layers, "seq_length": shape.length}
     config = ModelConfig(**sizes, **{"num_heads": shape.heads} | options)
     stage = int(os.environ.get("ZERO_STAGE", "1"))
     train = TrainConfig(per_gpu_batch_size=shape.rows, learning_rate=RATE, zero_stage=stage)
-    engine = zero.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
+    engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
     if compiled:
         compile_model(engine)
     guard = Guard("log", 10)

@@ -24,14 +24,16 @@ import torch
 
 from benchmarks.lookahead import corpus_preset, finished, train_apart
 from benchmarks.overhead import real_bytes
-from engine import machine, train
-from engine.checkpoints import CURRENT
-from engine.optimizers import make_optimizer
-from engine.preset import Preset
-from engine.ranks import join, leave, local_device
-from model import TransformerLM, snapshot
+from engine import train
+from engine.checkpoint.folder import CURRENT
+from engine.config.preset import Preset
+from engine.device import machine
+from engine.device.ranks import join, leave, local_device
+from engine.optim.optimizers import make_optimizer
+from model import TransformerLM
+from model.snapshot import file
 from sources.config import TrainBPE
-from sources.tokenizer import load_tokenizer
+from sources.rows.tokenizer import load_tokenizer
 
 MUON: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3}
 ALL: dict[str, Any] = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"}
@@ -138,7 +140,7 @@ def table(runs: list[Made], folder: Path, tokens: int, relative: dict[str, float
     first = runs[0].label
     figures = {}
     for made in runs:
-        contents = snapshot.read(folder / made.folder / CURRENT, verify=False)
+        contents = file.read(folder / made.folder / CURRENT, verify=False)
         figures[made.label, made.seed] = contents.progress["evaluation"]
     seeds = sorted({made.seed for made in runs})
     print(f"  {'':22} {'tokens':>10} {'time':>6} {'held-out CE':>12} {'bits/byte':>10}   CE less {first}'s, by seed")

@@ -15,8 +15,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 # torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
-from engine.loop import TrainResult  # noqa: E402
-from engine.preset import Preset, load_preset  # noqa: E402
-from engine.training import TOKENS_PER_RUN, train  # noqa: E402
+from engine.config.preset import Preset, load_preset  # noqa: E402
+from engine.run.trainer import TrainResult  # noqa: E402
+from engine.train import TOKENS_PER_RUN, train  # noqa: E402
 
 __all__ = ["TOKENS_PER_RUN", "Preset", "TrainResult", "load_preset", "train"]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.positions import rotate
+from .positions import rotate
 
 NORM_EPS = 1e-6
 SHORT, QUERIES = 512, 128  # tokens of a row that counts as short; those whose attention is written out at a time

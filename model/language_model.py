@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from model import snapshot
-from model.config import ModelConfig
-from model.decoding.generate import generate_tokens
-from model.decoding.sampling import SamplingOptions
-from model.latent import foresee
-from model.objectives import IGNORE_INDEX
-from model.transformer import TransformerLM
+from .config import ModelConfig
+from .decoding.generate import generate_tokens
+from .decoding.sampling import SamplingOptions
+from .latent import foresee
+from .loss import IGNORE_INDEX
+from .snapshot import file
+from .transformer import TransformerLM
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
     Raises SnapshotError when the file cannot be trusted or does not hold a whole model.
     """
     path = Path(path)
-    contents = snapshot.read(path)
+    contents = file.read(path)
     if contents.config is None or contents.tokenizer is None:
-        raise snapshot.SnapshotError(
+        raise file.SnapshotError(
             f"{path}: holds weights only, without configuration and tokenizer; give a checkpoint that training wrote."
         )
     try:
@@ -201,14 +201,14 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
         vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
         model = TransformerLM(ModelConfig(**config), vocab_size, contents.auxiliary())
     except (KeyError, TypeError, ValueError) as error:
-        raise snapshot.SnapshotError(
+        raise file.SnapshotError(
             f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
         ) from error
-    report = snapshot.restore(model, contents.model)
+    report = file.restore(model, contents.model)
     if report.new or report.left_out:
-        raise snapshot.SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
+        raise file.SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
     except ValueError as error:
-        raise snapshot.SnapshotError(f"{path}: {error}") from error
+        raise file.SnapshotError(f"{path}: {error}") from error

@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import NORM_EPS, CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
-from model.config import AuxiliaryConfig, ModelConfig
-from model.curriculum import row_losses, row_weights
-from model.latent.core import LatentCore
-from model.latent.last_block import LastBlock
-from model.latent.look_ahead import OBJECTIVES, LookAhead
-from model.latent.policy import Head
-from model.latent.span import SPAN_LAYER
-from model.latent.transition import Text, roll_out
-from model.objectives import IGNORE_INDEX, linear_cross_entropy
-from model.positions import LearnedPositions, RotaryPositions
+from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache, causal_mask, segment_mask
+from .config import AuxiliaryConfig, ModelConfig
+from .latent.core import LatentCore
+from .latent.last_block import LastBlock
+from .latent.look_ahead import OBJECTIVES, LookAhead
+from .latent.policy import Head
+from .latent.span import SPAN_LAYER
+from .latent.transition import Text, roll_out
+from .loss import IGNORE_INDEX, linear_cross_entropy
+from .positions import LearnedPositions, RotaryPositions
+from .row_weights import row_losses, row_weights
 
 VOCAB_MULTIPLE = 64
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from shard_cache import CachedSource, ShardCache, digest
 from shard_cache.files import Damaged, read_plain, seal, unseal, write_whole
 from sources.config import DataConfig, Spec
-from sources.filters import HELD_OUT_SHARE, NGRAM, RECENT
+from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
+from sources.rows.pipeline import PART_CHARACTERS, Recipe
 from sources.source import JSON, Source, SourceError
-from sources.stream import PART_CHARACTERS, Recipe
 
 __all__ = [
     "LazySource",

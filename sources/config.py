@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from sources.endpoint import is_local
-from sources.fields import Template, compile_template, nearest
+from sources.readers.endpoint import is_local
+from sources.readers.fields import Template, compile_template, nearest
 
 # Repositories that hold plain data files (no loading script) with a column `text`.
 BUILTIN_SOURCES: dict[str, dict[str, str]] = {

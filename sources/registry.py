@@ -8,12 +8,12 @@ from pathlib import Path
 from shard_cache import ShardCache
 from sources.caching import LazySource, description
 from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, Spec
-from sources.endpoint import unreachable, within
-from sources.files import FilesSource
-from sources.filters import Filters, text_hash
-from sources.hub import HubSource
-from sources.pdf import PdfSource
-from sources.python_packages import PythonPackagesSource
+from sources.readers.endpoint import unreachable, within
+from sources.readers.files import FilesSource
+from sources.readers.hub import HubSource
+from sources.readers.pdf.reader import PdfSource
+from sources.readers.python_packages import PythonPackagesSource
+from sources.rows.filters import Filters, text_hash
 from sources.source import JSON, Source, SourceError, read_on
 
 OPENERS: dict[type[Spec], Callable[..., Source]] = {

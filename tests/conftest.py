@@ -1,8 +1,11 @@
-"""Real text that every Python has, as folders of files, and small presets over it."""
+"""Fixtures that several suites share: folders of real text, tiny presets over them, a hub on the loopback address."""
 
+import json
 import os
-import pydoc_data.topics
+from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-REPOSITORY = Path(__file__).parent.parent
+from engine.config.preset import Preset, parse_preset
+from tests.helpers.hub_server import HubServer, parquet
+from tests.helpers.text import write_topics
+from tests.helpers.training import tiny_values
 
 
 @pytest.fixture(scope="session")
@@ -19,18 +25,29 @@ def topics_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_topics(tmp_path_factory.mktemp("topics"))
 
 
-def write_topics(folder: Path) -> Path:
-    for name, text in pydoc_data.topics.topics.items():
-        for number, piece in enumerate(pieces(text)):
-            (folder / f"{name}-{number:03}.txt").write_text(piece, encoding="utf-8")
-    return folder
+@pytest.fixture
+def tiny(topics_folder: Path) -> Callable[..., Preset]:
+    """Makes a preset of 512 tokens a step; keyword arguments are merged into its sections."""
+
+    def make(**sections: dict[str, Any]) -> Preset:
+        return parse_preset(tiny_values(topics_folder, **sections))
+
+    return make
 
 
-def pieces(text: str, length: int = 1000) -> list[str]:
-    """`text` cut at paragraph ends into parts of about `length` characters."""
-    parts = [""]
-    for paragraph in text.split("\n\n"):
-        if len(parts[-1]) >= length:
-            parts.append("")
-        parts[-1] += paragraph + "\n\n"
-    return parts
+@pytest.fixture
+def hub():
+    with HubServer() as served:
+        lines = [line for text in topics.values() for line in text.split("\n\n") if len(line) > 60]
+        pairs = [{"query": line[:60], "answer": line} for line in lines[:1500]]
+        # Shaped as the reference preset's second source is: it asks for `question`, the column is `query`.
+        served.repositories["sentence-transformers/natural-questions"] = {"data/train-0.parquet": parquet(pairs, 50)}
+        yield served
+
+
+@pytest.fixture
+def home(tmp_path: Path, topics_folder: Path) -> Path:
+    """A folder to start main.py in, with one tiny preset."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "00_tiny.json").write_text(json.dumps(tiny_values(topics_folder)))
+    return tmp_path

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.attention import KeyValueCache
-from model.decoding.sampling import RepeatedNgrams, SamplingOptions, choose
-from model.transformer import TransformerLM
+from ..attention import KeyValueCache
+from ..transformer import TransformerLM
+from .sampling import RepeatedNgrams, SamplingOptions, choose
 
 
 def generate_tokens(

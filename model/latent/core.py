@@ -13,13 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.config import AuxiliaryConfig, ModelConfig
-from model.latent.last_block import LastBlock
-from model.latent.look_ahead import OBJECTIVES, LookAhead, num_spans, remaining, require_room
-from model.latent.policy import Head, linear_kl
-from model.latent.span import SpanProjector, info_nce, span_keys
-from model.latent.transition import Rollout, Text, Transition, dynamics_losses, roll_out, variance_ratio
-from model.latent.value import ValueHead, expected_nll, value_losses, value_targets
+from ..config import AuxiliaryConfig, ModelConfig
+from .last_block import LastBlock
+from .look_ahead import OBJECTIVES, LookAhead, num_spans, remaining, require_room
+from .policy import Head, linear_kl
+from .span import SpanProjector, info_nce, span_keys
+from .transition import Rollout, Text, Transition, dynamics_losses, roll_out, variance_ratio
+from .value import ValueHead, expected_nll, value_losses, value_targets
 
 # What LatentCore.forward returns: the objectives, and a figure that tells collapse.
 FIGURES = (*OBJECTIVES, "latent_variance")

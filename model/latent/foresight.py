@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.latent.value import expected_nll, value_targets
+from .value import expected_nll, value_targets
 
 
 class Foresight(NamedTuple):

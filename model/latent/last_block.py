@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.positions import RotaryPositions, rotate
+from ..positions import RotaryPositions, rotate
 
 KeysAndValues = tuple[Tensor, Tensor]
 

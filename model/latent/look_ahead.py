@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import AuxiliaryConfig
-from model.objectives import IGNORE_INDEX
+from ..config import AuxiliaryConfig
+from ..loss import IGNORE_INDEX
 
 # In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
 OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")

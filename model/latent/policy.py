@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.objectives import chunk_tokens, even_chunk, matmul_dtype
+from ..loss import chunk_tokens, even_chunk, matmul_dtype
 
 _LOWEST = -1e30  # as good as -inf in a softmax, but zero times it is zero
 

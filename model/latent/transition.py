@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import attend, pays_written_out
-from model.latent.last_block import KeysAndValues, LastBlock
+from ..attention import attend, pays_written_out
+from .last_block import KeysAndValues, LastBlock
 
 STATE_GRADIENT = 0.5  # of what each step passes back into the state it starts from (EfficientZero, arXiv 2111.00210)
 

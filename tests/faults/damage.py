@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoints import MIRROR, CheckpointFolder, Restored
+from engine.checkpoint.folder import MIRROR, CheckpointFolder, Restored
 from engine.errors import CheckpointError
 from tests.faults.lineage import NAMES, differences, duplicate
 

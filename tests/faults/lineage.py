@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from engine import metrics
-from engine.checkpoints import CURRENT, PREV, PREV2, CheckpointFolder, Restored
-from model import snapshot as snapshots
-from tests.engine.conftest import tiny_values
+from engine import events
+from engine.checkpoint.folder import CURRENT, PREV, PREV2, CheckpointFolder, Restored
+from model.snapshot import file as snapshots
 from tests.faults import Action, Call, read_log
 from tests.faults.worker import Job, Outcome, read_record
+from tests.helpers.training import tiny_values
 
 STEP_TOKENS = 8 * 2 * 32  # one step of the tiny preset
 SAVED, STEPS = 3, 6  # steps at which a trial begins, and of a whole run; every step ends with a save
@@ -124,7 +124,7 @@ class Lineage:
             return [f"the next start ended with {again.outcome.statuses}: {again.output[-1000:]}"]
         begun = [line["step"] for line in trial.saves if line["event"] == "begin"]
         ended = [line["step"] for line in trial.saves if line["event"] == "end"]
-        resumed = [event["step"] for event in metrics.read(trial.folder) if event["event"] == "resume"]
+        resumed = [event["step"] for event in events.read(trial.folder) if event["event"] == "resume"]
         at = resumed[-1] if resumed else 0
         problems = []
         if ended and at < max(ended):

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from tests import faults
-from tests.conftest import REPOSITORY
-from tests.engine.conftest import environment
 from tests.faults.worker import Job, Killer, Outcome, read_record
+from tests.helpers.text import REPOSITORY
+from tests.helpers.training import environment
 
 
 class Server:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import faults
-from tests.conftest import REPOSITORY
-from tests.engine.conftest import environment
 from tests.faults import CHANGES, Action, read_log
+from tests.helpers.text import REPOSITORY
+from tests.helpers.training import environment
 
 pytestmark = pytest.mark.skipif(faults.COMPILER is None, reason="faults.c needs a C compiler")
 ARM = """

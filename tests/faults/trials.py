@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import metrics
-from engine.checkpoints import CURRENT, PREV
+from engine.checkpoint.folder import CURRENT, PREV
+from engine.events import read
 from tests.faults import CHANGES, GROWTH, Action, Call
 from tests.faults.lineage import NAMES, STEPS, Lineage, Trial, duplicate, lose_unsynced
 
@@ -68,7 +68,7 @@ def resumed(lineage: Lineage, steps: Sequence[int]) -> list[str]:
         fault = {"at_step": step, "action": Action.KILL_BEFORE, "number": 1} if step else {}
         legs.append(lineage.trial(folder=legs[0].folder, rows=True, **fault))
     problems = lineage.compare(legs[0].folder)
-    if len(resumes := [e for e in metrics.read(legs[0].folder) if e["event"] == "resume"]) != len(steps):
+    if len(resumes := [e for e in read(legs[0].folder) if e["event"] == "resume"]) != len(steps):
         problems.append(f"resumed {len(resumes)} times")
     seen, truth = _history(legs), _history([whole])
     for step in truth:
@@ -82,7 +82,7 @@ def resumed(lineage: Lineage, steps: Sequence[int]) -> list[str]:
 def _history(legs: list[Trial]) -> dict[int, set[tuple[float, tuple[str, ...]]]]:
     """By step: its loss and the digests of its rows, of every time that it was made."""
     runs: list[list[dict[str, Any]]] = []
-    for event in metrics.read(legs[0].folder):
+    for event in read(legs[0].folder):
         if event["event"] == "run":
             runs.append([])
         elif event["event"] == "step":

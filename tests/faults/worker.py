@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from engine import saving, train
-from engine.checkpoints import CheckpointFolder
+from engine import train
+from engine.checkpoint import background
+from engine.checkpoint.folder import CheckpointFolder
+from engine.config.preset import parse_preset
+from engine.device.ranks import join, leave
 from engine.errors import RunError
-from engine.feed import Feed
-from engine.preset import parse_preset
-from engine.ranks import join, leave
+from engine.run.batches import Feed
 from tests import faults
 
 # What a first run imports as it goes, and the server therefore before it forks.
@@ -161,7 +162,7 @@ def fill(folder: Path, free_bytes: int | None, free_files: int | None) -> None:
 def run(job: Job) -> int:
     """The job's training, in this process; returns the exit status as main.py would."""
     torch.set_num_threads(1)
-    saving.RETRY_SECONDS, saving.PAUSE_SECONDS = 0.0, 0.1
+    background.RETRY_SECONDS, background.PAUSE_SECONDS = 0.0, 0.1
     save = Faults(job, CheckpointFolder.save)
     CheckpointFolder.save = lambda *arguments: save(*arguments)
     if job.rows:

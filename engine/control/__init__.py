@@ -1,0 +1,1 @@
+"""What ends a run from outside: signals, launchers that die, ranks that are lost."""

@@ -1,0 +1,210 @@
+"""What this machine can do: native bf16, speed, memory. Found out once, agreed on, said aloud."""
+
+import contextlib
+import ctypes
+import math
+import os
+import re
+import resource
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from engine.device.ranks import Ranks
+from engine.screen.console import Console
+
+CGROUP = Path("/sys/fs/cgroup")  # a container's own
+QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")  # of cgroups 2 and 1: microseconds a period
+MEMORY = (  # of cgroups 2 and 1, in bytes: the limit, what is in use, and of it the files' pages that may go
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+# Dense products with fp32 accumulation, in TFLOP/s by words of the device's name: (bf16, tf32), from the makers' data
+# sheets, without sparsity. The first that fits counts.
+PEAK_TFLOPS = {
+    "B200": (2250, 1125),
+    "GH200": (989, 495),
+    "H200 NVL": (835, 418),
+    "H200": (989, 495),
+    "H100 PCIe": (756, 378),
+    "H100 NVL": (835, 418),
+    "H100": (989, 495),
+    "A100": (312, 156),
+    "L40S": (362, 183),
+    "L40": (181, 90),
+    "L4": (121, 60),
+    "A40": (150, 75),
+    "A10G": (70, 35),
+    "A10": (125, 62.5),
+    "RTX A6000": (155, 77),
+    "RTX 5090": (210, 105),
+    "RTX 4090": (165, 83),
+    "RTX 3090 Ti": (80, 40),
+    "RTX 3090": (71, 36),
+}
+SLOWER = ("Laptop", "D", "Max-Q")  # words of names that are otherwise those of faster devices
+
+
+def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
+    """Whether to compute in bf16, the same on every rank; `asked` is train.precision."""
+    native = all(ranks.gather_json(native_bf16(ranks.device)))
+    if asked == "auto" and not native:
+        console.say("This device has no native bf16 arithmetic: training in fp32.")
+    return asked == "bf16" or (asked == "auto" and native)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 in hardware. Where it is emulated, bf16 is tens of times slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bf16_instructions(device) is not None
+
+
+def bf16_instructions(device: torch.device) -> str | None:
+    """What multiplies bf16 on this CPU, through oneDNN: "AMX" or "AVX-512"; None where nothing does, and on a GPU."""
+    if device.type != "cpu":
+        return None
+    for name, check in (("AMX", "_is_amx_tile_supported"), ("AVX-512", "_is_avx512_bf16_supported")):
+        if getattr(torch.cpu, check, lambda: False)():
+            return name
+    return None
+
+
+def use_cores(device: torch.device) -> None:
+    """On a CPU, one thread for each core that this process has: its share of those that may be used.
+
+    torch counts all cores of the machine, where a container may use a few of them; and with several processes torchrun
+    leaves each a single thread. OMP_NUM_THREADS is heeded in a run of one process.
+    """
+    processes = processes_here()
+    if device.type == "cpu" and not (processes == 1 and "OMP_NUM_THREADS" in os.environ):
+        torch.set_num_threads(max(1, usable_cores() // processes))
+
+
+def processes_here() -> int:
+    """How many of the run's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: by its affinity and by its container's quota, at least one."""
+    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) * physical / logical
+    for files in QUOTAS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no quota
+            quota, period = map(int, " ".join((CGROUP / file).read_text() for file in files).split())
+            cores = min(cores, quota / period) if quota > 0 else cores
+    return max(1, math.ceil(cores))
+
+
+def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
+    """Measured rate of matrix products of the shape that small models are made of: (2048, 256) x (256, 4096)."""
+    a, b = torch.randn(2048, 256, device=device, dtype=dtype), torch.randn(256, 4096, device=device, dtype=dtype)
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    a @ b
+    synchronize()
+    begin, products = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begin) < seconds or products == 0:
+        a @ b
+        synchronize()
+        products += 1
+    return 2 * 2048 * 256 * 4096 * products / elapsed
+
+
+def peak_flops(device: torch.device, bf16: bool) -> float | None:
+    """FLOP/s that `device` can do at best, by PEAK_TFLOPS; None where the table does not have it, as for every CPU."""
+    if device.type != "cuda":
+        return None
+    words = re.split("[ -]", torch.cuda.get_device_name(device))
+    if not set(words).isdisjoint(SLOWER):
+        return None
+    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if f" {part} " in f" {' '.join(words)} "), None)
+    return None if found is None else 1e12 * found[0 if bf16 else 1]
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, lets this process keep the memory that it frees, for the next step.
+
+    glibc gives large pieces back to the system as soon as they are free, and the kernel hands each out again zeroed,
+    page by page: a seventh of a small model's step. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if device.type == "cpu" and mallopt is not None:
+        no_maps, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        for option in (no_maps, no_trimming):
+            mallopt(*option)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a run on `device` may use at most, over all its processes on this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min(psutil.virtual_memory().total, *(limit for limit, _ in _limits()))
+
+
+def total_memory_each(device: torch.device) -> float:
+    """The same for one of its processes: a GPU is one process's, a machine is shared."""
+    total = total_memory(device)
+    return total if device.type == "cuda" else total / processes_here()
+
+
+def forget_peak_memory() -> None:
+    """From here on `peak_memory` is of what comes, where the kernel lets a process ask for it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process had at most."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def available_memory_each() -> float:
+    """Bytes that are free on this machine now, and in its container, for each of the run's processes."""
+    return min(psutil.virtual_memory().available, *(limit - used for limit, used in _limits())) / processes_here()
+
+
+def _limits() -> list[tuple[float, float]]:
+    """The container's limit of memory, and what of it is in use for good, in bytes; infinite where there is none."""
+    limits = [(math.inf, 0.0)]
+    for limit, used, statistics, files in MEMORY:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
+            kept = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())
+            limits.append((int((CGROUP / limit).read_text()), int((CGROUP / used).read_text()) - int(kept[files])))
+    return limits
+
+
+def choose_num_workers(asked: int | str, device: torch.device) -> int:
+    """Data worker processes of one rank; `asked` is data.num_workers.
+
+    A CPU that trains needs a thousandth of what a thread prepares; a GPU that makes three million tokens a second needs
+    what four prepare (benchmarks/LOG.md).
+    """
+    if asked != "auto":
+        return int(asked)
+    if device.type == "cpu":
+        return 0
+    cores = usable_cores() // processes_here()
+    return max(1, min(8, cores - 1))
+
+
+def idle_gpus() -> int:
+    """How many GPUs a run of one process leaves unused."""
+    return max(0, torch.cuda.device_count() - 1)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the console and the metrics."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({total_memory(device) / 2**30:.0f} GiB)"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {total_memory(device) / 2**30:.0f} GiB"

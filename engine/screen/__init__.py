@@ -1,0 +1,1 @@
+"""What a person sees: the menu, console lines, the report."""

@@ -1,0 +1,186 @@
+"""Next-token cross-entropy straight from hidden states, without ever holding the logits of a whole batch.
+
+At 128 x 256 tokens and 50,304 vocabulary rows the fp32 logits alone are 6.6 GB, and a plain loss keeps them (and their
+gradient) from forward to backward. Here tokens are walked in chunks. While a chunk's logits are at hand their softmax
+is turned into the gradients of the hidden states and of the head, so all that stays is (N, D) and (V, D); backward
+only scales both by the upstream scalar. (The idea: Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, 2410.10989.)
+
+Notable here
+- Matrix products run in autocast's dtype; log-sum-exp and the loss are in fp32, and so is the sum of the chunks'
+  gradients of the head, each of which is a product in that dtype.
+- It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
+  breaks the graph at it.
+- On a GPU a kernel of our own makes NLLs and gradients of a chunk's logits (loss_kernel.py); elsewhere, and in fp64,
+  torch's operators do, fused where the model is compiled: the operator hides them from the model's own compilation.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import loss_kernel
+
+IGNORE_INDEX = -100
+# Bytes of fp32 logits a chunk: each adds to the whole head's gradient, so few of them, and on a GPU enough rows to fill
+# it (both measured: benchmarks/LOG.md).
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 128 * 2**20, 4 * 2**30
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of softmax(hidden @ weight.T + bias) against labels.
+
+    hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored;
+    token_weights (N,) or None: constants that each token's NLL counts in the sum.
+    Returns (loss_sum, token_nll): the scalar fp32 (weighted) sum of NLLs in nats, differentiable with respect to hidden
+    and weight, and the fp32 NLLs (N,), detached, never weighted, 0 where ignored.
+    """
+    constants = [tensor for tensor in (bias, token_weights) if tensor is not None]
+    assert not any(tensor.requires_grad for tensor in constants), "constants here; their gradients are not computed"
+    dtype = matmul_dtype(hidden)
+    with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    compiled = torch.compiler.is_compiling()
+    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled)
+    return loss_sum, token_nll.detach()
+
+
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Autocast's dtype where it is on, else that of `hidden`; an opaque operator has to be told."""
+    device_type = hidden.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+
+
+def chunk_tokens(weight: Tensor) -> int:
+    """How many tokens' logits over the head `weight` (V, D) are held at a time."""
+    chunk_bytes = CPU_CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(1, chunk_bytes // (4 * len(weight)))
+
+
+def even_chunk(tokens: int, most: int) -> int:
+    """A chunk's tokens, at most `most`, so that all chunks are of one size: a small rest would not fill a GPU, and
+    another size would be compiled by itself. Where that takes more than half as many chunks again, the last is less."""
+    fewest = max(1, math.ceil(tokens / most))
+    chunks = next((n for n in range(fewest, fewest + fewest // 2 + 1) if tokens % n == 0), fewest)
+    return max(1, math.ceil(tokens / chunks))
+
+
+@torch.library.custom_op("forethought::linear_cross_entropy", mutates_args=())
+def _fused(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: Tensor | None,
+    dtype: torch.dtype,
+    with_gradients: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); empty gradients unless asked for."""
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
+    grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
+    grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
+    chunk = even_chunk(len(labels), chunk_tokens(weight))
+    with torch.autocast(hidden.device.type, enabled=False):
+        low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
+        low_bias = None if bias is None else bias.to(dtype)
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
+            weights = None if token_weights is None else token_weights[rows]
+            logits = F.linear(low_hidden[rows], low_weight, low_bias)
+            grad_logits = _read(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
+            if grad_logits is not None:
+                grad_hidden[rows] = grad_logits @ low_weight
+                if dtype == accumulate:
+                    grad_weight.addmm_(grad_logits.T, low_hidden[rows])
+                else:
+                    grad_weight += grad_logits.T @ low_hidden[rows]
+    weighted = token_nll if token_weights is None else token_nll * token_weights
+    return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _read(
+    logits: Tensor,
+    labels: Tensor,
+    token_weights: Tensor | None,
+    token_nll: Tensor,
+    with_gradients: bool,
+    compiled: bool,
+) -> Tensor | None:
+    """Fills token_nll (N,) from a chunk's logits (N, V), which are used up; returns d loss_sum / d logits, in their
+    dtype, where that is asked for."""
+    if token_nll.dtype == torch.float32 and loss_kernel.works_on(logits.device):
+        loss_kernel.nll_and_gradient(logits, labels, token_weights, token_nll, IGNORE_INDEX, with_gradients)
+        return logits if with_gradients else None
+    # in fp32 it would be no faster
+    read = _compiled_nll_and_gradient() if compiled and logits.dtype != token_nll.dtype else _nll_and_gradient
+    nll, gradient = read(logits, labels, token_weights, token_nll.dtype, with_gradients)
+    token_nll.copy_(nll)
+    return gradient
+
+
+def _nll_and_gradient(
+    logits: Tensor, labels: Tensor, token_weights: Tensor | None, accumulate: torch.dtype, with_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What _read fills in and returns, by torch's operators."""
+    dtype, logits = logits.dtype, logits.to(accumulate)
+    target = labels[:, None]
+    ignored = target == IGNORE_INDEX
+    target = target.masked_fill(ignored, 0)
+    target_logit = logits.gather(1, target)
+    # log_softmax by hand, in place: on a CPU torch.log_softmax and then exp take longer
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    nll = (total.log() + largest - target_logit).masked_fill(ignored, 0.0).squeeze(1)
+    if not with_gradients:
+        return nll, None
+    # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
+    counted = (~ignored).to(accumulate)
+    if token_weights is not None:
+        counted *= token_weights[:, None]
+    scale = counted / total
+    at_target = (target_logit - largest).exp() * scale - counted
+    return nll, exponentials.mul_(scale).to(dtype).scatter_(1, target, at_target.to(dtype))
+
+
+@functools.cache
+def _compiled_nll_and_gradient() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_nll_and_gradient)
+
+
+@_fused.register_fake
+def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled):
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    return (
+        hidden.new_empty((), dtype=accumulate),
+        hidden.new_empty(labels.shape[0], dtype=accumulate),  # not len(): it may be symbolic here
+        torch.empty_like(hidden) if with_gradients else hidden.new_empty(0),
+        torch.empty_like(weight) if with_gradients else weight.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx, inputs, output):
+    ctx.save_for_backward(output[2], output[3])
+
+
+def _scale_gradients(ctx, grad_loss, *_):
+    grad_hidden, grad_weight = ctx.saved_tensors
+    return (
+        (grad_hidden * grad_loss).to(grad_hidden.dtype),
+        (grad_weight * grad_loss).to(grad_weight.dtype),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_fused.register_autograd(_scale_gradients, setup_context=_keep_gradients)

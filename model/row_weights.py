@@ -1,0 +1,37 @@
+"""How much a row counts, by how hard it is: the easiest fifth less, the hardest fiftieth capped, all others alike.
+
+What a model already predicts well teaches little, and what it predicts worst is often noise. A row's loss is placed
+among those of recent rows (thresholds: their quantiles at QUANTILES). With p the share of rows that are easier,
+f = min(p / 0.2, 1) and the weight is exp((f - 1) / temperature) (LinUpper). Above the last quantile the weight is
+divided by how far the loss exceeds it, so that such a row's sum stays that of a row at the quantile.
+
+Weights are divided by their mean over all p, which needs no other row and leaves the gradient's scale as it was.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .loss import IGNORE_INDEX
+
+# Equal steps up to the share that is weighed down, which row_weights relies on; then where the cap begins.
+QUANTILES = (0.0, 0.05, 0.10, 0.15, 0.20, 0.98)
+_EASY_SHARE = QUANTILES[-2]
+
+
+def row_losses(token_nll: Tensor, labels: Tensor) -> Tensor:
+    """(B,): the mean NLL over the labels of each row of token_nll and labels (B, T); 0 where there is none."""
+    return token_nll.sum(dim=1) / (labels != IGNORE_INDEX).sum(dim=1).clamp_min(1)
+
+
+def row_weights(row_loss: Tensor, thresholds: Tensor, temperature: float) -> Tensor:
+    """(B,): the weights of rows with mean NLLs row_loss (B,), by thresholds (K,), the losses at QUANTILES, ascending.
+
+    A lower temperature weighs easy rows down more: the easiest one counts exp(-1 / temperature) of a usual one.
+    """
+    easy, hardest = thresholds[:-1], thresholds[-1]
+    widths = easy.diff().clamp_min(torch.finfo(easy.dtype).tiny)  # equal quantiles are a step, not a division by zero
+    ease = ((row_loss[:, None] - easy[:-1]) / widths).clamp(0.0, 1.0).mean(dim=1)
+    mean = 1.0 - _EASY_SHARE * (1.0 + temperature * math.expm1(-1.0 / temperature))
+    return torch.exp((ease - 1.0) / temperature) / mean * (hardest / row_loss).clamp(max=1.0)

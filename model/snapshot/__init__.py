@@ -1,0 +1,15 @@
+"""What one .pth file holds: written durably, read without running code, loaded into a model that may differ."""
+
+from .file import LoadReport, Snapshot, architecture_differences, learned_positions, read, restore, write
+from .vetting import SnapshotError
+
+__all__ = [
+    "LoadReport",
+    "Snapshot",
+    "SnapshotError",
+    "architecture_differences",
+    "learned_positions",
+    "read",
+    "restore",
+    "write",
+]

@@ -1,0 +1,140 @@
+"""One zip file of tensors and plain values, as torch.save makes it: written durably, read without running code.
+
+Notable here
+- torch.load does not check the zip's checksums, and would unpack more than tensors: `read` looks first (vetting.py).
+- `write` writes to exactly the path it is given, reads the file back from the disk and compares; putting it in the
+  place of an older one is the caller's business.
+- A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
+  translated.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .vetting import SnapshotError, vet, vet_contents
+
+MARGIN_BYTES = 2**20  # of a file beyond its tensors and texts
+
+
+def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
+    """Write `contents` to exactly `path`, fsync it, read it back and compare. Returns the file's SHA-256.
+
+    Raises SnapshotError when the disk is full, the file cannot be written, or it does not read back equal; what was
+    written so far is then removed.
+    """
+    path = Path(path)
+    created = False
+    require_space(path, contents)
+    try:
+        with open(path, "wb") as file:
+            created = True
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):  # what is read back below shall come from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = sha256(path)
+        if not _equal(contents, read(path, mapped=True)):
+            raise SnapshotError(f"{path}: does not read back as it was written; check the disk.")
+        return digest
+    except (OSError, RuntimeError, SnapshotError) as error:
+        if created:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if isinstance(error, SnapshotError):
+            raise
+        # torch reports a failed write as its own RuntimeError and keeps the system's reason in the context
+        reason = error if isinstance(error, OSError) else error.__context__
+        reason = (reason.strerror if isinstance(reason, OSError) else None) or "the write was cut short"
+        raise SnapshotError(
+            f"{path}: the checkpoint could not be written ({reason}); check the disk's free space and permissions."
+        ) from error
+
+
+def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = False) -> Any:
+    """Read what `write` wrote, or any file of torch.save that holds tensors and plain values; `mapped` leaves the
+    tensors on the disk.
+
+    Raises SnapshotError, in one sentence, for a file that is missing, damaged, cut short, of another kind, or that
+    would have to run code to be read.
+    """
+    path = Path(path)
+    pickle_bytes = vet(path, checksums)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise SnapshotError(
+            f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
+        ) from error
+    except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
+        raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
+    vet_contents(path, contents, pickle_bytes)
+    return contents
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_space(path: Path, contents: dict[str, Any]) -> None:
+    """Raise SnapshotError when the disk has no room for a file `path` of these contents."""
+    needed = size_in_bytes(contents)
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise SnapshotError(f"{path}: cannot be written ({error.strerror}); check the path.") from error
+    if free < needed:
+        raise SnapshotError(
+            f"{path}: {needed / 1e6:.0f} MB are needed and only {free / 1e6:.0f} MB are free; "
+            "make room on that disk or choose another folder."
+        )
+
+
+def size_in_bytes(*contents: Any) -> int:
+    """Room on a disk that files of these contents need at most."""
+    return MARGIN_BYTES + sum(map(_most_bytes, _leaves(contents)))
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A contiguous fp32 (or integer) CPU tensor; torch.save would write the whole storage behind a view."""
+    tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _most_bytes(leaf: Any) -> int:
+    return leaf.numel() * max(4, leaf.element_size()) if isinstance(leaf, Tensor) else 4 * len(str(leaf))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from _leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _equal(written: Any, found: Any) -> bool:
+    """Whether both hold the same keys, shapes, dtypes and values."""
+    ours, theirs = list(_leaves(written)), list(_leaves(found))
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b

@@ -1,0 +1,1 @@
+"""One reader a kind of source: documents with a cursor after each."""

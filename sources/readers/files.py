@@ -1,0 +1,174 @@
+"""Text, Markdown, source code, JSON lines and parquet files below a folder; `.gz` of the first four too.
+
+A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
+file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so that going on late in a file
+reads none of its beginning unless it is packed. Binary files are skipped and counted, damaged ones and JSON lines over
+32 MiB named as well.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from sources.config import FilesSpec
+from sources.readers.fields import FieldError, Template, compile_template
+from sources.readers.folder import File, FolderSource, list_files
+from sources.readers.parquet import columns_of, read_columns
+from sources.source import JSON, SourceError
+
+LARGE = 1_000_000  # bytes; a text file above this is read in pieces
+PIECE = 64 * 1024  # bytes
+LONGEST_LINE = 32 * 1024**2  # bytes of a JSON line; a file can be one line of gigabytes, packed into a few megabytes
+
+
+class FilesSource(FolderSource):
+    """See the module's docstring."""
+
+    def __init__(self, spec: FilesSpec, pin: dict[str, JSON] | None = None):
+        files = [file for file in list_files(spec.path, spec.glob) if file.size > 0]
+        if not files:
+            raise SourceError(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
+        super().__init__(spec.source_name, spec.path, files, pin)
+        self.text_field = spec.text_field
+        self.template = compile_template(None, [spec.text_field])
+
+    def fingerprint(self) -> JSON:
+        return {**super().fingerprint(), "text_field": self.text_field}
+
+    def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+        path = PurePosixPath(file.key.lower())
+        packed = path.suffix == ".gz"
+        kind = path.with_suffix("").suffix if packed else path.suffix
+        if kind == ".parquet" and not packed:
+            yield from self._rows_of_parquet(file, start)
+            return
+        with gzip.open(file.path) if packed else file.path.open("rb") as stream:
+            try:
+                head = stream.read(8192)
+                if b"\0" in head:
+                    self.skip(file, "binary files")
+                    return
+                stream.seek(0)
+                if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_object(stream)):
+                    yield from self._rows_of_json_lines(file, stream, start)
+                else:
+                    yield from self._pieces(file, stream, start)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                self.skip(file, "damaged files", f"is damaged ({error}); what follows is skipped")
+
+    def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+        stream.seek(start)
+        data = stream.read(LARGE + 1)
+        if start == 0 and 0 < len(data) <= LARGE:
+            yield self._decode(file, data), len(data)
+            return
+        while data:
+            if len(data) <= PIECE:
+                data += stream.read(LARGE)
+            end = _piece_end(data)
+            start += end
+            yield self._decode(file, data[:end]), start
+            data = data[end:]
+
+    def _decode(self, file: File, data: bytes) -> str:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.skip(file, "files with bytes that are not UTF-8 (left out)")
+            return data.decode("utf-8", errors="ignore")
+
+    def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+        stream.seek(start)
+        position, columns, template = start, None, None
+        while line := stream.readline(LONGEST_LINE + 1):
+            position += len(line)
+            if len(line) > LONGEST_LINE:
+                while not line.endswith(b"\n") and (line := stream.readline(LARGE)):
+                    position += len(line)
+                self.counts["lines that are too long"] += 1
+                self.announce(file, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
+                continue
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):  # the latter where it is nested too deeply
+                self.counts["lines that are not JSON"] += 1
+                continue
+            if isinstance(row, dict) and list(row) != columns:
+                columns = list(row)
+                template = self._bind_row(file, columns)
+            text = template.render(row) if isinstance(row, dict) and template else None
+            if text is None:
+                self.counts["rows without text"] += 1
+            else:
+                yield text, position
+
+    def _bind_row(self, file: File, columns: list[str]) -> Template | None:
+        """Return the template for rows of these columns; of what is amiss only a file's first row is announced."""
+        try:
+            template, notices = self.template.bind(columns, "this file's row")
+        except FieldError as error:
+            self.announce(file, str(error), about="missing field")
+            return None
+        for notice in notices:
+            self.announce(file, notice)
+        return template
+
+    def _rows_of_parquet(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+        try:
+            with pq.ParquetFile(file.path) as parquet:
+                template = self._bind(file, parquet)
+                if template is None:
+                    return
+                for first, columns in read_columns(parquet, template.columns, start):
+                    for position, text in enumerate(template.render_columns(columns), start=first + 1):
+                        if text is None:
+                            self.counts["rows without text"] += 1
+                        else:
+                            yield text, position
+        except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
+            reason = str(error).splitlines()[0]
+            self.skip(file, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")
+
+    def _bind(self, file: File, parquet: pq.ParquetFile) -> Template | None:
+        try:
+            template, notices = self.template.bind(columns_of(parquet.schema_arrow), "this file")
+        except FieldError as error:
+            self.skip(file, "files without the text field", str(error))
+            return None
+        for notice in notices:
+            self.announce(file, notice)
+        return template
+
+
+def _is_json_object(stream: BinaryIO) -> bool:
+    """Tell JSON lines from one object or list spread over many lines; leaves the stream at its beginning."""
+    first = stream.readline(LONGEST_LINE + 1)
+    stream.seek(0)
+    if len(first) > LONGEST_LINE:
+        return first.lstrip().startswith(b"{")
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _piece_end(data: bytes) -> int:
+    """Return where to cut `data`: after the last paragraph (else line, else character) of its first PIECE bytes."""
+    if len(data) <= PIECE:
+        return len(data)
+    for mark in (b"\n\n", b"\n"):
+        end = data.rfind(mark, PIECE // 2, PIECE)
+        if end >= 0:
+            return end + len(mark)
+    end = PIECE
+    while end > PIECE - 4 and data[end] & 0xC0 == 0x80:  # a continuation byte belongs to the character before
+        end -= 1
+    return end

@@ -1,0 +1,213 @@
+"""Tokenizers: load one, or train a byte-level BPE; encode without surprises.
+
+A tokenizer.json found in the wild may cut every text at 50 ids, pad, or add special tokens: all that is switched off. A
+text that happens to contain "<|endoftext|>" is encoded as the characters it is and never ends a document. tiktoken does
+the encoding where it has been proved to give the same ids.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sources.config import TrainBPE
+from sources.readers.endpoint import is_local, unreachable
+from sources.redact import redact
+from sources.rows.fast_encoder import EDGES, encoding_of
+
+END_OF_TEXT = "<|endoftext|>"
+FAST_CHARACTERS = 16 * 1024  # of a text without a break, tiktoken's time grows faster than the text
+END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # taken in this order where no end token is declared
+
+
+class TokenizerError(ValueError):
+    """A tokenizer cannot be loaded or trained; the message is a sentence for the user."""
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with an end-of-text id and a padding id.
+
+    `vocab_size` is the highest id plus one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, pad_id: int | None = None):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # special tokens in a text are text
+        self.tokenizer = tokenizer
+        self.eos_id = eos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # fast: without offsets
+        self._fast: tiktoken.Encoding | None = None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return each text's ids (uint32), without special tokens, whole; half a surrogate pair becomes U+FFFD."""
+        if self._fast is None:
+            return self._by_library(texts)
+        # Not by encode_to_numpy: it looks for special tokens too, which costs more than going through a list.
+        return [
+            np.array(self._fast.encode_ordinary(text), dtype=np.uint32)
+            if len(text) <= FAST_CHARACTERS
+            else self._by_library([text])[0]
+            for text in texts
+        ]
+
+    def use_fast_encoder(self, texts: Sequence[str]) -> str | None:
+        """Encode by tiktoken from now on if it gives the same ids for `texts` and for what tokenizers differ on.
+
+        Returns a sentence to announce, or None where the library goes on encoding. Texts above 16,384 characters prove
+        nothing, since the library encodes those.
+        """
+        self._fast = None
+        proof = [text for text in texts if len(text) <= FAST_CHARACTERS]
+        encoding = encoding_of(self.tokenizer) if proof else None
+        if encoding is None:
+            return None
+        by_library = self._by_library([*EDGES, *proof])
+        self._fast = encoding
+        if not all(map(np.array_equal, by_library, self.encode_batch([*EDGES, *proof]))):
+            self._fast = None
+            return None
+        megabytes = sum(len(text.encode("utf-8", "replace")) for text in proof) / 1e6
+        return f"tiktoken encodes here, proved equal on {len(proof):,} texts ({megabytes:.1f} MB)"
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether tiktoken encodes."""
+        return self._fast is not None
+
+    def _by_library(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            encodings = self._encode(list(texts), add_special_tokens=False)
+        except TypeError:  # what the library makes of a string that is not valid Unicode
+            encodings = self._encode(list(map(_without_surrogates, texts)), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; special tokens are shown."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """Return the tokenizer.json of this tokenizer, which `from_json` reads."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str, eos_id: int, pad_id: int | None = None, *, fast: bool = False) -> "TextTokenizer":
+        """Rebuild a tokenizer from `to_json`'s text; raises TokenizerError.
+
+        `fast` says that `use_fast_encoder` has succeeded for it elsewhere, so tiktoken encodes without another proof.
+        """
+        try:
+            rebuilt = cls(Tokenizer.from_str(text), eos_id, pad_id)
+        except Exception as error:  # the library raises bare Exceptions
+            raise TokenizerError(f"The tokenizer's JSON text cannot be read: {error}") from error
+        if fast:
+            rebuilt._fast = encoding_of(rebuilt.tokenizer)
+        return rebuilt
+
+    def __reduce__(self) -> tuple:
+        return partial(TextTokenizer.from_json, fast=self.is_fast), (self.to_json(), self.eos_id, self.pad_id)
+
+
+def load_tokenizer(name_or_folder: str) -> TextTokenizer:
+    """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError."""
+    from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
+
+    cached = True
+    if is_local(name_or_folder):
+        name_or_folder = str(Path(name_or_folder).expanduser())
+        if not Path(name_or_folder).is_dir():
+            raise TokenizerError(
+                f"data.tokenizer: the folder {name_or_folder} does not exist; "
+                'correct it, or use a hub name such as "gpt2".'
+            )
+    elif not (cached := _is_cached(name_or_folder)):
+        # Asked first, since the library's own answer to a dead endpoint takes minutes and says less.
+        reason = unreachable("model", name_or_folder, timeout=10.0)
+        if reason is not None:
+            raise TokenizerError(
+                f'data.tokenizer: "{name_or_folder}" cannot be loaded: {reason}; '
+                'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
+            )
+    try:
+        loaded = AutoTokenizer.from_pretrained(name_or_folder, local_files_only=cached)
+    except Exception as error:  # OSError, ValueError, KeyError and ImportError, by what is missing or damaged
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" cannot be loaded: {redact(str(error).strip().splitlines()[0])}'
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" has no fast version (tokenizer.json); use another such as "gpt2".'
+        )
+    eos_id = loaded.eos_token_id
+    if eos_id is None:
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        if not any(token in vocabulary for token in END_CANDIDATES):
+            backend.add_special_tokens([END_OF_TEXT])
+        eos_id = next(
+            found
+            for token in (loaded.sep_token, *END_CANDIDATES)
+            if (found := backend.token_to_id(token or "")) is not None
+        )
+    tokenizer = TextTokenizer(backend, eos_id, loaded.pad_token_id)
+    try:
+        tokenizer.encode_batch(EDGES)
+    except Exception as error:  # the library raises bare Exceptions
+        raise TokenizerError(
+            f'data.tokenizer: "{name_or_folder}" cannot encode every text ({str(error).strip()}); '
+            'use one with an unknown token, or a byte-level one such as "gpt2".'
+        ) from error
+    return tokenizer
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
+    """Train a byte-level BPE of at most `vocab_size` ids on `texts`; raises TokenizerError when there are none.
+
+    Half a surrogate pair, which JSON can escape, is U+FFFD here as it is in `encode_batch`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    first = next(iter(texts := iter(texts)), None)
+    if first is None:
+        raise TokenizerError("data.tokenizer: there is no text to train a tokenizer on; check the sources.")
+    tokenizer.train_from_iterator(map(_without_surrogates, _chain(first, texts)), trainer)
+    return TextTokenizer(tokenizer, tokenizer.token_to_id(END_OF_TEXT))
+
+
+def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | None:
+    """Tell in at most `timeout` seconds whether a tokenizer can be had: None, or a short reason why not."""
+    if isinstance(spec, TrainBPE):
+        return None
+    if is_local(spec):
+        return None if Path(spec).expanduser().is_dir() else f"the tokenizer folder {spec} does not exist"
+    return None if _is_cached(spec) else unreachable("model", spec, timeout)
+
+
+def _is_cached(name: str) -> bool:
+    """Tell whether the hub's cache holds this tokenizer, so that it loads without a network."""
+    configuration = try_to_load_from_cache(name, "tokenizer_config.json")  # None: never asked for
+    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str) and configuration is not None
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _without_surrogates(text: str) -> str:
+    """Put surrogate pairs together and U+FFFD in the place of halves."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,44 @@
+"""Small snapshots to save."""
+
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint.folder import CheckpointFolder, Restored
+from model import ModelConfig, TransformerLM
+from model.snapshot.file import Snapshot
+
+SHAPE = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
+
+TOKENIZER = "{}"
+
+
+def snapshot(tokens: int) -> Snapshot:
+    torch.manual_seed(tokens)
+    return Snapshot(
+        model=TransformerLM(SHAPE, 64).state_dict(),
+        config={**SHAPE.model_dump(), "vocab_size": 64, "eos_token_id": 0},
+        tokenizer=TOKENIZER,
+        preset={},
+        progress={"run": 1, "step": tokens // 10, "tokens_in_run": tokens, "tokens_total": tokens, "evaluation": None},
+    )
+
+
+def optimizer(tokens: int) -> dict:
+    moments = {key: torch.full((2, 2), float(tokens)) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": tokens, "moments": {"tokens.weight": moments}}
+
+
+def save(folder: CheckpointFolder, tokens: int) -> None:
+    folder.save(snapshot(tokens), optimizer(tokens), {"loader": {"row": tokens}})
+
+
+def flip(path: Path) -> None:
+    """Turns one bit of a file, in place: its hard links hold the same."""
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+
+
+def tokens(restored: Restored) -> int:
+    return restored.snapshot.progress["tokens_total"]

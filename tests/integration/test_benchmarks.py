@@ -1,0 +1,61 @@
+"""The benchmarks can be run by anyone: each says how, and the shorter ones are run here as small as they go."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.text import REPOSITORY
+
+WITHOUT_A_TABLE = "train_speed_workers"  # what the processes of train_speed run
+RUN_BY_HAND = sorted(
+    path.stem
+    for path in (REPOSITORY / "benchmarks").glob("*.py")
+    if "def main(" in path.read_text(encoding="utf-8") and path.stem != WITHOUT_A_TABLE
+)
+
+
+@pytest.mark.parametrize("name", RUN_BY_HAND)
+def test_says_how_it_is_run(name: str):
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert f"\n    python -m benchmarks.{name}" in module.__doc__
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks" / "results").iterdir()), ids=lambda path: path.stem)
+def test_results_stand_beside_their_command(path: Path):
+    assert f"$ python -m benchmarks.{path.stem}" in path.read_text(encoding="utf-8")
+
+
+def run(name: str, *arguments: object) -> str:
+    """What the benchmark prints."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def row(printed: str, label: str) -> list[str]:
+    """The first line that begins with `label`, as words after it."""
+    return next(line for line in printed.splitlines() if line.strip().startswith(label + " ")).split()[1:]
+
+
+@pytest.mark.slow
+def test_variants_trains_and_compares(tmp_path: Path):
+    printed = run("variants", tmp_path, "--of", "adamw,all@0.5", "--seeds", "0", "--tokens", 32_768, "--rounds", 1)
+    whole, half = row(printed, "adamw"), row(printed, "all@0.5")
+    assert float(half[3]) != float(whole[3])  # held-out CE
+    assert float(half[-1]) == pytest.approx(float(half[3]) - float(whole[3]), abs=2e-4)
+    assert "not finished" not in printed
+    speeds = run("variants", tmp_path, "--of", "adamw,all", "--only", "speeds", "--rounds", 1)
+    assert row(speeds, "adamw")[0] == "1.000"
+
+
+@pytest.mark.slow
+def test_lookahead_trains_and_prints_its_table(tmp_path: Path):
+    sizes = ("--tokens", 32_768, "--held-out", 20_000, "--probe-tokens", 20_000)
+    printed = run("lookahead", tmp_path, "--methods", "off,on", "--seeds", "0", *sizes)
+    off, on = row(printed, "off-0"), row(printed, "on-0")
+    assert off[2:] == on[2:]  # held-out CE: a detached core leaves the trunk alone
+    assert "MTP told tokens" in printed and "not finished" not in printed

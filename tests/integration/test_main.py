@@ -1,0 +1,183 @@
+"""main.py as a user meets it: real processes, real pipes, a real terminal."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.folder import CheckpointFolder
+from engine.events import read
+from tests.helpers.text import REPOSITORY
+from tests.helpers.training import environment, run_main, start_main
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """Output up to the first line that matches."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def test_an_argument_gets_one_sentence():
+    command = [sys.executable, str(REPOSITORY / "main.py"), "--steps=3"]
+    finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 2
+    assert finished.stdout == "main.py takes no arguments, and '--steps=3' is one: edit a preset in configs/ instead.\n"
+
+
+def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
+    process = start_main(home)
+    process.stdin.close()  # end of input means the default
+    begin = read_until(process, r"^step +\d+ ")
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 143
+    assert "Preset 00_tiny (the default)" in begin
+    assert "saved" in rest and "the next start goes on from there" in rest
+    assert (home / "checkpoints" / "lm_current.pth").exists()
+
+    process = start_main(home)
+    process.stdin.close()
+    begin = read_until(process, r"^step +\d+ ")
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert "resumed" in begin and "Training a byte-level BPE" not in begin
+
+    status, output = run_main(home, "g\nThe import statement\n\n")
+    assert status == 0, output
+    assert "Type a prompt" in output
+
+
+@pytest.mark.parametrize(
+    "redirected",
+    ["</dev/null >/dev/full", "<&- >&- 2>&-", pytest.param("</dev/null >&-", marks=pytest.mark.slow), "ascii"],
+)
+def test_streams_that_take_nothing_do_not_end_a_run(home: Path, redirected: str):
+    """A log on a full disk, a daemon without streams, a terminal that lacks the letters of a sample."""
+    changes = {"PYTHONIOENCODING": "ascii"} if redirected == "ascii" else {}
+    redirected = "</dev/null >log" if redirected == "ascii" else redirected
+    command = f"exec {sys.executable} {REPOSITORY / 'main.py'} {redirected}"
+    process = subprocess.Popen(["sh", "-c", command], cwd=home, env=environment(**changes), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 90
+    while process.poll() is None and not any(event["event"] == "evaluation" for event in read(home / "checkpoints")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Traceback" not in errors, errors
+    assert CheckpointFolder(home / "checkpoints").newest().optimizer is not None
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_says_so_and_trains(home: Path):
+    values = json.loads((home / "configs" / "00_tiny.json").read_text())
+    for name, asked in (("00_tiny", "auto"), ("01_demanding", True)):
+        values["train"]["compile"] = asked
+        (home / "configs" / f"{name}.json").write_text(json.dumps(values))
+    tools = home / "tools"
+    tools.mkdir()
+    for name in ("sh", "uname", "ldconfig"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    bare = {"PATH": str(tools), "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(home / "cache")}
+    process = start_main(home, **bare)
+    process.stdin.close()
+    begin = read_until(process, r"^step +\d+ ")
+    process.kill()
+    process.wait()
+    assert "torch.compile is not available here" in begin and "training uncompiled" in begin
+
+    status, output = run_main(home, "01\n", **bare)
+    assert status == 2, output
+    assert "train.compile is true but torch.compile fails here" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("answer", "contents", "status", "sentence"),
+    [
+        ("nope\n", None, 2, "'nope' is no preset; there are 00_tiny."),
+        ("00\n", '{"train": {"seed": }}', 2, "not valid JSON at line 1, column 20"),
+        ("00\n", '{"data": {"sources": [{"type": "files", "path": "./nowhere"}]}}', 3, "nowhere"),
+        ("g\n", None, 2, "lm_current.pth"),
+    ],
+)
+def test_what_cannot_be_used_gets_a_sentence_and_a_status(home: Path, answer, contents, status, sentence):
+    if contents is not None:
+        (home / "configs" / "00_tiny.json").write_text(contents)
+    code, output = run_main(home, answer)
+    assert code == status, output
+    assert sentence in output
+    assert "Traceback" not in output
+
+
+def test_a_checkpoint_that_is_none_stops_with_status_4(home: Path):
+    (home / "checkpoints").mkdir()
+    (home / "checkpoints" / "lm_current.pth").write_text("not a checkpoint")
+    code, output = run_main(home)
+    assert code == 4, output
+    assert "can be trusted" in output and "Traceback" not in output
+    assert (home / "checkpoints" / "lm_current.pth").read_text() == "not a checkpoint"
+
+
+def test_an_open_pipe_that_says_nothing_means_the_default(home: Path):
+    process = start_main(home)
+    begin = read_until(process, "Preset 00_tiny")
+    process.kill()
+    process.wait()
+    assert "(the default)" in begin
+
+
+def test_a_person_at_a_terminal_sees_the_menu_and_is_offered_what_can_be_reached(home: Path):
+    """The first preset's data is not there, so another default is offered, aloud; a bad answer is asked again."""
+    values = json.loads((home / "configs" / "00_tiny.json").read_text())
+    (home / "configs" / "01_reachable.json").write_text(json.dumps({**values, "name": "reachable"}))
+    values["data"]["sources"] = [{"type": "files", "path": "./nowhere"}]
+    (home / "configs" / "00_tiny.json").write_text(json.dumps(values))
+    (home / "configs" / "02_broken.json").write_text('{"trian": {}}')
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py")],
+        cwd=home,
+        env=environment(COLUMNS="200"),
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+
+    def read_terminal(until: str, seconds: float = 90) -> str:
+        seen, deadline = "", time.monotonic() + seconds
+        while until not in seen and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.5)[0]:
+                try:
+                    seen += os.read(terminal, 65536).decode(errors="replace")
+                except OSError:
+                    break
+        assert until in seen, seen
+        return seen
+
+    menu = read_terminal("[01_reachable]: ")
+    assert "00_tiny" in menu and "not reachable" in menu and "reachable" in menu
+    assert "trian: unknown, did you mean train?" in menu
+    assert "Enter takes 01_reachable instead" in menu
+    os.write(terminal, b"seven\n")
+    assert "is no preset" in read_terminal("[01_reachable]: ")
+    os.write(terminal, b"\n")
+    read_terminal("Run 1 of reachable")
+    process.kill()
+    process.wait()
+    os.close(terminal)

@@ -1,0 +1,169 @@
+"""Saving beside training, and what happens when the disk does not take it."""
+
+import copy
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import train
+from engine.checkpoint.background import Saving
+from engine.checkpoint.folder import CURRENT, CheckpointFolder
+from engine.device.ranks import Ranks
+from engine.errors import FolderInUse
+from engine.events import Metrics, read
+from engine.screen.console import Console
+from tests.helpers import checkpoints
+from tests.helpers.training import start_main
+
+STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
+EVERY_STEP = {"save_interval_minutes": 1e-9}
+
+
+def steps_of(folder: Path, event: str) -> list[int]:
+    return [line["step"] for line in read(folder) if line["event"] == event]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.stdout.read()
+    process.wait()
+
+
+def test_training_goes_on_while_a_snapshot_is_written(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save = CheckpointFolder.save
+
+    def slowly(self, *copy):
+        time.sleep(1.0)
+        return save(self, *copy)
+
+    monkeypatch.setattr(CheckpointFolder, "save", slowly)
+    train(tiny(), token_budget=20 * STEP, checkpoint_dir=tmp_path)
+    saves = [line for line in read(tmp_path) if line["event"] == "save"]
+    assert [line["step"] for line in saves] == [0, 20]
+    assert all(line["seconds"] > 1.0 and line["held_up_seconds"] < 0.5 for line in saves)
+    order = [(line["event"], line["step"]) for line in read(tmp_path) if line["event"] in ("save", "step")]
+    assert order.index(("save", 0)) > order.index(("step", 3)), "several steps were made before the first save was done"
+
+
+def test_a_save_is_a_copy_of_its_moment(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What training does to weights and moments while they are being written is not in the file."""
+    save = CheckpointFolder.save
+    handed_over = []
+
+    def slowly(self, snapshot, optimizer, data):
+        handed_over.append(copy.deepcopy((snapshot.model, optimizer)))
+        time.sleep(0.2)  # the next step is made meanwhile
+        return save(self, snapshot, optimizer, data)
+
+    monkeypatch.setattr(CheckpointFolder, "save", slowly)
+    train(tiny(train=EVERY_STEP), token_budget=5 * STEP, checkpoint_dir=tmp_path)
+    folder = CheckpointFolder(tmp_path)
+    for weights, optimizer in handed_over[-1:-4:-1]:
+        restored = folder.newest()
+        assert all(torch.equal(restored.snapshot.model[name], tensor) for name, tensor in weights.items())
+        assert all(
+            torch.equal(restored.optimizer["moments"][name][key], moment)
+            for name, moments in optimizer["moments"].items()
+            for key, moment in moments.items()
+        )
+        folder.step_back(1)
+
+
+def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path: Path, monkeypatch, capsys):
+    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    before = (tmp_path / CURRENT).read_bytes()
+    state = tmp_path / "state"
+    state.rename(tmp_path / "elsewhere")
+    state.write_text("in the way")
+    seen = []
+
+    def clear() -> None:
+        while len(steps_of(tmp_path, "step")) < 8:
+            time.sleep(0.01)
+        seen.append((tmp_path / CURRENT).read_bytes())
+        state.unlink()
+
+    monkeypatch.setattr("engine.checkpoint.background.RETRY_SECONDS", 0.05)
+    threading.Thread(target=clear, daemon=True).start()
+    train(tiny(train=EVERY_STEP), token_budget=60 * STEP, checkpoint_dir=tmp_path)
+    saves = steps_of(tmp_path, "save")
+    assert seen == [before] and len(saves) > 3 and saves[-1] == 60 and min(saves[2:]) >= 8
+    output = capsys.readouterr().out
+    assert "could not be written" in output and "Training goes on; the next try is in" in output
+    assert CheckpointFolder(tmp_path).newest().optimizer is not None
+
+
+def test_a_failure_is_told_by_the_save_that_waits_for_it(tmp_path: Path, capsys):
+    (tmp_path / "state").write_text("in the way")
+    taken, console = (checkpoints.snapshot(10), checkpoints.optimizer(10), {}), Console()
+    alone = Ranks(0, 1, torch.device("cpu"), None)
+    journal = Metrics(tmp_path, console, enabled=True)
+    saving = Saving(lambda: taken, 10.0, CheckpointFolder(tmp_path), alone, console, journal, None)
+    saving.save()
+    saving.save()
+    assert "could not be written" in " ".join(capsys.readouterr().out.split())
+    saving.close()
+    journal.close()
+
+
+def test_a_finished_run_waits_for_the_disk(tiny, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("engine.checkpoint.background.PAUSE_SECONDS", 0.2)
+    (tmp_path / "state").write_text("in the way")
+
+    def clear() -> None:
+        while not steps_of(tmp_path, "evaluation"):
+            time.sleep(0.01)
+        time.sleep(0.5)
+        (tmp_path / "state").unlink()
+
+    threading.Thread(target=clear, daemon=True).start()
+    result = train(tiny(train={"eval_interval_tokens": 10**9}), token_budget=3 * STEP, checkpoint_dir=tmp_path)
+    assert result.snapshot.exists() and steps_of(tmp_path, "save") == [3]
+    assert "Trying again" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_folder_is_refused(tiny, home: Path):
+    process = start_main(home)
+    process.stdin.close()
+    for line in process.stdout:
+        if re.match(r"step +\d+ ", line):
+            break
+    second = start_main(home)
+    output, _ = second.communicate("", timeout=60)
+    assert second.returncode == 6 and f"is in use by process {process.pid} on" in output
+    assert "Traceback" not in output
+    end(process)
+    with CheckpointFolder(home / "checkpoints").held():
+        pass
+
+
+def test_a_folder_in_use_is_refused_to_a_library_call_too(tiny, tmp_path: Path):
+    with CheckpointFolder(tmp_path).held(), pytest.raises(FolderInUse, match="one run at a time"):
+        train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path)
+
+
+def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
+    process = start_main(home)
+    process.stdin.close()
+    for line in process.stdout:
+        if re.match(r"step +5 ", line):
+            break
+    end(process)
+    reached = steps_of(home / "checkpoints", "step")[-1]
+    process = start_main(home)
+    process.stdin.close()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(r"step +3 ", line):
+            break
+    end(process)
+    (resumed,) = [line for line in lines if line.startswith("resumed")]
+    assert "at 0 tokens, step 0 (run 1), with its optimizer" in resumed
+    assert f"{reached * STEP / 1000:.2f}k tokens that were trained after it are lost." in resumed

@@ -1,0 +1,181 @@
+"""Muon: what a step is, against torch's own and singular values; and runs that stop, go on and change optimizers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import train
+from engine.checkpoint.folder import CURRENT, CheckpointFolder
+from engine.errors import Interrupted
+from engine.events import read
+from engine.optim.muon import ADAMW_RMS, Fragment, MuonAdamW, orthogonal
+from engine.optim.optimizers import muon
+from model import AuxiliaryConfig, ModelConfig, TransformerLM
+from tests.helpers.training import STEP, by_step, signal_after, train_with
+
+SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, tie_embeddings=False)
+EVERYTHING = AuxiliaryConfig(
+    enable_policy=True, enable_value=True, enable_dynamics=True, enable_span_contrastive=True, value_horizons=(4,)
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / CURRENT, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("shape", [(3, 48, 48), (1, 96, 24), (2, 24, 96)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_updates_have_equal_singular_values_and_the_size_of_adamws(shape: tuple[int, ...], dtype: torch.dtype):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * torch.tensor([1e-6, 1.0, 1e3])[: shape[0], None, None]
+    made = orthogonal(matrices, dtype)
+    assert made.dtype == torch.float32 and made.shape == shape
+    singular = torch.linalg.svdvals(made / (ADAMW_RMS * max(shape[1:]) ** 0.5))
+    assert singular.min() > 0.5 and singular.max() < 1.3
+    assert made.square().mean().sqrt().item() == pytest.approx(ADAMW_RMS, rel=0.25)
+    for one, other in zip(matrices, made, strict=True):  # along the matrix, not against it
+        u, _, v = torch.linalg.svd(one, full_matrices=False)
+        assert torch.linalg.matrix_norm(u.T @ (other / other.norm()) @ v.T).item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_step_is_that_of_torchs_muon():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(24, 64), torch.nn.Linear(64, 24)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    mine = muon(ours, 0.02, 0.1, torch.bfloat16)
+    reference = [
+        torch.optim.Muon([theirs[0].weight, theirs[1].weight], 0.02, 0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([theirs[0].bias, theirs[1].bias], 0.02, (0.9, 0.95), weight_decay=0.0),
+    ]
+    x = torch.randn(100, 24)
+    for _ in range(5):
+        for model in (ours, theirs):
+            (model(x) - x.roll(1, 1)).square().mean().backward()
+        mine.step()
+        for optimizer in reference:
+            optimizer.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
+        ours.zero_grad()
+        theirs.zero_grad()
+
+
+def test_which_weights_it_steps_and_how_a_fused_projection_is_taken_apart():
+    model = TransformerLM(SHAPE, 64, EVERYTHING)
+    optimizer = muon(model, 1e-2, 0.1, torch.float32)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    *with_muon, outputs, core_outputs, _, _ = optimizer.param_groups  # the trunk's and the core's of each kind
+    assert {names[p] for group in with_muon for p in group["params"]} == optimizer.matrices.keys()
+    assert {name.split(".", 2)[2] for name in optimizer.matrices if name.startswith("blocks")} == {
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "mlp.up.weight",
+        "mlp.down.weight",
+    }
+    assert [names[p] for p in outputs["params"]] == ["lm_head.weight"]
+    assert [names[p] for p in core_outputs["params"]] == ["latent.value_head.bins.weight"]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1] * 4 + [0.0] * 2
+
+    fused = model.blocks[0].attention.in_proj_weight
+    before = fused.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    fused.grad[:32] *= 1000  # were it one matrix, keys and values would hardly move
+    optimizer.step()
+    moved = (fused - before * (1 - 1e-2 * 0.1)).view(3, 32, 32).square().mean((1, 2)).sqrt()
+    assert moved.tolist() == pytest.approx([1e-2 * ADAMW_RMS] * 3, rel=0.2)
+
+
+def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices():
+    """Two ranks by hand: three parameters in one flat tensor, cut in the middle of the second."""
+    torch.manual_seed(0)
+    a, b, c = (1, 8, 12), (3, 6, 6), (1, 10, 8)  # of 96, 108 and 80 numbers
+    start, gradient, cut = torch.randn(284), torch.randn(284), 150
+    left = [Fragment(a, 0, 0, 96, False), Fragment(b, 0, 96, 54, True), Fragment(c, 0, 0, 0, False)]
+    right = [Fragment(a, 0, 0, 0, False), Fragment(b, 54, 0, 54, True), Fragment(c, 0, 54, 80, False)]
+    both = [Fragment(a, 0, 0, 96, False), Fragment(b, 0, 96, 108, False), Fragment(c, 0, 204, 80, False)]
+
+    def stepped(part: slice, fragments: list[Fragment], sum_over_ranks: Callable) -> torch.Tensor:
+        flat = torch.nn.Parameter(start[part].clone())
+        flat.grad = gradient[part].clone()
+        optimizer = MuonAdamW([{"params": [flat], "weight_decay": 0.1, "muon": True}], {}, 0.1, torch.float32)
+        optimizer.fragments, optimizer.sum_over_ranks = {flat: fragments}, sum_over_ranks
+        optimizer.step()
+        return flat.detach()
+
+    halves = ((slice(0, cut), left), (slice(cut, None), right))
+    parts: list[torch.Tensor] = []
+    for half in halves:  # what each adds to the sum
+        stepped(*half, lambda tensor: parts.append(tensor.clone()))
+    made = [stepped(*half, lambda tensor: tensor.copy_(sum(parts))) for half in halves]
+    torch.testing.assert_close(torch.cat(made), stepped(slice(None), both, lambda tensor: pytest.fail("nobody shares")))
+
+
+@pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
+def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(tiny, tmp_path: Path, stage: int):
+    preset = tiny(train={"optimizer": "muon", "zero_stage": stage})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(preset, token_budget=16 * STEP, checkpoint_dir=whole)
+    for steps in (1, 5):
+        signal_after(parts, steps)
+        with pytest.raises(Interrupted):
+            train(preset, token_budget=16 * STEP, checkpoint_dir=parts)
+    train(preset, token_budget=16 * STEP, checkpoint_dir=parts)
+    assert all(torch.equal(tensor, weights(parts)[name]) for name, tensor in weights(whole).items())
+    losses = list(by_step(read(whole)).values())
+    assert losses[-1] < losses[0] - 0.2
+    moments = CheckpointFolder(whole).newest().optimizer["moments"]
+    assert moments["blocks.0.mlp.up.weight"].keys() == {"exp_avg"}
+    assert moments["tokens.weight"].keys() == {"exp_avg", "exp_avg_sq"}
+
+
+def test_a_gated_projection_is_two_matrices():
+    optimizer = muon(TransformerLM(SHAPE.model_copy(update={"mlp": "swiglu"}), 64), 1e-2, 0.1, torch.float32)
+    assert optimizer.matrices["blocks.0.mlp.up.weight"] == (2, 128, 32)
+    assert optimizer.matrices["blocks.0.mlp.down.weight"] == (1, 32, 128)
+
+
+def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
+    """Momentum is kept; squares that were never counted begin at zero, with their averages, so no step is wild."""
+    for number, optimizer in enumerate(("adamw", "muon", "adamw"), 1):
+        train(tiny(train={"optimizer": optimizer}), token_budget=number * 8 * STEP, checkpoint_dir=tmp_path)
+        printed = " ".join(capsys.readouterr().out.split())
+        # Muon has no squares to give
+        assert ("state fits all but 8 parameters, whose moments begin anew" in printed) == (number == 3)
+    losses = list(by_step(read(tmp_path)).values())
+    assert len(losses) == 24 and max(losses[8:]) < losses[0]
+    assert losses[-1] < losses[7]
+    moments = CheckpointFolder(tmp_path).newest().optimizer["moments"]
+    assert all(own.keys() == {"exp_avg", "exp_avg_sq"} for own in moments.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_path: Path, stage: int):
+    alone = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 8})
+    shared = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 4})
+    budget = 8 * 8 * 2 * 32
+    one = by_step(train_with(1, alone, tmp_path / "one", budget, tmp_path))
+    two = by_step(train_with(2, shared, tmp_path / "two", budget, tmp_path))
+    assert list(two.values()) == pytest.approx(list(one.values()), abs=1e-3)
+    one = by_step(train_with(1, alone, tmp_path / "two", 2 * budget, tmp_path))
+    two = by_step(train_with(2, shared, tmp_path / "one", 2 * budget, tmp_path))
+    assert len(one) == 16 and list(two.values())[8:] == pytest.approx(list(one.values())[8:], abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stage"),
+    [("muon", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("muon", 2), ("adamw", 1), ("adamw", 2)))],
+)
+def test_two_processes_that_are_interrupted_equal_two_that_are_not_to_the_bit(tiny, tmp_path: Path, optimizer, stage):
+    preset = tiny(train={"optimizer": optimizer, "zero_stage": stage, "per_gpu_batch_size": 4})
+    budget = 10 * STEP
+    train_with(2, preset, tmp_path / "whole", budget, tmp_path)
+    interrupted = by_step(train_with(2, preset, tmp_path / "parts", budget, tmp_path, stop_after=4))
+    assert 4 <= len(interrupted) < 10
+    train_with(2, preset, tmp_path / "parts", budget, tmp_path)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())

@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.events import FILE_NAME, Metrics, read, tokens_reached
+from engine.screen.console import Console, count, duration
+from tests.helpers.text import REPOSITORY
+from tests.helpers.training import environment
+
+STEP = {
+    "step": 1200,
+    "tokens": 1_234_567,
+    "share": 0.0123,
+    "loss": 4.5,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+    "tokens_per_second": 76_000.0,
+    "data_wait": 0.001,
+    "eta_seconds": 3661.0,
+    "sources": {"wikipedia": 4.25, "c4": 4.75},
+    "auxiliary": {},
+}
+
+
+def test_events_are_appended_as_lines_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for _ in range(2):
+        metrics = Metrics(tmp_path, Console(), enabled=True)
+        metrics.write("step", **STEP)
+        metrics.close()
+    lines = (tmp_path / FILE_NAME).read_text().splitlines()
+    assert len(lines) == 2 and json.loads(lines[0])["event"] == "step" and json.loads(lines[0])["time"] > 1.7e9
+    shown = capsys.readouterr().out.splitlines()[0]
+    for figure in (
+        "1,200",
+        "1.23M",
+        "1.2%",
+        "4.5000",
+        "wikipedia 4.250",
+        "c4 4.750",
+        "76.0k",
+        "1.00e-03",
+        "0.1%",
+        "1:01:01",
+    ):
+        assert figure in shown, shown
+
+
+@pytest.mark.parametrize(("mfu", "shown"), [(0.4123, True), (None, False)])
+def test_mfu_is_shown_where_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str], mfu, shown: bool):
+    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics.write("step", **STEP, mfu=mfu)
+    metrics.close()
+    assert ("MFU 41.2%" in capsys.readouterr().out) == shown
+
+
+def test_other_ranks_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    metrics = Metrics(tmp_path, Console(enabled=False), enabled=False)
+    metrics.write("step", **STEP)
+    metrics.close()
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+def test_a_line_cut_by_a_kill_hurts_no_other(tmp_path: Path):
+    (tmp_path / FILE_NAME).write_text('{"event": "step", "time": 1}\n{"event": "st')
+    metrics = Metrics(tmp_path, Console(enabled=False), enabled=True)
+    metrics.write("save", path="x", tokens_total=1, seconds=1.0)
+    metrics.close()
+    assert [event["event"] for event in read(tmp_path)] == ["step", "save"]
+
+
+@pytest.mark.parametrize("line", ['{"event": "step", "tokens_total": "4608"}', "[" * 100_000, "1" * 5_000, "null", "7"])
+def test_a_line_that_is_no_event_hurts_no_start(tmp_path: Path, line: str):
+    (tmp_path / FILE_NAME).write_text('{"event": "step", "tokens_total": 512}\n' + line + "\n")
+    assert tokens_reached(tmp_path) == 512
+
+
+def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    os.mkfifo(tmp_path / FILE_NAME)
+    assert read(tmp_path) == []
+    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics.write("step", **STEP)
+    assert "cannot be written" in capsys.readouterr().out
+    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / FILE_NAME).symlink_to("/dev/zero")
+    assert read(tmp_path) == []
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path):
+    metrics = Metrics(tmp_path, Console(enabled=False), enabled=True)
+    metrics.write("step", **{**STEP, "loss": float("nan"), "sources": {"a": float("inf")}})
+    metrics.close()
+    line = (tmp_path / FILE_NAME).read_text()
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(name))["loss"] is None
+
+
+def test_a_source_named_like_markup_is_printed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics.write("source", name="[red]", what="notice", message="[/] closes nothing")
+    metrics.close()
+    assert "source [red]: [/] closes nothing" in capsys.readouterr().out
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    hostile = "\x1b[31mred\x1b]0;title\x07 \x9b2J \x08\x7f\r\ttabbed\nnext"
+    console = Console()
+    console.say(hostile)
+    console.warn(hostile)
+    console.error(hostile)
+    metrics = Metrics(tmp_path, console, enabled=True)
+    metrics.write("source", name=hostile, what="notice", message=hostile)
+    figures = {"ce": 1.0, "perplexity": 2.7, "bits_per_byte": 1.0, "tokens": 5, "seconds": 0.1, "sources": {}}
+    metrics.write("evaluation", **figures, sample={"prompt": hostile, "text": hostile})
+    shown = capsys.readouterr().out
+    assert shown.count("title") == shown.count("next") == 7
+    assert all(character.isprintable() or character in "\n\t" for character in shown)
+    assert " tabbed" in shown and "\N{REPLACEMENT CHARACTER}[31mred" in shown
+
+
+def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.write_text("of somebody else")
+    folder.mkdir()
+    (folder / FILE_NAME).symlink_to(outside)
+    metrics = Metrics(folder, Console(), enabled=True)
+    metrics.write("step", **STEP)
+    metrics.write("step", **STEP)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert outside.read_text() == "of somebody else"
+    assert shown.count("symbolic link, and none is followed") == 1 and shown.count("1.23M tokens") == 2
+    (folder / FILE_NAME).unlink()
+    metrics.write("step", **STEP)
+    metrics.close()
+    assert len(read(folder)) == 1
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from engine.screen.console import Console
+from engine.events import Metrics
+folder = Path(sys.argv[1])
+metrics = Metrics(folder, Console(), enabled=True)
+
+def write(number, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    metrics.write("notice", number=number, text="x" * 100)
+
+write(0, resource.RLIM_INFINITY)
+size = metrics.path.stat().st_size
+for number in (1, 2, 3):
+    write(number, size + 30)  # the system stops the write within the line, as it does on a full disk
+write(4, resource.RLIM_INFINITY)
+for number in (5, 6):
+    write(number, metrics.path.stat().st_size)
+write(7, resource.RLIM_INFINITY)
+metrics.close()
+"""
+
+
+def test_a_full_disk_is_told_once_until_it_works_again_and_spoils_no_later_line(tmp_path: Path):
+    run = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
+    )
+    assert run.returncode == 0, run.stderr
+    assert " ".join(run.stdout.split()).count("cannot be written: File too large") == 2, run.stdout
+    assert [event["number"] for event in read(tmp_path)] == [0, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (950, "950"), (12_345, "12.3k"), (4_560_000, "4.56M"), (1.2e9, "1.20G"), (1e8, "100M")],
+)
+def test_counts(number: float, text: str):
+    assert count(number) == text
+
+
+def test_durations():
+    assert duration(59.6) == "0:01:00"
+    assert duration(float("inf")) == "?"

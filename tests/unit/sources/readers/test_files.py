@@ -1,0 +1,304 @@
+"""Every kind of file: what is read from it, what is skipped and counted, and that any cursor goes on exactly."""
+
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import sysconfig
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sources.config import DataConfig, FilesSpec, HubSpec, PythonPackagesSpec
+from sources.readers.files import FilesSource
+from sources.readers.python_packages import PythonPackagesSource
+from sources.registry import forbidden_texts, probe
+from sources.source import SourceError
+from tests.helpers.text import REPOSITORY
+
+
+def open_files(path, pin=None, **options) -> FilesSource:
+    return FilesSource(FilesSpec(type="files", path=str(path), **options), pin)
+
+
+def read_all(source) -> list[str]:
+    return [text for shard in range(source.num_shards) for text, _ in source.read(shard, None)]
+
+
+def assert_resumable(source) -> None:
+    """From every cursor the same documents follow (all of one shard's cursors when there are few)."""
+    for shard in range(source.num_shards):
+        documents = list(source.read(shard, None))
+        for number in range(0, len(documents), max(1, len(documents) // 25)):
+            cursor = json.loads(json.dumps(documents[number][1]))
+            assert list(source.read(shard, cursor)) == documents[number + 1 :]
+
+
+def test_text_files_are_whole_documents_in_a_fixed_mixed_order(tmp_path, texts):
+    for number, text in enumerate(texts[:40]):
+        folder = tmp_path / f"part{number % 3}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:02}.{'md' if number % 2 else 'py'}").write_text(text, encoding="utf-8")
+    source = open_files(tmp_path)
+    assert source.num_shards == 40
+    found = read_all(source)
+    assert sorted(found) == sorted(texts[:40])
+    assert found != texts[:40]
+    assert read_all(open_files(tmp_path)) == found
+    assert_resumable(source)
+    assert sorted(read_all(open_files(tmp_path, glob="**/*.md"))) == sorted(texts[1:40:2])
+    assert read_all(open_files(tmp_path / "part0" / "00.py")) == [texts[0]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_large_texts_are_read_in_pieces_at_paragraphs(tmp_path, texts, packed):
+    whole = "\n\n".join(texts * 3)
+    assert len(whole) > 1_000_000
+    name = "large.txt.gz" if packed else "large.txt"
+    (tmp_path / name).write_bytes(gzip.compress(whole.encode()) if packed else whole.encode())
+    source = open_files(tmp_path)
+    pieces = read_all(source)
+    assert "".join(pieces) == whole
+    assert len(pieces) > 15 and max(map(len, pieces)) <= 64 * 1024
+    assert sum(piece.endswith("\n\n") for piece in pieces) > 0.9 * len(pieces)
+    assert_resumable(source)
+
+
+def test_a_large_line_is_never_cut_inside_a_character(tmp_path):
+    whole = "aé€😀" * 150_000
+    (tmp_path / "line.txt").write_text(whole, encoding="utf-8")
+    source = open_files(tmp_path)
+    assert "".join(read_all(source)) == whole
+    assert not source.counts
+
+
+def test_json_lines_parquet_and_their_fields(tmp_path, texts):
+    rows = [{"body": {"text": text}, "id": number} for number, text in enumerate(texts[:30])]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines + "\nnot json\n" + '{"body": null}\n[1]\n')
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(lines.encode()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet", row_group_size=7)
+    source = open_files(tmp_path, text_field="body.text")
+    assert sorted(read_all(source)) == sorted(texts[:30] * 3)
+    assert source.counts == {"lines that are not JSON": 1, "rows without text": 2}
+    assert_resumable(source)
+
+
+def test_a_json_document_is_a_text(tmp_path):
+    text = json.dumps({"name": "preset", "list": list(range(9))}, indent=2)
+    (tmp_path / "preset.json").write_text(text)
+    assert read_all(open_files(tmp_path)) == [text]
+
+
+def test_missing_fields_are_announced_with_the_columns(tmp_path, texts):
+    pq.write_table(pa.table({"txet": texts[:3]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"body": "x"}) + "\n")
+    source = open_files(tmp_path)
+    assert read_all(source) == []
+    assert len(source.notices) == 2
+    assert any("a.parquet: this file has no column 'text' (did you mean \"txet\"?)" in note for note in source.notices)
+    read_all(source)
+    assert len(source.notices) == 2, "announced once"
+
+
+@pytest.mark.parametrize(
+    "text_field, columns",
+    [("question", ["query", "question"]), ("meta.text", ["meta.text"]), ("query.text", ["question"])],
+)
+def test_json_lines_and_parquet_find_the_same_columns(tmp_path, texts, text_field, columns):
+    """By another name, with a dot in the name, and both; in JSON lines also where it changes from row to row."""
+    nested = text_field == "query.text"
+    rows = [{columns[n % len(columns)]: {"text": text} if nested else text} for n, text in enumerate(texts[:20])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for column in columns:
+        table = pa.Table.from_pylist([row for row in rows if column in row])
+        pq.write_table(table, tmp_path / f"{column}.parquet")
+    source = open_files(tmp_path, text_field=text_field)
+    assert sorted(read_all(source)) == sorted(texts[:20] * 2)
+    assert not source.counts
+    assert len(source.notices) == (0 if text_field == "meta.text" else 2)
+    assert_resumable(source)
+
+
+def test_rows_with_ever_other_keys_are_announced_once(tmp_path, texts):
+    rows = [{f"key{number}": text} for number, text in enumerate(texts[:20])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = open_files(tmp_path)
+    assert read_all(source) == [] and source.counts == {"rows without text": 20}
+    assert len(source.notices) == 1
+
+
+def test_binary_damaged_hidden_and_wrongly_encoded_files(tmp_path, texts):
+    (tmp_path / "good.txt").write_text(texts[0], encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9 and more".encode("latin-1"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0\0")
+    (tmp_path / "broken.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": texts[1]}).encode() * 99)[:200])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    (tmp_path / ".hidden").write_text("secret")
+    (tmp_path / "empty.txt").write_text("")
+    source = open_files(tmp_path)
+    assert sorted(read_all(source)) == sorted([texts[0], "caf and more"])
+    assert source.counts["binary files"] == 1
+    assert source.counts["damaged files"] == 2
+    assert source.counts["files with bytes that are not UTF-8 (left out)"] == 1
+    assert sum("broken" in note for note in source.notices) == 2
+
+
+def test_flipped_bytes_and_texts_that_are_not_utf8_end_only_their_file(tmp_path, texts):
+    packed = bytearray(gzip.compress("".join(texts[:40]).encode()))
+    packed[10] ^= 0xFF  # the first byte behind the header: zlib's error, not gzip's
+    (tmp_path / "flipped.txt.gz").write_bytes(packed)
+    bad = pa.array([texts[0].encode(), b"caf\xe9"]).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), tmp_path / "latin.parquet", row_group_size=1)
+    (tmp_path / "good.txt").write_text(texts[1], encoding="utf-8")
+    source = open_files(tmp_path)
+    assert sorted(read_all(source)) == sorted(texts[:2])
+    assert source.counts == {"damaged files": 2}
+    assert sorted(notice.split(":")[0] for notice in source.notices) == ["flipped.txt.gz", "latin.parquet"]
+
+
+@pytest.mark.parametrize("nested", ["[" * 200_000, '{"a":' * 5000, '{"text": ' + "[" * 600 + '"x"' + "]" * 600 + "}"])
+def test_a_line_of_deep_nesting_does_not_end_the_reading(tmp_path, texts, nested):
+    lines = [nested, json.dumps({"text": texts[0]})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.json").write_text("\n".join(reversed(lines)), encoding="utf-8")
+    (tmp_path / "c.json").write_text(nested, encoding="utf-8")
+    source = open_files(tmp_path)
+    found = read_all(source)
+    assert found.count(texts[0]) == 2
+    readable = nested.endswith("}")  # by the template, however deep it is
+    assert found.count("x") == (3 if readable else 0)
+    assert source.counts["lines that are not JSON"] == (0 if readable else 2)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_a_line_of_any_length_is_skipped_in_little_memory(tmp_path, texts, name):
+    """The first line is 100 MB, and the one behind it just short enough."""
+    most = json.dumps({"text": texts[1]}).encode()
+    most += b" " * (32 * 1024**2 - len(most) - 1) + b"\n"
+    lines = [b'{"text": "', b"x" * 100_000_000, b'"}\n', most, json.dumps({"text": texts[2]}).encode() + b"\n"]
+    with gzip.open(tmp_path / name, "wb", 1) if name.endswith(".gz") else (tmp_path / name).open("wb") as stream:
+        stream.writelines(lines)
+    lines.clear()
+    source = open_files(tmp_path)
+    tracemalloc.start()
+    documents = list(source.read(0, None))
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [text for text, _ in documents] == texts[1:3] and most_bytes < 150_000_000
+    assert list(source.read(0, documents[0][1])) == documents[1:]
+    assert source.counts == {"lines that are too long": 1}
+    assert source.notices == [f"{name}: holds a line of more than 32 MiB, which is skipped"]
+
+
+def test_nothing_to_read_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="does not exist"):
+        open_files(tmp_path / "none")
+    with pytest.raises(SourceError, match="no file that matches"):
+        open_files(tmp_path)
+
+
+def test_a_path_that_may_not_be_looked_at_is_a_sentence():
+    """A name that is too long stands for a folder without permission, which root does not meet."""
+    path = "x" * 300
+    with pytest.raises(SourceError, match=r"xxx cannot be opened \(File name too long\)"):
+        open_files(path)
+    with pytest.raises(SourceError, match="cannot be opened"):
+        list(forbidden_texts(DataConfig(decontaminate=[path])))
+    assert "cannot be opened (File name too long)" in probe(FilesSpec(type="files", path=path))
+    assert HubSpec(type="hf", dataset=path).folder is None
+
+
+def test_texts_to_keep_out_must_all_be_readable(tmp_path, texts):
+    (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
+    assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
+    (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
+    with pytest.raises(SourceError, match=r"half.txt.gz: is damaged .*; mend that or take it out"):
+        list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
+
+
+def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
+    pin = json.loads(json.dumps(open_files(tmp_path).pin()))
+    same = open_files(tmp_path, pin)
+    assert same.pin() == pin and not same.notices
+    (tmp_path / "new.txt").write_text(texts[9], encoding="utf-8")
+    changed = open_files(tmp_path, pin)
+    assert changed.num_shards == 5
+    assert sorted(read_all(changed)) == sorted([*texts[:5], texts[9]])
+    assert "it had 5, now 6" in changed.notices[0]
+
+
+def test_going_on_late_in_json_lines_reads_nothing_of_the_beginning(tmp_path, texts):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    source = open_files(tmp_path)
+    documents = list(source.read(0, None))
+    _, cursor = documents[-10]
+    with path.open("r+b") as stream:
+        stream.write(b"\xff" * (cursor["at"] - 1))
+    assert list(source.read(0, cursor)) == documents[-9:]
+    assert not source.counts
+
+
+def test_a_fingerprint_changes_with_the_files_and_with_what_is_read_of_them(tmp_path, texts):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
+    first = open_files(tmp_path).fingerprint()
+    assert json.loads(json.dumps(first)) == first == open_files(tmp_path).fingerprint()
+    assert first != open_files(tmp_path, text_field="body").fingerprint()
+    os.utime(tmp_path / "0.txt", ns=(0, 0))
+    touched = open_files(tmp_path).fingerprint()
+    (tmp_path / "1.txt").rename(tmp_path / "other.txt")
+    assert len({json.dumps(found) for found in (first, touched, open_files(tmp_path).fingerprint())}) == 3
+
+
+READ_PICKLED = """
+import hashlib, pickle, sys
+source = pickle.loads(sys.stdin.buffer.read())
+for shard in range(min(source.num_shards, 2)):
+    for number, (text, cursor) in zip(range(20), source.read(shard, None)):
+        print(hashlib.sha1(text.encode()).hexdigest(), cursor)
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "python_packages"])
+def test_a_source_reads_the_same_in_a_fresh_process(tmp_path, texts, write_json_lines, kind):
+    if kind == "files":
+        source = open_files(write_json_lines(tmp_path, texts, 3))
+    else:
+        source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
+    command = [sys.executable, "-c", READ_PICKLED]
+    elsewhere = subprocess.run(command, input=pickle.dumps(source), capture_output=True, cwd=REPOSITORY, check=True)
+    here = [
+        f"{hashlib.sha1(text.encode()).hexdigest()} {cursor}"
+        for shard in range(min(source.num_shards, 2))
+        for _, (text, cursor) in zip(range(20), source.read(shard, None), strict=False)
+    ]
+    assert here and elsewhere.stdout.decode().splitlines() == here
+
+
+def test_python_packages_hold_the_standard_library():
+    source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
+    assert source.name == "python_packages" and source.num_shards == 64
+    pin = source.pin()
+    assert pin["num_files"] == len(source.files) > 500
+    keys = {file.key for file in source.files}
+    assert "stdlib/argparse.py" in keys
+    assert not any("__pycache__" in key or "stdlib/site-packages" in key for key in keys)
+    shard = source.files[0].order[0] % 64 if len(keys) >= 1024 else 0
+    documents = [document for document, _ in zip(source.read(shard, None), range(12), strict=False)]
+    resumed = [document for document, _ in zip(source.read(shard, documents[5][1]), range(6), strict=False)]
+    assert resumed == documents[6:]
+    root = Path(sysconfig.get_path("stdlib")).resolve()
+    stdlib = next(d for d in documents if d[1]["file"].startswith("stdlib/")) if len(keys) < 1024 else None
+    if stdlib:
+        assert stdlib[0] == (root / stdlib[1]["file"].removeprefix("stdlib/")).read_text(encoding="utf-8-sig")
+    assert PythonPackagesSource(PythonPackagesSpec(type="python_packages"), pin).notices == []

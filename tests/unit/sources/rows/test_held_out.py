@@ -1,0 +1,103 @@
+"""Held-out texts: chosen by their own hash alone, packed whole, never more than asked for."""
+
+import pytest
+import torch
+
+from sources.config import DataConfig, FilesSpec
+from sources.readers.files import FilesSource
+from sources.registry import OPENERS, open_sources
+from sources.rows.filters import HELD_OUT_SHARE, is_held_out
+from sources.rows.held_out import collect_held_out, sample_training_texts
+from tests.helpers.sources import Flaky
+
+
+def test_share_and_stability(texts):
+    pieces = {text[start : start + 100] for text in texts for start in range(0, len(text) - 100, 100)}
+    held = [piece for piece in pieces if is_held_out(piece)]
+    assert len(pieces) > 3000
+    assert abs(len(held) / len(pieces) - HELD_OUT_SHARE) < 0.01
+    assert all(is_held_out(f"\n {piece}\n") for piece in held)
+
+
+@pytest.fixture
+def opened(tmp_path, texts, write_json_lines):
+    pieces = [text[start : start + 400] for text in texts for start in range(0, len(text) - 400, 400)]
+    write_json_lines(tmp_path / "a", pieces[::2], 20)
+    write_json_lines(tmp_path / "b", pieces[1::2], 2)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / name), "name": name} for name in "ab"])
+    return config, open_sources(config), pieces
+
+
+def test_rows_cover_the_texts(opened, tokenizer):
+    config, sources, pieces = opened
+    held = collect_held_out(sources, config, tokenizer, seq_length=64, eval_tokens=4000)
+    assert held.input_ids.shape == held.labels.shape == (len(held.source_ids), 64)
+    assert held.input_ids.dtype == torch.int64
+    for owner, name in enumerate("ab"):
+        labels = held.labels[held.source_ids == owner]
+        kept = labels[labels != -100]
+        texts = held.texts[name]
+        assert len(kept) == sum(len(ids) + 1 for ids in tokenizer.encode_batch(texts))
+        assert held.bytes_per_source[name] == sum(len(text.encode()) for text in texts)
+        assert all(is_held_out(text) and text in pieces for text in texts)
+        assert 1500 <= len(kept) <= 2000
+        assert held.input_ids[held.source_ids == owner][0, 0] == tokenizer.eos_id
+        assert len({sources.sources["a"].num_shards}) == 1
+
+
+def test_short_texts_are_not_used_and_nothing_is_an_answer(tmp_path, tokenizer, write_json_lines):
+    write_json_lines(tmp_path / "short", [f"text {number}" for number in range(500)], 1)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "short")}])
+    held = collect_held_out(open_sources(config), config, tokenizer, seq_length=64, eval_tokens=1000)
+    assert held.input_ids.shape == (0, 64) and held.texts == {str(tmp_path / "short"): []}
+
+
+def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenizer, write_json_lines):
+    longest = max(texts, key=len)
+    kept = next(text for end in range(3000, len(longest)) if is_held_out(text := longest[:end]))
+    long = [kept, *(text for text in texts if 3000 < len(text) < 9000)]
+    write_json_lines(tmp_path / "long", long, 1)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "long"), "name": "long"}])
+    held = collect_held_out(open_sources(config), config, tokenizer, seq_length=64, eval_tokens=500)
+    (text,) = held.texts["long"]
+    assert any(document.startswith(text) and is_held_out(document) for document in long)
+    assert (held.labels != -100).sum() == 500
+
+
+def test_sample_of_training_texts(opened):
+    config, sources, pieces = opened
+    sample = list(sample_training_texts(sources, config, 40_000))
+    assert 40_000 <= sum(len(text.encode()) for text in sample) < 41_000
+    assert not any(is_held_out(text) for text in sample)
+    assert len(set(sample)) > 0.9 * len(sample)
+    everything = list(sample_training_texts(sources, config, 10**9))
+    assert sorted(everything) == sorted(p for p in pieces if not is_held_out(p) and len(p.strip()) >= 50)
+
+
+@pytest.mark.parametrize("failures", [3, 10**9])
+def test_a_lost_connection_at_the_start_is_tried_again(failures, opened, tokenizer, monkeypatch):
+    """What is collected here decides a lineage's evaluation and tokenizer."""
+    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.5)
+    config, sources, _ = opened
+    shape = {"seq_length": 64, "eval_tokens": 4000}
+    expected = collect_held_out(sources, config, tokenizer, **shape)
+    sample = list(sample_training_texts(sources, config, 40_000))
+    for source in list(sources.sources.values()):
+        sources.sources[source.name] = Flaky(source, 5, failures)
+    held = collect_held_out(sources, config, tokenizer, **shape)
+    if failures == 3:
+        assert held.whole and torch.equal(held.labels, expected.labels) and held.texts == expected.texts
+        assert sum("reading it again" in notice for notice in sources.sources["a"].notices) == 3
+        sources.sources["a"] = Flaky(sources.sources["a"], 5, failures)
+        assert list(sample_training_texts(sources, config, 40_000)) == sample
+    else:
+        assert not held.whole and len(held.labels) < len(expected.labels)
+
+
+def test_a_lost_connection_at_the_start_does_not_drop_a_source(opened, monkeypatch):
+    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    config, sources, _ = opened
+    monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Flaky(FilesSource(spec, pin), 5, 3))
+    again = open_sources(config)
+    assert set(again.sources) == {"a", "b"} and not again.failures and again.small == sources.small

@@ -1,0 +1,181 @@
+"""Tokenizers: lossless, special tokens in texts are texts, nothing is cut or padded."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+from sources.config import TrainBPE
+from sources.rows.fast_encoder import encoding_of
+from sources.rows.tokenizer import (
+    FAST_CHARACTERS,
+    TextTokenizer,
+    TokenizerError,
+    load_tokenizer,
+    tokenizer_available,
+    train_bpe,
+)
+
+
+def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def test_trained_bpe_is_lossless_and_small_enough(tokenizer, texts):
+    assert tokenizer.vocab_size == 512
+    strange = "naïve \u00e9\u0301 \U0001f600 \x00 tabs\t\r\n"
+    for text in [*texts[:20], strange]:
+        (ids,) = tokenizer.encode_batch([text])
+        assert tokenizer.decode(ids) == text
+        assert ids.dtype == np.uint32 and max(ids) < tokenizer.vocab_size
+
+
+def test_little_text_gives_a_small_vocabulary():
+    small = train_bpe(iter(["abab"]), 1000)
+    assert 257 <= small.vocab_size < 300
+    with pytest.raises(TokenizerError, match="no text"):
+        train_bpe(iter([]), 1000)
+
+
+def test_end_of_text_in_a_text_is_text(tokenizer):
+    (ids,) = tokenizer.encode_batch(["one <|endoftext|> two"])
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == "one <|endoftext|> two"
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+
+
+def test_json_round_trip(tokenizer, texts):
+    again = TextTokenizer.from_json(tokenizer.to_json(), tokenizer.eos_id, tokenizer.pad_id)
+    assert equal(again.encode_batch(texts[:5]), tokenizer.encode_batch(texts[:5]))
+    assert (again.vocab_size, again.eos_id, again.pad_id) == (512, tokenizer.eos_id, tokenizer.pad_id)
+    (ids,) = again.encode_batch(["<|endoftext|>"])
+    assert again.eos_id not in ids
+    with pytest.raises(TokenizerError):
+        TextTokenizer.from_json("{}", 0)
+
+
+def test_truncation_and_padding_of_a_found_file_are_switched_off(tokenizer, texts):
+    found = Tokenizer.from_str(tokenizer.to_json())
+    found.enable_truncation(50)
+    found.enable_padding(length=60)
+    long = max(texts, key=len)
+    assert equal(TextTokenizer(found, tokenizer.eos_id).encode_batch([long, "a"]), tokenizer.encode_batch([long, "a"]))
+
+
+def test_folder_without_declared_end_token(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (512, tokenizer.eos_id, tokenizer.eos_id)
+
+
+def test_end_token_is_added_where_there_is_none(tokenizer, tmp_path):
+    description = json.loads(tokenizer.to_json())
+    description["added_tokens"] = []
+    del description["model"]["vocab"]["<|endoftext|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.decode([loaded.eos_id]) == "<|endoftext|>"
+    assert loaded.eos_id < loaded.vocab_size
+
+
+@pytest.mark.parametrize("kind", [models.WordLevel, models.Unigram])
+def test_a_tokenizer_that_does_not_know_every_text_is_refused(tmp_path, texts, kind):
+    known = sorted({word for text in texts for word in text.split()})
+    vocabulary = [(word, -1.0) for word in known] if kind is models.Unigram else {w: n for n, w in enumerate(known)}
+    found = Tokenizer(kind(vocabulary))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    with pytest.raises(
+        TokenizerError, match=r"(?i)cannot encode every text \(.*unk.*\); use one with an unknown token"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
+def test_missing_folder_is_a_sentence(tmp_path):
+    with pytest.raises(TokenizerError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "none"))
+    assert "does not exist" in tokenizer_available(str(tmp_path / "none"))
+    assert tokenizer_available(str(tmp_path)) is None
+    assert tokenizer_available(TrainBPE(train_bpe=300)) is None
+
+
+def copy_of(tokenizer: TextTokenizer) -> TextTokenizer:
+    return TextTokenizer.from_json(tokenizer.to_json(), tokenizer.eos_id)
+
+
+def test_tiktoken_gives_the_same_ids(tokenizer, texts):
+    fast = copy_of(tokenizer)
+    announced = fast.use_fast_encoder(texts[:40])
+    proved = sum(len(text) <= FAST_CHARACTERS for text in texts[:40])
+    assert fast.is_fast and announced.startswith(f"tiktoken encodes here, proved equal on {proved} texts (0.1 MB)")
+    # Also what the proof has not seen, what is longer than tiktoken is given, and what the end mark would be.
+    unseen = [*texts[40:], "\n\n".join(texts)[:50_000], "one <|endoftext|> two", "a\ud800b", ""]
+    assert equal(fast.encode_batch(unseen), tokenizer.encode_batch(unseen))
+    assert fast.eos_id not in np.concatenate(fast.encode_batch(unseen))
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(tokenizer):
+    (ids,) = tokenizer.encode_batch(["a\ud800b"])
+    assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_a_tokenizer_is_trained_on_text_with_half_a_surrogate_pair(texts):
+    escaped = json.loads(r'"\ud800 and a whole one: \ud83d\ude00"')
+    trained = train_bpe(iter([escaped, *texts[:5]]), 300)
+    (ids,) = trained.encode_batch([escaped])
+    assert trained.decode(ids) == "\N{REPLACEMENT CHARACTER} and a whole one: \U0001f600"
+
+
+def test_a_worker_gets_the_same_encoder_without_another_proof(tokenizer, texts):
+    fast = copy_of(tokenizer)
+    assert fast.use_fast_encoder(texts[:3]) is not None
+    rebuilt = TextTokenizer.from_json(fast.to_json(), fast.eos_id, fast.pad_id, fast=fast.is_fast)
+    for sent in (rebuilt, pickle.loads(pickle.dumps(fast))):
+        assert sent.is_fast and (sent.eos_id, sent.pad_id) == (fast.eos_id, fast.pad_id)
+        assert equal(sent.encode_batch(texts[:20]), fast.encode_batch(texts[:20]))
+    assert not pickle.loads(pickle.dumps(copy_of(tokenizer))).is_fast
+
+
+def test_a_tokenizer_that_tiktoken_cannot_follow_stays_with_its_library(tokenizer, texts):
+    def altered(change) -> TextTokenizer:
+        described = json.loads(tokenizer.to_json())
+        change(described)
+        return TextTokenizer.from_json(json.dumps(described), tokenizer.eos_id)
+
+    def other_order(described: dict) -> None:
+        described["model"]["merges"].reverse()
+
+    def no_byte(described: dict) -> None:
+        described["model"]["vocab"]["<other>"] = described["model"]["vocab"].pop("\u0100")
+
+    def with_prefix_space(described: dict) -> None:
+        described["pre_tokenizer"]["add_prefix_space"] = True
+
+    tokenizers = [altered(change) for change in (other_order, no_byte, with_prefix_space)]
+    normalizing, adding, splitting = (copy_of(tokenizer) for _ in range(3))
+    normalizing.tokenizer.normalizer = normalizers.NFKC()
+    adding.tokenizer.add_tokens([AddedToken("documentation", special=False)])
+    splitting.tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    for one in [*tokenizers, normalizing, adding, splitting]:
+        before = one.encode_batch(texts[:20])
+        assert one.use_fast_encoder(texts[:20]) is None and not one.is_fast
+        assert equal(one.encode_batch(texts[:20]), before)
+
+
+def test_a_tokenizer_that_looks_right_but_differs_is_found_out(tokenizer, texts):
+    described = json.loads(tokenizer.to_json())
+    space_t = next(pair for pair in described["model"]["merges"] if "".join(pair) == "\u0120t")
+    # The token stays and its ids still rise, but no merge makes it: only tiktoken would not know.
+    described["model"]["ignore_merges"] = True
+    described["model"]["merges"].remove(space_t)
+    found = TextTokenizer.from_json(json.dumps(described), tokenizer.eos_id)
+    assert encoding_of(found.tokenizer) is not None
+    assert found.use_fast_encoder(texts[:20]) is None and not found.is_fast
+    assert found.use_fast_encoder([]) is None, "nothing is proved by nothing"
