@@ -147,7 +147,7 @@ def test_gradient_checks_and_operator_contract(weighted):
         lambda h, w: linear_cross_entropy(h, w, bias, labels, token_weights)[0], (hidden, weight)
     )
     torch.library.opcheck(
-        loss._fused,
+        linear_loss._fused,
         (hidden, weight, bias, labels, token_weights, torch.float64, True, False),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
