@@ -11,9 +11,10 @@ import sys
 
 from engine import train
 from engine.checkpoint.folder import CURRENT
-from engine.control.signals import watch
+from engine.control.exit import end
+from engine.control.signals import watch_signals
 from engine.device import machine
-from engine.device.ranks import end, join, leave
+from engine.device.ranks import join, leave
 from engine.errors import RunError
 from engine.screen import menu
 from engine.screen.console import Console, open_streams, printable, redact_process
@@ -36,10 +37,10 @@ def main() -> int:
     machine.use_cores(ranks.device)
     console = Console(enabled=ranks.is_main)
     try:
-        with watch(ranks, console) as stop:
+        with watch_signals(ranks, console) as watch:
             preset = menu.choose(ranks)
             if preset is not None:
-                result = train(preset, ranks=ranks, may_archive=menu.may_archive, stop=stop)
+                result = train(preset, ranks=ranks, may_archive=menu.may_archive, watch=watch)
                 console.say(
                     f"Done: {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s; the model is in "
                     f"{result.snapshot}. Generate with it: python main.py, then g."

@@ -1,4 +1,4 @@
-"""What ends a run early: one exception a reason, each with the process's exit status and a sentence for the user."""
+"""What ends a run early: one exception per reason, each with the process's exit status and a sentence for the user."""
 
 from typing import Any
 
@@ -42,13 +42,13 @@ class FolderInUse(RunError):
 class Diverged(RunError):
     """Too many steps in a row were skipped, or the weights are not finite; the snapshots are untouched.
 
-    Carries what a rollback goes on with: the data position of this moment, the steps skipped in all, and whether a
-    snapshot was saved since the last one.
+    Carries what a rollback continues with: the RunState of this moment, the steps skipped so far, and whether a
+    checkpoint was saved since the last rollback.
     """
 
-    def __init__(self, what: str, advice: str, *, step: int, skipped: int, data_state: dict[str, Any], saved: bool):
+    def __init__(self, what: str, advice: str, *, step: int, skipped: int, state: dict[str, Any], saved: bool):
         super().__init__(f"{what}, after step {step:,}. {advice}")
-        self.what, self.step, self.skipped, self.data_state, self.saved = what, step, skipped, data_state, saved
+        self.what, self.step, self.skipped, self.state, self.saved = what, step, skipped, state, saved
 
 
 class RankLost(RunError):

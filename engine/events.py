@@ -1,7 +1,7 @@
-"""One append-only JSON line per event, in metrics.jsonl beside the snapshots; the console reads the same events.
+"""Events of a run: one append-only JSON line each in metrics.jsonl beside the snapshots, and a sink that shows them.
 
 Events: run, step, spike, skip, rollback, evaluation, save, resume, source. Each line has `event` and `time` (seconds
-since 1970).
+since 1970). ARCHITECTURE.md lists their keys.
 """
 
 import contextlib
@@ -9,30 +9,50 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import storage
-from engine.screen.console import Console
 from sources.redact import redact
 
 FILE_NAME = "metrics.jsonl"
 # No link is followed, and a pipe of this name is an error, not a wait. Windows has no such flags.
-CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-class Metrics:
-    """Rank 0 writes and shows events; on the other ranks every call does nothing."""
+class Sink(Protocol):
+    """What shows events and messages to a person (engine/screen/console.py); nothing unless `enabled`."""
 
-    def __init__(self, folder: Path, console: Console, enabled: bool):
+    enabled: bool
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show an event; kinds without a line of their own are only written to the file."""
+        ...
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def error(self, text: str) -> None: ...
+
+
+class EventLog:
+    """Writes events on rank 0; on the other ranks (`enabled` false) every call does nothing.
+
+    `listeners` are called with each event after it is written.
+    """
+
+    def __init__(
+        self, folder: Path, sink: Sink, enabled: bool = True, listeners: Sequence[Callable[[dict[str, Any]], None]] = ()
+    ):
         self.path = folder / FILE_NAME
-        self.console = console
-        self.enabled = enabled
+        self.sink, self.enabled, self.listeners = sink, enabled, listeners
         self._file: TextIO | None = None
         self._failing = False
 
     def write(self, event: str, **values: Any) -> None:
-        """Appends one event and shows it on the console."""
+        """Append one event to the file and show it."""
         if not self.enabled:
             return
         line = {"event": event, "time": round(time.time(), 3), **values}
@@ -44,33 +64,41 @@ class Metrics:
             self._failing = False
         except OSError as error:  # a full disk must not end a run that can still train
             self.close()
-            if not self._failing:  # said once, until it works again
+            if not self._failing:  # warn once, until it works again
                 link = " (it is a symbolic link, and none is followed)" if self.path.is_symlink() else ""
-                self.console.warn(
-                    f"{self.path} cannot be written: {error.strerror}{link}. Training goes on without it."
-                )
+                self.warn(f"{self.path} cannot be written: {error.strerror}{link}. Training goes on without it.")
             self._failing = True
-        self.console.show(line)
+        self.sink.show(line)
+        for listener in self.listeners:
+            listener(line)
+
+    def say(self, text: str) -> None:
+        """Show a message that is not an event."""
+        if self.enabled:
+            self.sink.say(text)
+
+    def warn(self, text: str) -> None:
+        if self.enabled:
+            self.sink.warn(text)
 
     def close(self) -> None:
-        """Closes the file; a later event opens it again."""
+        """Close the file; a later event opens it again."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of what could not be written, and was told then
+            with contextlib.suppress(OSError):  # what could not be written was reported by `write`
                 self._file.close()
             self._file = None
 
 
 def _open_to_append(path: Path) -> TextIO:
-    """`path`, not what a link of this name points to; after half a line, which a killed run or a full disk leaves,
-    on a new one."""
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | CAREFULLY, 0o666), "a", encoding="utf-8")
+    """Open `path` itself, never a link's target; after half a line (a killed run, a full disk) start a new one."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | OPEN_FLAGS, 0o666), "a", encoding="utf-8")
     if file.tell() and not _ends_with_newline(path):
         file.write("\n")
     return file
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of a folder's metrics; a line cut by a kill is passed over."""
+    """Return all whole events of a folder; a line that a kill cut short is skipped."""
     events = []
     try:
         storage.refuse_way_out(folder / FILE_NAME, folder)
@@ -86,13 +114,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def tokens_reached(folder: Path) -> int:
-    """Tokens over all runs at the last report that was written down; 0 where there is none."""
+    """Return the tokens over all runs at the last step event; 0 without one."""
     counts = (event.get("tokens_total") for event in reversed(read(folder)))
     return next((count for count in counts if isinstance(count, int) and count > 0), 0)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity; they are written as null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

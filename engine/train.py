@@ -1,23 +1,24 @@
-"""What stands around the loop: the folder is held, signals are watched, a run that diverged may begin anew."""
+"""train(): holds the checkpoint folder, watches signals, and restarts a run that diverged from its last checkpoint."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import Preset
-from engine.control.signals import Watch, watch
+from engine.config import Preset
+from engine.control.signals import SignalWatch, watch_signals
 from engine.device.determinism import deterministic
-from engine.device.memory import collected_between_steps, is_out_of_memory, too_large
+from engine.device.memory import is_out_of_memory, manual_gc, too_large
 from engine.device.ranks import Ranks, join
 from engine.errors import Diverged
-from engine.events import Metrics
-from engine.run.resume import begin
-from engine.run.trainer import Run, TrainResult
+from engine.events import EventLog
+from engine.run.setup import batch_shape, setup
+from engine.run.trainer import Trainer, TrainResult
 from engine.screen.console import Console
+from engine.screen.report import ReportPage
 
 TOKENS_PER_RUN = 100_000_000
-MAX_ROLLBACKS = 3  # in a row, without a new snapshot; as many generations are kept
+MAX_ROLLBACKS = 3  # in a row, without a new checkpoint; as many generations are kept
 
 
 def train(
@@ -27,29 +28,36 @@ def train(
     checkpoint_dir: str | Path = "checkpoints",
     ranks: Ranks | None = None,
     may_archive: Callable[[str], bool] = lambda sentence: False,
-    stop: Watch | None = None,
+    watch: SignalWatch | None = None,
 ) -> TrainResult:
-    """Trains one run, continuing whatever `checkpoint_dir` holds, and returns its result.
+    """Train one run, continuing whatever `checkpoint_dir` holds, and return its result.
 
     Raises a RunError (engine/errors.py) with the exit status for whatever ends the run early; a signal saves first, but
-    ends the process at once as long as no step is done. `stop` watches for signals already, else that is done here.
+    ends the process at once until the first step is done. `watch` is given where signals are watched already.
+    `may_archive` is asked whether a lineage that does not fit the preset may be moved away.
     """
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
+    report = ReportPage(folder.folder, console.warn)
+    log = EventLog(folder.folder, console, enabled=ranks.is_main, listeners=[report.update])
     diverged, rollbacks = None, 0
-    with ExitStack() as holding, deterministic(preset.train.deterministic):
-        stop = stop or holding.enter_context(watch(ranks, console))
-        ranks.on_main(lambda: holding.enter_context(folder.held(console.warn)))
+    with ExitStack() as stack, deterministic(preset.train.deterministic):
+        watch = watch or stack.enter_context(watch_signals(ranks, console))
+        ranks.on_main(lambda: stack.enter_context(folder.held(log.warn)))
+        stack.enter_context(closing(log))
         while True:
             try:
-                return _attempt(preset, token_budget, folder, ranks, console, may_archive, stop, diverged)
+                result = _attempt(preset, token_budget, folder, ranks, log, may_archive, watch, diverged)
+                if ranks.is_main:
+                    report.draw()
+                return result
             except Diverged as error:
                 rollbacks = 1 if error.saved else rollbacks + 1
                 if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:
                     raise
-                diverged = error.with_traceback(None)  # whose frames would keep the old engine
-            stop.beginning_anew()
+                diverged = error.with_traceback(None)  # whose frames would keep the old engine alive
+            watch.restart()
             if rollbacks > 1:  # the newest generation has been tried
                 ranks.on_main(lambda: folder.step_back(1))
 
@@ -59,27 +67,19 @@ def _attempt(
     token_budget: int,
     folder: CheckpointFolder,
     ranks: Ranks,
-    console: Console,
+    log: EventLog,
     may_archive: Callable[[str], bool],
-    stop: Watch,
+    watch: SignalWatch,
     diverged: Diverged | None,
 ) -> TrainResult:
-    """From the newest snapshot to the end of the run; `diverged` is how the attempt before ended, if there was one."""
-    beginning = begin(preset, token_budget, folder, ranks, console, may_archive, diverged)
-    metrics = Metrics(folder.folder, console, ranks.is_main)  # only now: an archived lineage took its own along
-    if diverged:
-        step, to_step = diverged.step, beginning.progress.step
-        metrics.write("rollback", step=step, to_step=to_step, reason=diverged.what)
-    tried = preset
+    """Train from the newest checkpoint to the end of the run; `diverged` is how the attempt before ended, if any."""
+    shape = batch_shape(preset, ranks)
     try:
-        with (
-            closing(metrics),
-            closing(Run(preset, token_budget, beginning, folder, ranks, console, metrics, stop)) as run,
-            collected_between_steps(),
-        ):
-            tried = run.preset  # with the passes that were chosen
-            return run.train()
+        components = setup(preset, token_budget, folder, ranks, log, may_archive, diverged)
+        shape = components.shape
+        with closing(components), manual_gc():
+            return Trainer(components, watch).train()
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise too_large(tried, ranks) from None
+            raise too_large(shape, ranks.device, preset.train.probe_batch) from None
         raise

@@ -15,13 +15,13 @@ import torch
 import storage
 from engine.checkpoint import manifest
 from engine.checkpoint.manifest import Record
-from engine.device.deepspeed_engine import MOMENTS
 from engine.run.stability import all_finite
 from model.snapshot import container
 from model.snapshot import file as snapshots
 from model.snapshot.file import SnapshotError
 from storage import reason
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
 MIRROR = "simple_lm_trained.pth"
 GENERATIONS = (CURRENT, PREV, PREV2)

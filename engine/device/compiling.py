@@ -1,8 +1,8 @@
-"""torch.compile: whether it works here, what is compiled, and a cache for it that a killed process does not spoil.
+"""torch.compile: whether it works here, what is compiled, and a compile cache that a killed process cannot corrupt.
 
-A compiler that is killed leaves half a library under its final name, and torch would load that at every later start. So
-a process leaves a note in the cache while it compiles, with a lock that ends with it: a note that nobody holds is that
-of a killed one, and the cache begins anew.
+A killed compiler leaves half a library under its final name, and torch would load that at every later start. So a
+process keeps a locked marker file in the cache while it compiles; a marker that nobody locks was left by a killed
+process, and the cache is cleared.
 """
 
 import contextlib
@@ -14,89 +14,89 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 
 from engine.device import deepspeed_engine
+from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from engine.errors import PresetError
-from engine.screen.console import Console
+from engine.events import EventLog
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-NOTE = "compiling-"
+MARKER = "compiling-"
 
 
-class Compiling:
-    """From here to `done` this process compiles, into a cache of this user's. All ranks must make one together."""
+class CompileCache:
+    """This user's compile cache, marked as in use from here to `done`. All ranks must create one together."""
 
     def __init__(self, ranks: Ranks):
         self._before = os.environ.get(VARIABLE)
-        folder = Path(self._before) if self._before else _usual_folder()
+        folder = Path(self._before) if self._before else _default_folder()
         if folder is None or not _is_ours(folder) or not _sweep(folder):
             folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
-        ranks.gather_json(None)  # nobody writes there before everybody has looked
+        ranks.gather_json(None)  # a barrier: no rank writes before every rank has swept
         try:
-            self._leave_note(folder)
+            self._mark(folder)
         except OSError:  # a disk without room or without locks
             folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
-            with contextlib.suppress(OSError):  # nobody else comes there
-                self._leave_note(folder)
+            with contextlib.suppress(OSError):  # no other process uses it
+                self._mark(folder)
         os.environ[VARIABLE] = str(folder)
 
-    def _leave_note(self, folder: Path) -> None:
-        descriptor, self._note = tempfile.mkstemp(prefix=NOTE, dir=folder)
-        self._held = os.fdopen(descriptor)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+    def _mark(self, folder: Path) -> None:
+        descriptor, self._marker = tempfile.mkstemp(prefix=MARKER, dir=folder)
+        self._lock = os.fdopen(descriptor)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def done(self) -> None:
-        """All is compiled; may be called again and again."""
-        if not self._held.closed:
-            Path(self._note).unlink(missing_ok=True)
-            self._held.close()
+        """Everything is compiled; may be called several times."""
+        if not self._lock.closed:
+            Path(self._marker).unlink(missing_ok=True)
+            self._lock.close()
 
     def close(self) -> None:
-        """Undoes what was set. Where not `done`, the note stays behind: something may be half compiled."""
-        self._held.close()
+        """Restore the environment. Without `done` the marker stays: something may be half compiled."""
+        self._lock.close()
         if self._before is None:
             os.environ.pop(VARIABLE, None)
         else:
             os.environ[VARIABLE] = self._before
 
 
-def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, console: Console) -> Compiling | None:
-    """Whether to compile the model, the same on every rank; `asked` is train.compile.
+def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, log: EventLog) -> CompileCache | None:
+    """Return a compile cache if the model is to be compiled, the same on every rank; `asked` is train.compile.
 
-    Raises PresetError where it is asked for without an "auto" and does not work.
+    Raises PresetError where it is true and does not work.
     """
     if asked is False:
         return None
-    if zero_stage == 3:  # which fetches a layer's weights while a graph is running: torch finds them empty
+    if zero_stage == 3:  # it fetches a layer's weights while the graph runs: torch would compile empty ones
         if asked is True:
             raise PresetError('train.compile is true, which does not go with train.zero_stage 3; set it to "auto".')
-        console.say("ZeRO-3 is not compiled: training uncompiled.")
+        log.say("ZeRO-3 is not compiled: training uncompiled.")
         return None
-    problems = [problem for problem in ranks.gather_json(_no_room()) if problem]
+    problems = [problem for problem in ranks.gather_json(_temporary_folder_problem()) if problem]
     if not problems:
-        compiling = Compiling(ranks)
+        cache = CompileCache(ranks)
         problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
         if not problems:
-            console.say("Compiling the model; the first step takes a while.")
-            return compiling
-        compiling.done()
-        compiling.close()
+            log.say("Compiling the model; the first step takes a while.")
+            return cache
+        cache.done()
+        cache.close()
     if asked is True:
         raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
-    console.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
+    log.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
     return None
 
 
-def compile_model(engine: deepspeed.DeepSpeedEngine, **options: Any) -> int:
-    """Compiles the engine's model; on a CPU without the latent core, whose minutes of compiling would win 2% of a step.
+def compile_model(engine: Engine, **options: Any) -> int:
+    """Compile the engine's model in place and return how many equal micro-batches it takes until all is compiled.
 
-    Its forward alone: engine.compile() takes DeepSpeed's hooks along, which are compiled once for each pass of a step.
-    `options` are torch.compile's. One process on a GPU has a pass in CUDA graphs: the host cannot launch the kernels of
-    a short pass as fast as they run. Returns the number of passes of one kind until all is compiled and recorded.
+    Only the forward: engine.compile() includes DeepSpeed's hooks, which are compiled once per micro-batch of a step. On
+    a CPU the latent core stays uncompiled: minutes of compiling would save 2% of a step. One process on a GPU uses CUDA
+    graphs, since the host cannot launch a small model's kernels as fast as they run. `options` are torch.compile's.
     """
     module = engine.module
     core = getattr(module, "latent", None)
@@ -105,28 +105,28 @@ def compile_model(engine: deepspeed.DeepSpeedEngine, **options: Any) -> int:
     alone = dist.get_world_size() == 1 and engine.zero_optimization_stage() == 0
     captured = alone and engine.device.type == "cuda"
     if captured:
-        deepspeed_engine.keep_gradients(engine)  # a graph's own are overwritten when it runs again
+        deepspeed_engine.keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
         options.setdefault("mode", "reduce-overhead")
     compiled = torch.compile(module.forward, **options)
 
     def forward(*arguments: Any, **named: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()  # nobody reads what the last pass returned any more
+        torch.compiler.cudagraph_mark_step_begin()  # the last micro-batch's outputs are no longer read
         return compiled(*arguments, **named)
 
     module.forward = forward if captured else compiled
-    return 3 if captured else 1  # one warms up, one is recorded, the next ones are replayed
+    return 3 if captured else 1  # warm-up, recording, replay
 
 
 def compiler_problem(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used here, or None. Compiles a small function, since only that tells for certain."""
+    """Return why torch.compile cannot be used here, or None; compiles a small function to find out."""
 
     def tiny(x: torch.Tensor) -> torch.Tensor:
         return (x * 2).relu().sum()
 
     try:
-        # A shape of its own keeps this out of the way of the model's compilation.
+        # Its own shape keeps this apart from the model's compilation.
         torch.compile(tiny)(torch.ones(7, 11, device=device))
-    except Exception as error:  # whatever goes wrong in a foreign compiler, training goes on without it
+    except Exception as error:  # whatever fails in the compiler, training goes on without it
         reason = str(error).strip().splitlines()
         return reason[0][:160] if reason else type(error).__name__
     finally:
@@ -134,8 +134,8 @@ def compiler_problem(device: torch.device) -> str | None:
     return None
 
 
-def _no_room() -> str | None:
-    """Why nothing can be written where compilers work, or None."""
+def _temporary_folder_problem() -> str | None:
+    """Return why compilers cannot write temporary files, or None."""
     try:
         with tempfile.TemporaryDirectory(prefix="forethought-"):
             return None
@@ -143,8 +143,8 @@ def _no_room() -> str | None:
         return str(error)
 
 
-def _usual_folder() -> Path | None:
-    """None for a user who has no home, as in some containers."""
+def _default_folder() -> Path | None:
+    """Return None for a user without a home folder, as in some containers."""
     try:
         return Path.home() / ".cache" / "forethought" / "compiled"
     except RuntimeError:
@@ -152,7 +152,7 @@ def _usual_folder() -> Path | None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether `folder`, which is made where it is missing, is one that nobody else can put code into."""
+    """Create `folder` if needed and return whether only this user can write code into it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
@@ -163,15 +163,15 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _sweep(folder: Path) -> bool:
-    """Begins the cache anew where a process was killed while it compiled; False where one was, and another is
-    compiling there now."""
+    """Clear the cache if a process was killed while it compiled; return False if one was and another process compiles
+    there now."""
     abandoned = in_use = False
-    for note in folder.glob(f"{NOTE}*"):
+    for marker in folder.glob(f"{MARKER}*"):
         try:
-            with note.open() as file:
+            with marker.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 abandoned = True
-        except FileNotFoundError:  # another rank has swept
+        except FileNotFoundError:  # another rank has swept it
             continue
         except OSError:
             in_use = True

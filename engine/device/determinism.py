@@ -1,7 +1,6 @@
-"""What makes a run repeatable to the bit: deterministic kernels, and random numbers that belong to a batch.
+"""Bit-exact repeatability: deterministic kernels, and dropout seeded per batch.
 
-Both are off unless a preset asks for them: deterministic kernels are slower, and without dropout a step has no
-randomness.
+Both are off unless a preset asks for them: deterministic kernels are slower, and without dropout a step draws nothing.
 """
 
 import os
@@ -16,9 +15,9 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Only kernels that give the same bits every time, in the whole process; afterwards everything is as before.
+    """Use only deterministic kernels in the whole process; restores the settings afterwards.
 
-    An operation that has no such kernel raises. cuBLAS reads its setting when it is first used, so this comes first.
+    An operation without such a kernel raises. cuBLAS reads its setting at its first use, so enter this before.
     """
     if not enabled:
         yield
@@ -30,7 +29,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
     os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
-    memory.fill_uninitialized_memory = False  # DeepSpeed takes 200 MB anew each step and reads only what it wrote
+    memory.fill_uninitialized_memory = False  # DeepSpeed allocates 200 MB per step and reads only what it wrote
     try:
         yield
     finally:
@@ -42,6 +41,5 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def seed_batch(seed: int, batch: int, rank: int) -> None:
-    """Seeds torch for one batch: dropout then depends neither on restarts nor on which steps were skipped before, and
-    differs between ranks."""
+    """Seed torch for one batch: dropout depends neither on restarts nor on skipped steps, and differs between ranks."""
     torch.manual_seed(int(np.random.SeedSequence([seed, batch, rank]).generate_state(1, np.uint64)[0]))

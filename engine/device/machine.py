@@ -1,4 +1,4 @@
-"""What this machine can do: native bf16, speed, memory. Found out once, agreed on, said aloud."""
+"""What this machine can do: native bf16, speed, memory, cores. Detected once, and the same on every rank."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from engine.device.ranks import Ranks
-from engine.screen.console import Console
+from engine.events import EventLog
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's own
 QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")  # of cgroups 2 and 1: microseconds a period
@@ -47,11 +47,11 @@ PEAK_TFLOPS = {
 SLOWER = ("Laptop", "D", "Max-Q")  # words of names that are otherwise those of faster devices
 
 
-def choose_bf16(asked: str, ranks: Ranks, console: Console) -> bool:
-    """Whether to compute in bf16, the same on every rank; `asked` is train.precision."""
+def choose_bf16(asked: str, ranks: Ranks, log: EventLog) -> bool:
+    """Return whether to compute in bf16, the same on every rank; `asked` is train.precision."""
     native = all(ranks.gather_json(native_bf16(ranks.device)))
     if asked == "auto" and not native:
-        console.say("This device has no native bf16 arithmetic: training in fp32.")
+        log.say("This device has no native bf16 arithmetic: training in fp32.")
     return asked == "bf16" or (asked == "auto" and native)
 
 
@@ -63,7 +63,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def bf16_instructions(device: torch.device) -> str | None:
-    """What multiplies bf16 on this CPU, through oneDNN: "AMX" or "AVX-512"; None where nothing does, and on a GPU."""
+    """Return this CPU's bf16 instructions as used by oneDNN, "AMX" or "AVX-512"; None without them and on a GPU."""
     if device.type != "cpu":
         return None
     for name, check in (("AMX", "_is_amx_tile_supported"), ("AVX-512", "_is_avx512_bf16_supported")):
@@ -73,10 +73,10 @@ def bf16_instructions(device: torch.device) -> str | None:
 
 
 def use_cores(device: torch.device) -> None:
-    """On a CPU, one thread for each core that this process has: its share of those that may be used.
+    """On a CPU, use one thread per core of this process's share.
 
-    torch counts all cores of the machine, where a container may use a few of them; and with several processes torchrun
-    leaves each a single thread. OMP_NUM_THREADS is heeded in a run of one process.
+    torch counts all cores of the machine even where a container may use only a few, and torchrun gives each of several
+    processes a single thread. OMP_NUM_THREADS is respected in a run of one process.
     """
     processes = processes_here()
     if device.type == "cpu" and not (processes == 1 and "OMP_NUM_THREADS" in os.environ):
@@ -84,12 +84,12 @@ def use_cores(device: torch.device) -> None:
 
 
 def processes_here() -> int:
-    """How many of the run's processes are on this machine."""
+    """Return how many of the run's processes are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use: by its affinity and by its container's quota, at least one."""
+    """Return the physical cores that this process may use, by affinity and container quota; at least one."""
     logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0)) * physical / logical
     for files in QUOTAS:
@@ -100,7 +100,7 @@ def usable_cores() -> int:
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Measured rate of matrix products of the shape that small models are made of: (2048, 256) x (256, 4096)."""
+    """Return the measured FLOP/s of matrix products of a small model's shape: (2048, 256) x (256, 4096)."""
     a, b = torch.randn(2048, 256, device=device, dtype=dtype), torch.randn(256, 4096, device=device, dtype=dtype)
 
     def synchronize() -> None:
@@ -118,7 +118,7 @@ def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 
 
 
 def peak_flops(device: torch.device, bf16: bool) -> float | None:
-    """FLOP/s that `device` can do at best, by PEAK_TFLOPS; None where the table does not have it, as for every CPU."""
+    """Return the device's peak FLOP/s by PEAK_TFLOPS; None where the table lacks it, as for every CPU."""
     if device.type != "cuda":
         return None
     words = re.split("[ -]", torch.cuda.get_device_name(device))
@@ -129,10 +129,10 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, lets this process keep the memory that it frees, for the next step.
+    """On a CPU, make this process keep freed memory for the next step.
 
-    glibc gives large pieces back to the system as soon as they are free, and the kernel hands each out again zeroed,
-    page by page: a seventh of a small model's step. Other C libraries are left as they are.
+    glibc returns large blocks to the system at once, and the kernel zeroes each page again: a seventh of a small model's
+    step. Other C libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if device.type == "cpu" and mallopt is not None:
@@ -142,26 +142,26 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a run on `device` may use at most, over all its processes on this machine."""
+    """Return the most bytes that all processes of a run on `device` may use on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return min(psutil.virtual_memory().total, *(limit for limit, _ in _limits()))
 
 
 def total_memory_each(device: torch.device) -> float:
-    """The same for one of its processes: a GPU is one process's, a machine is shared."""
+    """Return the same for one process: a GPU belongs to one, a machine is shared."""
     total = total_memory(device)
     return total if device.type == "cuda" else total / processes_here()
 
 
-def forget_peak_memory() -> None:
-    """From here on `peak_memory` is of what comes, where the kernel lets a process ask for it."""
+def reset_peak_memory() -> None:
+    """Reset what `peak_memory` reports, where the kernel allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process had at most."""
+    """Return this process's peak resident memory in bytes."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
@@ -169,12 +169,12 @@ def peak_memory() -> int:
 
 
 def available_memory_each() -> float:
-    """Bytes that are free on this machine now, and in its container, for each of the run's processes."""
+    """Return the bytes that are free now on this machine and in its container, per process of the run."""
     return min(psutil.virtual_memory().available, *(limit - used for limit, used in _limits())) / processes_here()
 
 
 def _limits() -> list[tuple[float, float]]:
-    """The container's limit of memory, and what of it is in use for good, in bytes; infinite where there is none."""
+    """Return (limit, bytes in use that cannot be reclaimed) of the container; (inf, 0) is always among them."""
     limits = [(math.inf, 0.0)]
     for limit, used, statistics, files in MEMORY:
         with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
@@ -184,10 +184,10 @@ def _limits() -> list[tuple[float, float]]:
 
 
 def choose_num_workers(asked: int | str, device: torch.device) -> int:
-    """Data worker processes of one rank; `asked` is data.num_workers.
+    """Return the data worker processes of one rank; `asked` is data.num_workers.
 
-    A CPU that trains needs a thousandth of what a thread prepares; a GPU that makes three million tokens a second needs
-    what four prepare (benchmarks/LOG.md).
+    One thread prepares a thousand times what a training CPU consumes; a GPU at three million tokens/s needs four
+    workers (benchmarks/LOG.md).
     """
     if asked != "auto":
         return int(asked)
@@ -198,12 +198,12 @@ def choose_num_workers(asked: int | str, device: torch.device) -> int:
 
 
 def idle_gpus() -> int:
-    """How many GPUs a run of one process leaves unused."""
+    """Return how many GPUs a run of one process leaves unused."""
     return max(0, torch.cuda.device_count() - 1)
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the console and the metrics."""
+    """Return the device in words, for the console and the events."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({total_memory(device) / 2**30:.0f} GiB)"
     threads = torch.get_num_threads()

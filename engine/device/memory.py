@@ -1,68 +1,76 @@
-"""Memory: a batch that does not fit is refused, with what to lower; the garbage collector stays out of the steps."""
+"""Memory: refuse a model or a micro-batch that does not fit, and keep garbage collection out of the steps."""
 
 import contextlib
 import gc
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from engine.config.preset import Preset
 from engine.device import machine
-from engine.device.ranks import Ranks
 from engine.errors import PresetError
+from model.config import ModelConfig
+from sources.loading.loader import BatchShape
+
+# DeepSpeed divides by stage: the two moments, then also gradients, then also weights; of 16 bytes a parameter.
+DIVIDED_BYTES = {0: 0, 1: 8, 2: 12, 3: 16}
 
 
-def require_memory_for_weights(preset: Preset, model: torch.nn.Module, ranks: Ranks) -> None:
-    """Refuses a model, given on the meta device, whose weights alone cannot fit."""
+def require_memory_for_weights(model: torch.nn.Module, shape: BatchShape, probing: bool) -> None:
+    """Raise PresetError when the weights of `model`, given on the meta device, cannot fit; every rank makes them on its
+    CPU. `probing` is train.probe_batch."""
     needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if needed > machine.total_memory_each(torch.device("cpu")):  # where it is made, for every rank
-        train = preset.train.model_copy(update={"per_gpu_batch_size": 1})
-        raise too_large(preset.model_copy(update={"train": train}), ranks)
+    if needed > machine.total_memory_each(torch.device("cpu")):
+        raise too_large(replace(shape, micro_batch_size=1), torch.device("cpu"), probing)
 
 
-def require_memory(preset: Preset, rows: int, model: torch.nn.Module, ranks: Ranks) -> None:
-    """Refuses passes of `rows` rows that cannot fit: on a CPU the kernel would kill the process without a word."""
-    shape = preset.model
-    tokens = rows * shape.seq_length
-    # Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size
-    # in two bytes. Weights, gradients and AdamW's two moments are fp32, and a ZeRO stage divides some of them.
-    divided = {0: 0, 1: 8, 2: 12, 3: 16}[preset.train.zero_stage]
-    of_parameters = (16 - divided + divided / ranks.world_size) * model.num_parameters()
-    if tokens * shape.num_layers * shape.hidden_size * 12 * 2 + of_parameters > machine.total_memory_each(ranks.device):
-        raise too_large(preset, ranks)
+def require_memory(
+    model: torch.nn.Module, config: ModelConfig, shape: BatchShape, zero_stage: int, device: torch.device, probing: bool
+) -> None:
+    """Raise PresetError when a micro-batch of `shape` cannot fit: on a CPU the kernel would kill the process silently.
+
+    Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size in two
+    bytes. Weights, gradients and AdamW's two moments are fp32.
+    """
+    tokens = shape.micro_batch_size * shape.seq_length
+    activations = tokens * config.num_layers * config.hidden_size * 12 * 2
+    divided = DIVIDED_BYTES[zero_stage]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if activations + (16 - divided + divided / shape.world_size) * parameters > machine.total_memory_each(device):
+        raise too_large(shape, device, probing)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on a GPU or a CPU."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
-def too_large(preset: Preset, ranks: Ranks) -> PresetError:
-    """What to lower where a pass of preset.train.per_gpu_batch_size rows does not fit; the rows of a step stay."""
-    rows, passes = preset.train.per_gpu_batch_size, preset.train.accumulation_steps
+def too_large(shape: BatchShape, device: torch.device, probing: bool) -> PresetError:
+    """Return the error that says what to lower when a micro-batch of `shape` does not fit; the step keeps its rows."""
+    rows = shape.micro_batch_size
+    where = f"the memory of {machine.describe(device)}"
     if rows == 1:
         return PresetError(
-            f"One row of {preset.model.seq_length} tokens does not fit into the memory of "
-            f"{machine.describe(ranks.device)}: lower model.seq_length, model.hidden_size or model.num_layers."
+            f"One row of {shape.seq_length} tokens does not fit into {where}: lower model.seq_length, "
+            "model.hidden_size or model.num_layers."
         )
-    of_step = rows * passes
-    more = next(n for n in itertools.count(-(-of_step // (rows // 2))) if of_step % n == 0)  # of at most half the rows
-    change = "set train.probe_batch to false and lower it" if preset.train.probe_batch else "lower it"
+    of_step = rows * shape.grad_accumulation_steps
+    more = next(n for n in itertools.count(-(-of_step // (rows // 2))) if of_step % n == 0)  # at most half the rows
+    change = "set train.probe_batch to false and lower it" if probing else "lower it"
     return PresetError(
-        f"train.per_gpu_batch_size: {rows} rows of {preset.model.seq_length} tokens do not fit into the memory of "
-        f"{machine.describe(ranks.device)}; {change} to {of_step // more} and "
-        f"train.accumulation_steps to {more}, which keeps the batch."
+        f"train.per_gpu_batch_size: {rows} rows of {shape.seq_length} tokens do not fit into {where}; {change} to "
+        f"{of_step // more} and train.accumulation_steps to {more}, which keeps the batch."
     )
 
 
 @contextlib.contextmanager
-def collected_between_steps() -> Iterator[None]:
-    """In the block Python collects no garbage by itself, and never looks through what is there already: in a step that
-    would hold all ranks up, at another moment on each. Whoever is in it calls gc.collect()."""
+def manual_gc() -> Iterator[None]:
+    """Turn Python's automatic garbage collection off in the block: it would delay a step, on each rank at another
+    moment. The caller runs gc.collect() on all ranks at once."""
     enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
+    freeze_gc()
     gc.disable()
     try:
         yield
@@ -72,7 +80,7 @@ def collected_between_steps() -> Iterator[None]:
             gc.enable()
 
 
-def never_look_through_again() -> None:
-    """In such a block: what is there by now stays out of all later collections."""
+def freeze_gc() -> None:
+    """Collect once, and exclude the objects that exist now from later collections."""
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
-"""A debug mode: what makes the host wait for the device in a pass ends the run, with its name and place.
+"""A debug mode: an operation that makes the host wait for the device in a micro-batch ends the run, naming its place.
 
-A pass only queues work; whoever asks for a value there waits until all of it is done, and the device then idles until
-the host has queued more. CUDA tells by itself. On a CPU, where nothing waits, the operators are watched that would:
-those that hand values, or sizes that depend on values, to the host. A compiled model runs uncompiled there.
+A micro-batch only queues work. Reading a value waits until all of it is done, and the device then idles until more is
+queued. CUDA reports this itself. On a CPU, where nothing waits, the operators that would are intercepted: those that
+return values, or sizes that depend on values, to the host. A compiled model runs uncompiled then.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PROJECT = Path(__file__).parents[2]
-ASKING = {
+SYNCHRONIZING = {
     torch.ops.aten._local_scalar_dense.default,  # item(), float(), a tensor as a condition
     torch.ops.aten.is_nonzero.default,
     torch.ops.aten.equal.default,
@@ -26,14 +26,14 @@ ASKING = {
 
 
 class Synchronization(RuntimeError):
-    """Something waits for the device; the message names it and the nearest line of this project."""
+    """Something waits for the device; the message names it and the innermost line of this project."""
 
 
 @contextlib.contextmanager
 def forbidden(device: torch.device) -> Iterator[None]:
     """Raises Synchronization for what waits for `device` in the block."""
     if device.type == "cpu":
-        with _Watching():
+        with _Interceptor():
             yield
         return
     before = torch.cuda.get_sync_debug_mode()
@@ -49,15 +49,15 @@ def forbidden(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class _Watching(TorchDispatchMode):
+class _Interceptor(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if operator in ASKING or _is_indexed_by_mask(operator, args):
+        if operator in SYNCHRONIZING or _is_indexed_by_mask(operator, args):
             raise Synchronization(f"{operator} waits for the device{_place(traceback.extract_stack())}.")
         return operator(*args, **kwargs or {})
 
 
 def _is_indexed_by_mask(operator: Any, args: tuple) -> bool:
-    """How many elements a mask picks, the host has to know."""
+    """The host must know how many elements a mask selects."""
     if operator is not torch.ops.aten.index.Tensor:
         return False
     return any(index is not None and index.dtype is torch.bool for index in args[1])
@@ -65,4 +65,4 @@ def _is_indexed_by_mask(operator: Any, args: tuple) -> bool:
 
 def _place(frames: traceback.StackSummary) -> str:
     ours = [frame for frame in frames if PROJECT in Path(frame.filename).parents and frame.filename != __file__]
-    return f", asked for at {Path(ours[-1].filename).relative_to(PROJECT)}:{ours[-1].lineno}" if ours else ""
+    return f", called at {Path(ours[-1].filename).relative_to(PROJECT)}:{ours[-1].lineno}" if ours else ""

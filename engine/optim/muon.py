@@ -1,15 +1,14 @@
-"""Muon (Jordan et al., 2024) for hidden matrices beside AdamW for everything else, on whatever part of the parameters a
-ZeRO stage leaves to a rank.
+"""Muon (Jordan et al., 2024) for hidden matrices beside AdamW for everything else, under any ZeRO stage.
 
-Muon steps along the orthogonalised momentum of a whole matrix: every direction by the same length. Stages 1 to 3 hand
-an optimizer flat pieces of many parameters, so `fragments` says which matrices are in them; those that ranks share are
-put together for it by one sum over the ranks.
+Muon steps along the orthogonalised momentum of a whole matrix. ZeRO stages 1 to 3 give an optimizer flat pieces of many
+parameters, so `fragments` says which matrices they hold; matrices that several ranks share are assembled by one sum over
+the ranks.
 
 Notable here
-- Updates have the root mean square of AdamW's (arXiv 2502.16982), so both take the same learning rate and decay.
-- A fused projection is as many matrices as it fuses.
-- Momentum is kept as `exp_avg`, an average like AdamW's: a run may change from AdamW to Muon and keep it.
-- torch.optim.Muon knows whole matrices only, and DeepSpeed's rewrites gradients before they can be judged and clipped.
+- Updates have the RMS of AdamW's (arXiv 2502.16982), so both use the same learning rate and decay.
+- A fused projection counts as the matrices that it fuses.
+- Momentum is kept as `exp_avg`, an average like AdamW's: a run may switch from AdamW to Muon and keep it.
+- torch.optim.Muon needs whole matrices, and DeepSpeed's Muon rewrites gradients before they can be judged and clipped.
 """
 
 import math
@@ -21,26 +20,25 @@ import torch
 from torch import Tensor
 
 MOMENTUM, ITERATIONS = 0.95, 5
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x x^T x and so on: steep at 0, and between 0.7 and 1.2 after 5 rounds
-ADAMW_RMS = 0.2  # what AdamW's updates have in the root mean square, for a learning rate of 1
+COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations
+ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
 
 
 class Fragment(NamedTuple):
-    """What a rank has of one parameter."""
+    """The part of one parameter that a rank holds."""
 
-    shape: tuple[int, int, int]  # of the parameter's matrices: how many, rows, columns
-    start: int  # where in the parameter the fragment begins, in elements
-    place: int  # where it begins in the flat tensor
-    numel: int  # 0: other ranks have the parameter
-    shared: bool  # several ranks have a part of the parameter
+    shape: tuple[int, int, int]  # of the parameter's matrices: (number, rows, columns)
+    start: int  # offset in the parameter, in elements
+    place: int  # offset in the flat tensor
+    numel: int  # 0: other ranks hold the parameter
+    shared: bool  # several ranks hold a part of the parameter
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """Groups with `muon` true are stepped by Muon, the others by fused AdamW.
+    """Groups with `muon` true are updated by Muon, the others by fused AdamW.
 
-    matrices: of each parameter of the former, by name, how many matrices it is, their rows and columns; dtype is what
-    the matrix products run in. Whoever puts flat tensors in the parameters' place says in `fragments` what is in them,
-    in an order that is the same on all ranks, and how to sum a tensor over these, in place.
+    matrices: (number, rows, columns) of each Muon parameter, by name; dtype: of the matrix products. Whoever replaces the
+    parameters by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class MuonAdamW(torch.optim.AdamW):
             torch._foreach_add_(group["params"], own, alpha=-group["lr"])
 
     def _orthogonalise(self, fragments: list[tuple[Tensor, Fragment]]) -> None:
-        """Puts the orthogonalised matrices in the place of the fragments' elements, each of its flat tensor."""
+        """Replace each fragment's elements in its flat tensor by those of its orthogonalised matrix."""
         numel = sum(math.prod(fragment.shape) for _, fragment in fragments if fragment.shared)
         shared = fragments[0][0].new_zeros(numel)
         own: list[tuple[Tensor, Tensor, Fragment]] = []  # where its elements stand, the whole parameter, it

@@ -1,21 +1,21 @@
 """The optimizer and its parameter groups.
 
-Fused AdamW on CPU and CUDA alike: DeepSpeed's own "AdamW" compiles a kernel first, torch's needs no compiler.
+Fused AdamW on CPU and CUDA alike: torch's needs no compiler, DeepSpeed's own "AdamW" compiles a kernel first.
 """
 
 import torch
 from torch import nn
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.optim.muon import Fragment, MuonAdamW
 
-OUTPUTS = ("lm_head.weight", "value_head.bins.weight")  # matrices that are read as logits
+LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: the matrices of linear layers decay; embeddings, norms and biases do not.
+    """Return two groups: the matrices of linear layers decay; embeddings, norms and biases do not.
 
-    An embedding row moves only when its token occurs, so decay would pull rare tokens to zero between visits.
+    An embedding row gets a gradient only when its token occurs, so decay would pull rare tokens to zero.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     decayed, kept = [], []
@@ -26,38 +26,38 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig, bf16: bool) -> torch.optim.AdamW:
-    """What train.optimizer names; `bf16` is what the run computes in."""
+    """Return the optimizer that train.optimizer names; `bf16`: the run computes in bf16."""
     if train.optimizer == "adamw":
         return adamw(model, train.learning_rate, train.weight_decay)
     return muon(model, train.learning_rate, train.weight_decay, torch.bfloat16 if bf16 else torch.float32)
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.95): a second moment of about 20 steps follows a short run's changing gradients."""
-    groups = _core_apart(parameter_groups(model, weight_decay), model)
+    """Return AdamW with betas (0.9, 0.95): a second moment over about 20 steps follows a short run's gradients."""
+    groups = _split_core(parameter_groups(model, weight_decay), model)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: torch.dtype) -> MuonAdamW:
-    """Muon for the hidden matrices; embeddings, norms, biases and the matrices that are read as logits have AdamW."""
+    """Return Muon for hidden matrices, with AdamW for embeddings, norms, biases and the matrices that make logits."""
     decayed, kept = parameter_groups(model, weight_decay)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    outputs = [parameter for parameter in decayed["params"] if names[parameter].endswith(OUTPUTS)]
-    hidden = [parameter for parameter in decayed["params"] if not names[parameter].endswith(OUTPUTS)]
+    outputs = [parameter for parameter in decayed["params"] if names[parameter].endswith(LOGIT_MATRICES)]
+    hidden = [parameter for parameter in decayed["params"] if not names[parameter].endswith(LOGIT_MATRICES)]
     groups = [
         {"params": hidden, "weight_decay": weight_decay, "muon": True},
         {"params": outputs, "weight_decay": weight_decay, "muon": False},
         kept | {"muon": False},
     ]
     matrices = {names[parameter]: _matrices_of(model, names[parameter], parameter) for parameter in hidden}
-    optimizer = MuonAdamW(_core_apart(groups, model), matrices, learning_rate, dtype)
+    optimizer = MuonAdamW(_split_core(groups, model), matrices, learning_rate, dtype)
     wholes = [Fragment(matrices[names[parameter]], 0, 0, parameter.numel(), shared=False) for parameter in hidden]
     optimizer.fragments = {parameter: [whole] for parameter, whole in zip(hidden, wholes, strict=True)}
     return optimizer
 
 
-def _core_apart(groups: list[dict], model: nn.Module) -> list[dict]:
-    """The groups that hold anything, those of the latent core by themselves: theirs is another learning rate."""
+def _split_core(groups: list[dict], model: nn.Module) -> list[dict]:
+    """Return the non-empty groups, the latent core's parameters in groups of their own: its learning rate differs."""
     latent = getattr(model, "latent", None)
     core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
     apart = []
@@ -71,10 +71,10 @@ def _core_apart(groups: list[dict], model: nn.Module) -> list[dict]:
 
 
 def _matrices_of(model: nn.Module, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
-    """How many matrices a weight fuses, their rows and columns."""
+    """Return (matrices that a weight fuses, their rows, their columns)."""
     module, _, parameter = name.rpartition(".")
     if parameter == "in_proj_weight":
         fused = 3  # queries, keys and values
     else:
-        fused = 2 if module.endswith("mlp.up") and model.config.mlp == "swiglu" else 1  # what opens gates, and these
+        fused = 2 if module.endswith("mlp.up") and model.config.mlp == "swiglu" else 1  # gate and value
     return fused, weight.shape[0] // fused, weight.shape[1]

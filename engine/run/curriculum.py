@@ -1,13 +1,13 @@
-"""How hard recent rows were, over all ranks: the thresholds by which the model weighs its rows (model/curriculum.py).
+"""The curriculum: thresholds by which the model weighs easy and hard rows (model/row_weights.py).
 
-Row losses are counted in a histogram on the device, so a step synchronises nothing. Every interval of tokens the ranks'
-counts are summed, their quantiles become the thresholds DELAY_STEPS later, and the counting begins anew. Counts are
-whole numbers: neither a restart nor another division among ranks changes a bit of what follows.
+Row losses are counted in a histogram on the device, without synchronization. After each interval of tokens the counts
+are summed over the ranks, their quantiles become the thresholds DELAY_STEPS later, and counting restarts. Counts are
+integers: neither a restart nor another number of ranks changes a bit.
 """
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -17,14 +17,23 @@ from model.config import AuxiliaryConfig
 from model.loss import IGNORE_INDEX
 from model.row_weights import QUANTILES, row_losses
 
-BIN_NATS, BINS = 0.02, 800  # 0 to 16 nats; a harder row counts in the last bin
-DELAY_STEPS = 4  # fixed, so that summing the counts beside the training steps would change no run
+BIN_NATS, BINS = 0.02, 800  # 0 to 16 nats; larger losses count in the last bin
+DELAY_STEPS = 4  # fixed, so that summing asynchronously would not change a run
+
+
+class CurriculumState(TypedDict):
+    step: int
+    tokens: int  # since the curriculum was switched on, over all runs
+    tokens_counted: int  # in `counts`
+    counts: list[int]  # (BINS,), summed over ranks
+    coming: list[tuple[int, list[float]]]
+    quantiles: list[float] | None
 
 
 class Curriculum:
-    """`thresholds` and `temperature` are what TransformerLM.forward takes to weigh rows.
+    """`thresholds` and `temperature` are TransformerLM.forward's arguments for weighing rows.
 
-    Tokens are counted, over all runs, from where the curriculum is switched on, and so is the burn-in.
+    Tokens, and with them the burn-in, count over all runs from the step at which the curriculum was switched on.
     """
 
     def __init__(self, config: AuxiliaryConfig, ranks: Ranks):
@@ -35,22 +44,22 @@ class Curriculum:
         self._counts = torch.zeros(BINS, dtype=torch.int64, device=ranks.device)
         self._counts_of_step = torch.zeros_like(self._counts)
         self._step = self._tokens = self._tokens_counted = 0
-        self._coming: list[tuple[int, list[float]]] = []  # (the step after which they apply, quantiles), oldest first
+        self._coming: list[tuple[int, list[float]]] = []  # (step after which they apply, quantiles), oldest first
         self._use(None)
 
     @property
     def thresholds(self) -> Tensor | None:
-        """(K,) fp32 on the device, for the next step; None until the burn-in and an interval are over."""
+        """(K,) fp32 on the device, for the next step; None until the burn-in and one interval are over."""
         return self._thresholds
 
     def add(self, token_nll: Tensor, labels: Tensor) -> None:
-        """Counts the rows of one pass, token_nll and labels (B, T) on the device; rows without labels do not count."""
+        """Count the rows of a micro-batch, token_nll and labels (B, T) on the device; rows without labels are ignored."""
         bins = (row_losses(token_nll, labels) / BIN_NATS).long().clamp(0, BINS - 1)
         self._counts_of_step.index_add_(0, bins, (labels != IGNORE_INDEX).any(dim=1).long())
 
     @contextlib.contextmanager
     def as_after_burn_in(self) -> Iterator[None]:
-        """Rows are weighed in the block, by some thresholds or other where there are none yet."""
+        """Weigh rows in the block, with zero thresholds where there are none yet."""
         thresholds = self._thresholds
         if thresholds is None:
             self._thresholds = torch.zeros(len(QUANTILES), device=self._ranks.device)
@@ -58,11 +67,11 @@ class Curriculum:
         self._thresholds = thresholds
 
     def forget_step(self) -> None:
-        """The step was skipped: its rows do not count."""
+        """Drop the counts of a skipped step."""
         self._counts_of_step.zero_()
 
     def after_step(self, tokens_in_step: int) -> None:
-        """Once a step, with its tokens over all ranks. All ranks must call it: at an interval's end they sum counts."""
+        """Call once per step, with its tokens over all ranks, on all ranks: they sum counts at an interval's end."""
         self._counts += self._counts_of_step
         self._counts_of_step.zero_()
         self._step += 1
@@ -76,8 +85,8 @@ class Curriculum:
         if self._coming and self._coming[0][0] == self._step:
             self._use(self._coming.pop(0)[1])
 
-    def state(self) -> dict[str, Any]:
-        """Everything a restart needs, as JSON; the same on all ranks, and all must call it."""
+    def state(self) -> CurriculumState:
+        """Return what a restart needs, the same on all ranks; all must call it."""
         return {
             "step": self._step,
             "tokens": self._tokens,
@@ -87,11 +96,11 @@ class Curriculum:
             "quantiles": self._quantiles,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continues `state`, which may have been saved by another number of ranks."""
+    def load(self, state: CurriculumState) -> None:
+        """Continue `state`, which another number of ranks may have saved."""
         self._step, self._tokens, self._tokens_counted = state["step"], state["tokens"], state["tokens_counted"]
         self._counts.zero_()
-        if self._ranks.is_main:  # the others begin at zero: what was saved is the sum
+        if self._ranks.is_main:  # the saved counts are the sum over ranks; the others start at zero
             self._counts += torch.tensor(state["counts"], device=self._counts.device)
         self._coming = [(step, losses) for step, losses in state["coming"]]
         self._use(state["quantiles"])
@@ -103,12 +112,12 @@ class Curriculum:
             self._thresholds = torch.tensor(losses, dtype=torch.float32, device=self._ranks.device)
 
     def _summed_counts(self) -> Tensor:
-        """(BINS,) int64: the histogram over all ranks, on the CPU."""
+        """Return the histogram over all ranks, (BINS,) int64 on the CPU."""
         return self._ranks.sum_tensor(self._counts.to("cpu", copy=True))
 
 
 def quantiles(counts: Tensor) -> list[float]:
-    """The losses in nats at QUANTILES of a histogram (BINS,) int64 of at least one row, spread evenly in each bin."""
+    """Return the losses (nats) at QUANTILES of a non-empty histogram (BINS,) int64, interpolated within bins."""
     up_to = counts.cumsum(0).double()
     rank = up_to[-1] * torch.tensor(QUANTILES, dtype=torch.float64)
     bins = torch.searchsorted(up_to, rank, right=True)

@@ -1,138 +1,115 @@
-"""What a run tells of itself, as events and lines: how it begins, how it goes, which steps were bad.
+"""What a run logs about its steps: the figures of a window of steps, and steps that were spikes or skipped."""
 
-Only rank 0 is heard; the others call everything alike and tell nobody.
-"""
-
+import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from engine.config.preset import Preset
-from engine.device import machine
-from engine.device.ranks import Ranks
-from engine.events import Metrics
-from engine.run.resume import Progress
-from engine.run.stability import Guard, Verdict
-from engine.run.step import StepResult, Tally, mean_figures, mean_losses
-from engine.screen import report
-from engine.screen.console import Console, count
-from storage import reason
+import torch
+
+from engine.data.source_losses import mean_losses
+from engine.events import EventLog
+from engine.run.stability import StabilityGuard, Verdict
+from engine.run.state import Progress
+from engine.run.step import StepResult
+from model.latent import FIGURES
 
 
-class Reporting:
-    """`source_names` are those of the losses' columns; `token_budget` is the run's."""
+class StepWindow:
+    """Sums over the steps since the last `step` event, over all ranks; a skipped step only takes time."""
 
-    def __init__(
-        self,
-        preset: Preset,
-        token_budget: int,
-        source_names: list[str],
-        ranks: Ranks,
-        console: Console,
-        metrics: Metrics,
-    ):
-        self.preset, self.token_budget, self.source_names = preset, token_budget, source_names
-        self.ranks, self.console, self.metrics = ranks, console, metrics
-        self.tally = Tally(len(source_names))
-        self._has_core = preset.auxiliary.looks_ahead
-        self._flops_per_token, self._peak = 0, None  # the latter of all processes together, FLOP/s
-        self._reported_at = time.monotonic()
+    def __init__(self, num_sources: int):
+        self.loss_sums = torch.zeros(2, num_sources, dtype=torch.int64)
+        self.auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
+        self.steps = self.tokens = self.core_left_out = 0
+        self.grad_norm: float | None = None  # of the latest step, as is the core's
+        self.core_grad_norm: float | None = None
+        self.seconds = self.wait_seconds = 0.0
+
+    def add(self, step: StepResult) -> None:
+        self.loss_sums += step.loss_sums
+        self.auxiliary += step.auxiliary
+        self.steps += 1
+        self.tokens += step.labels
+        self.grad_norm, self.core_grad_norm = step.grad_norm, step.core_grad_norm
+        self.core_left_out += step.core_grad_norm is not None and math.isnan(step.core_grad_norm)
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What step events are relative to."""
+
+    token_budget: int
+    flops_per_token: float
+    peak_flops: float | None  # FLOP/s of all processes together, None where unknown
+    has_core: bool
+
+
+class Telemetry:
+    """Logs `step`, `spike` and `skip` events; only rank 0's are written."""
+
+    def __init__(self, source_names: list[str], figures: RunFigures, interval_seconds: float, log: EventLog):
+        self.source_names, self.figures, self.interval, self.log = source_names, figures, interval_seconds, log
+        self.train_seconds = 0.0  # since the start, without evaluations and saves
+        self._window = StepWindow(len(source_names))
+        self._logged_at = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a report, by rank 0's clock."""
-        seconds = time.monotonic() - self._reported_at
-        return self.ranks.is_main and seconds >= self.preset.train.log_interval_seconds
+        """Whether a step event is due, by rank 0's clock."""
+        return self.log.enabled and time.monotonic() - self._logged_at >= self.interval
 
-    def begin(self, run: int, derived: dict[str, Any]) -> None:
-        """The run's event, and what a reader should know before the first step. `derived` holds what follows from
-        the preset and the machine: see Run._derived."""
-        preset, train = self.preset, self.preset.train
-        where = machine.describe(self.ranks.device)
-        world_size, padded = self.ranks.world_size, derived["rows_per_pass"]
-        peak = machine.peak_flops(self.ranks.device, derived["precision"] == "bf16")
-        self._flops_per_token, self._peak = derived["flops_per_token"], peak and peak * world_size
-        derived = {**derived, "world_size": world_size, "token_budget": self.token_budget, "run": run}
-        derived["peak_flops"] = self._peak
-        self.metrics.write("run", preset=preset.model_dump(mode="json", by_alias=True), derived=derived, machine=where)
-        rows = train.per_gpu_batch_size * train.accumulation_steps * world_size
-        instructions = machine.bf16_instructions(self.ranks.device) if derived["precision"] == "bf16" else None
-        alone = f" ({train.zero_stage} with more processes)" if derived["zero_stage"] != train.zero_stage else ""
-        arithmetic = derived["precision"] + (f" by {instructions}" if instructions else "")
-        self.console.say(
-            f"Run {run} of {preset.name}: {count(derived['parameters'])} parameters, vocabulary "
-            f"{derived['vocab_size']:,}, {rows} rows of {preset.model.seq_length} tokens a step, "
-            f"{arithmetic}, ZeRO-{derived['zero_stage']}{alone}, {world_size} process"
-            f"{'es' if world_size > 1 else ''} on {where}."
-        )
-        rests = f"{count(self._flops_per_token)}FLOP a token (6 a weight of each product, and attention)"
-        if self._peak is None:
-            self.console.say(f"{rests}; MFU unknown: no table has this device's peak.")
-        else:
-            self.console.say(f"{rests}; MFU is of {count(self._peak)}FLOP/s, the data sheet's peak.")
-        if train.train_tokens is not None and train.train_tokens != self.token_budget:
-            self.console.say(
-                f"train.train_tokens {train.train_tokens:,} is overridden: a run is {self.token_budget:,} tokens."
-            )
-        if (padding := padded / train.per_gpu_batch_size - 1) > 0:
-            self.console.say(
-                f"{world_size} processes cannot share this lineage's {derived['lanes']} lanes of data "
-                f"evenly: a pass has {padded} rows instead of {train.per_gpu_batch_size}, the additional ones for "
-                f"padding ({padding:.0%} more to compute)."
-            )
-        if world_size == 1 and (idle := machine.idle_gpus()):
-            self.console.say(f"{idle} more GPUs are idle; start with deepspeed main.py to use them all.")
-        if not derived["held_out_tokens"]:
-            self.console.say("Nothing is held out: the sources are too small, so there is no evaluation.")
-        elif derived["held_out_tokens"] < 0.9 * train.eval_tokens:
-            self.console.say(
-                f"Held out for evaluation: {derived['held_out_tokens']:,} of the {train.eval_tokens:,} tokens asked, "
-                "in whole documents."
-            )
+    def add(self, step: StepResult) -> None:
+        """Add a step that was applied."""
+        self._window.add(step)
 
-    def verdict(self, step: StepResult, progress: Progress, guard: Guard) -> None:
-        """A spike or a skipped step, by the number of the step that it is or would have been."""
-        said = {"step": progress.step + 1, "loss": step.loss, "grad_norm": step.grad_norm}
+    def add_time(self, wait_seconds: float, step_seconds: float) -> None:
+        """Add a step's duration, and the part of it in which it waited for data."""
+        self.train_seconds += step_seconds
+        self._window.seconds += step_seconds
+        self._window.wait_seconds += wait_seconds
+
+    def log_verdict(self, step: StepResult, progress: Progress, guard: StabilityGuard) -> None:
+        """Log a spike or a skipped step under the number that the step has or would have had."""
+        figures = {"step": progress.step + 1, "loss": step.loss, "grad_norm": step.grad_norm}
         if step.skipped:
             in_a_row, total = guard.skipped_in_a_row + 1, progress.skipped + 1
-            self.metrics.write("skip", **said, reason=step.verdict, in_a_row=in_a_row, total=total)
+            self.log.write("skip", **figures, reason=step.verdict, in_a_row=in_a_row, total=total)
         elif step.verdict is Verdict.SPIKE:
-            self.metrics.write("spike", **said, threshold=guard.threshold())
+            self.log.write("spike", **figures, threshold=guard.threshold())
 
-    def report(self, progress: Progress, learning_rate: float) -> None:
-        """The figures since the last report, if there were steps: one event, one line."""
-        tally = self.tally
-        if not tally.steps:
+    def log_steps(self, progress: Progress, learning_rate: float) -> None:
+        """Log the window's figures and start a new one; nothing without steps."""
+        window, figures = self._window, self.figures
+        if not window.steps:
             return
-        loss, by_source = mean_losses(tally.loss_sums)
-        rate = tally.tokens / max(tally.seconds, 1e-9)
-        core = {"core_grad_norm": tally.core_grad_norm, "core_left_out": tally.core_left_out} if self._has_core else {}
-        self.metrics.write(
+        loss, by_source = mean_losses(window.loss_sums)
+        rate = window.tokens / max(window.seconds, 1e-9)
+        core: dict[str, Any] = {}
+        if figures.has_core:
+            core = {"core_grad_norm": window.core_grad_norm, "core_left_out": window.core_left_out}
+        self.log.write(
             "step",
             step=progress.step,
             tokens=progress.tokens_in_run,
             tokens_total=progress.tokens_total,
-            share=min(1.0, progress.tokens_in_run / self.token_budget),
+            share=min(1.0, progress.tokens_in_run / figures.token_budget),
             loss=loss,
             lr=learning_rate,
-            grad_norm=tally.grad_norm,
+            grad_norm=window.grad_norm,
             tokens_per_second=rate,
-            mfu=None if self._peak is None else rate * self._flops_per_token / self._peak,
-            data_wait=tally.wait_seconds / max(tally.seconds, 1e-9),
-            eta_seconds=max(0, self.token_budget - progress.tokens_in_run) / max(rate, 1e-9),
+            mfu=None if figures.peak_flops is None else rate * figures.flops_per_token / figures.peak_flops,
+            data_wait=window.wait_seconds / max(window.seconds, 1e-9),
+            eta_seconds=max(0, figures.token_budget - progress.tokens_in_run) / max(rate, 1e-9),
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},
-            auxiliary=mean_figures(tally.auxiliary),
-            steps=tally.steps,
+            auxiliary=_mean_figures(window.auxiliary),
+            steps=window.steps,
             **core,
         )
-        tally.reset()
-        self._reported_at = time.monotonic()
+        self._window = StepWindow(len(self.source_names))
+        self._logged_at = time.monotonic()
 
-    def draw_page(self) -> None:
-        """The run's page as it stands now."""
-        if not self.ranks.is_main:
-            return
-        try:
-            report.write(self.metrics.path.parent)
-        except Exception as error:  # a full disk; or a line of the journal that has lost a bit
-            why = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            self.console.warn(f"{report.FILE_NAME} could not be written ({why}); training goes on without it.")
+
+def _mean_figures(auxiliary: torch.Tensor) -> dict[str, float]:
+    """The means of StepResult's `auxiliary` by name; figures without counts are left out."""
+    return {name: total / number for name, (total, number) in zip(FIGURES, auxiliary.tolist(), strict=True) if number}

@@ -196,3 +196,19 @@ def _incidents(events: Sequence[dict[str, Any]]) -> str:
 def _text(value: Any) -> str:
     """Any text as it may stand in HTML, in an attribute too."""
     return html.escape(printable(str(value)), quote=True)
+
+
+class ReportPage:
+    def __init__(self, folder: Path, warn):
+        self.folder, self.warn = folder, warn
+
+    def update(self, event: dict[str, Any]) -> None:
+        if event["event"] == "evaluation":
+            self.draw()
+
+    def draw(self) -> None:
+        try:
+            write(self.folder)
+        except Exception as error:
+            why = storage.reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self.warn(f"{FILE_NAME} could not be written ({why}); training goes on without it.")

@@ -2,7 +2,15 @@
 
 from .core import FIGURES, LatentCore
 from .foresight import Foresight, foresee
-from .look_ahead import OBJECTIVES, LookAhead, LookAheadSampler, Trained, require_room, rows_to_look_ahead
+from .look_ahead import (
+    OBJECTIVES,
+    LookAhead,
+    LookAheadSampler,
+    LookAheadSchedule,
+    Trained,
+    require_room,
+    rows_to_look_ahead,
+)
 from .value import expected_nll
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "LatentCore",
     "LookAhead",
     "LookAheadSampler",
+    "LookAheadSchedule",
     "Trained",
     "expected_nll",
     "foresee",

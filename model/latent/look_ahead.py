@@ -150,3 +150,22 @@ def remaining(segment_ids: Tensor, labels: Tensor) -> Tensor:
     last = F.pad(pieces[:, 1:] != pieces[:, :-1], (0, 1), value=True)
     ends = torch.where(last, columns + 1, length).flip(1).cummin(dim=1).values.flip(1)
     return torch.where(pieces >= 0, ends - columns, 0)
+
+
+class LookAheadSchedule:
+    def __init__(self, core, seq_length, seed, tokens_per_run, tokens_total, saved):
+        self._sampler = None if core is None else LookAheadSampler(core.auxiliary, seq_length, seed)
+        self._tokens_of_run = tokens_per_run
+        known, now = (saved, tokens_total) if saved is not None else ({}, 0)
+        parts = [] if core is None else [part for part in Trained._fields if getattr(core, part) is not None]
+        self._begin = {part: min(known.get(part, now), tokens_total) for part in parts}
+
+    def sample(self, segment_ids, batch_number, tokens_total, rank):
+        if self._sampler is None:
+            return None
+        shares = {part: (tokens_total - begin) / self._tokens_of_run for part, begin in self._begin.items()}
+        trained = Trained.alike(1.0)._replace(**shares)
+        return [self._sampler.draw(ids, trained, batch_number, rank, n) for n, ids in enumerate(segment_ids)]
+
+    def state(self):
+        return self._begin

@@ -49,6 +49,33 @@ class Batch:
     events: list[dict[str, Any]]  # what happened to sources since the previous batch
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    micro_batch_size: int
+    grad_accumulation_steps: int
+    seq_length: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch_size * self.grad_accumulation_steps * self.world_size
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    num_lanes: int | None = None
+    num_workers: int = 0
+    seed: int = 0
+    pin_memory: bool = False
+    cache: ShardCache | None = None
+    weights_at: Callable[[int], dict[str, float]] | None = None
+
+
+def padded_micro_batch_size(shape: BatchShape, num_lanes: int) -> int:
+    return rows_per_pass(shape.micro_batch_size, shape.grad_accumulation_steps, shape.world_size, num_lanes)
+
+
 class Loader:
     """One rank's batches, without end; when this rank has nothing to read, of padding alone.
 
@@ -58,25 +85,15 @@ class Loader:
     state cannot be continued, and AllSourcesFailed when no source is open.
     """
 
-    def __init__(
-        self,
-        opened: OpenedSources,
-        config: DataConfig,
-        tokenizer: TextTokenizer,
-        *,
-        seq_length: int,
-        micro_batch_size: int,
-        accumulation_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_lanes: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        state: dict[str, JSON] | None = None,
-        cache: ShardCache | None = None,
-        weights_at: Callable[[int], dict[str, float]] | None = None,
-        pin_memory: bool = False,
-    ):
+    def __init__(self, opened, config, tokenizer, shape, options=None, state=None):
+        options = options or LoaderOptions()
+        micro_batch_size, accumulation_steps, seq_length = (
+            shape.micro_batch_size,
+            shape.grad_accumulation_steps,
+            shape.seq_length,
+        )
+        rank, world_size, num_lanes, num_workers = shape.rank, shape.world_size, options.num_lanes, options.num_workers
+        seed, cache, weights_at, pin_memory = options.seed, options.cache, options.weights_at, options.pin_memory
         opened.check()
         if state is not None and state.get("format") != STATE_FORMAT:
             raise ValueError("The data position was saved by another version of this program and cannot be continued.")

@@ -1,0 +1,1 @@
+"""What a run reads, on all ranks: open sources, the tokenizer, batches, the validation set, adaptive source weights."""

@@ -1,0 +1,123 @@
+"""Opens the sources and gets the tokenizer on rank 0, and gives every rank the same."""
+
+from typing import Any
+
+from engine.device.ranks import Ranks
+from engine.errors import CheckpointError, PresetError, SourcesFailed
+from engine.events import EventLog
+from model.snapshot import Snapshot
+from sources.caching import ShardCache, digest, read_record, write_record
+from sources.config import DataConfig, TrainBPE
+from sources.registry import AllSourcesFailed, OpenedSources, open_sources
+from sources.rows.held_out import sample_training_texts
+from sources.rows.pipeline import split_text
+from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
+
+# A 16k vocabulary is stable well before this much text, and it trains in seconds.
+TOKENIZER_TRAINING_BYTES = 32_000_000
+ENCODER_CHECK_BYTES = 2_000_000  # of text on which a faster encoder must give the tokenizer's own ids
+
+
+def open_on_all_ranks(
+    data: DataConfig, pins: dict[str, Any], cache: ShardCache | None, ranks: Ranks, log: EventLog
+) -> OpenedSources:
+    """Open the sources on rank 0, at the saved `pins` where there are any, and on the others as rank 0 has them.
+
+    Raises SourcesFailed when none can be opened, or when another rank cannot read what rank 0 can.
+    """
+    opened: OpenedSources | None = None
+
+    def open_here() -> dict[str, Any]:
+        nonlocal opened
+        opened = open_sources(data, pins or None, only_pinned=False, cache=cache)
+        for name, reason in opened.failures.items():
+            log.warn(f"source {name} is dropped: {reason}")
+        for name, source in opened.sources.items():
+            while source.notices:
+                log.say(f"source {name}: {source.notices.pop(0)}")
+        if not opened.sources:
+            raise SourcesFailed(
+                f"{AllSourcesFailed(opened.failures)} Check the network and the paths, or choose a preset whose text "
+                "is on this machine, such as 02_offline_python."
+            )
+        return opened.pins()
+
+    opened_pins = ranks.on_main(open_here)
+    failures: dict[str, str] = {}
+    if opened is None:  # not rank 0
+        opened = open_sources(data, opened_pins, cache=cache)
+        failures = {name: opened.failures.get(name, "not opened") for name in opened_pins.keys() - opened.sources}
+    for rank, failed in enumerate(ranks.gather_json(failures)):
+        if failed:
+            raise SourcesFailed(f"Rank {rank} cannot read what rank 0 can: {failed}.")
+    return opened
+
+
+def get_tokenizer(
+    data: DataConfig,
+    saved: Snapshot | None,
+    opened: OpenedSources,
+    cache: ShardCache | None,
+    ranks: Ranks,
+    log: EventLog,
+) -> TextTokenizer:
+    """Return the lineage's own tokenizer from its `saved` snapshot, else the preset's, loaded or trained on rank 0.
+
+    Where a faster encoder gives the same ids on the run's own text, it is used. Raises PresetError, SourcesFailed or
+    CheckpointError on all ranks.
+    """
+
+    def make() -> dict[str, Any]:
+        path = cache.remember(f"tokenizer-{_cache_key(data, opened)}.json") if cache is not None else None
+        cached = read_record(path)
+        if saved is not None and saved.tokenizer is not None:
+            tokenizer = _from_snapshot(saved)
+        elif cached is not None:
+            tokenizer = TextTokenizer.from_json(cached["text"], cached["eos_id"], cached["pad_id"])
+        else:
+            tokenizer = _load_or_train(data, opened, log)
+        parts = {"text": tokenizer.to_json(), "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        if cached is not None and cached["text"] == parts["text"]:
+            return {**parts, "fast": cached["fast"]}
+        texts = sample_training_texts(opened, data, ENCODER_CHECK_BYTES)
+        announcement = tokenizer.use_fast_encoder([part for text in texts for part in split_text(text)])
+        if announcement:
+            log.say(f"Tokenizer: {announcement}.")
+        parts["fast"] = announcement is not None
+        if path is not None:
+            write_record(path, parts)
+        return parts
+
+    return TextTokenizer.from_json(**ranks.on_main(make))
+
+
+def _from_snapshot(snapshot: Snapshot) -> TextTokenizer:
+    assert snapshot.tokenizer is not None and snapshot.config is not None
+    try:
+        return TextTokenizer.from_json(snapshot.tokenizer, snapshot.config["eos_token_id"])
+    except TokenizerError as error:
+        raise CheckpointError(f"The checkpoint's tokenizer cannot be used: {error}; restore a backup.") from None
+
+
+def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> TextTokenizer:
+    spec = data.tokenizer
+    if not isinstance(spec, TrainBPE):
+        try:
+            return load_tokenizer(spec)
+        except TokenizerError as error:
+            raise PresetError(str(error)) from None
+    log.say(
+        f"Training a byte-level BPE tokenizer with {spec.train_bpe:,} tokens on "
+        f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of the sources' text..."
+    )
+    try:
+        return train_bpe(sample_training_texts(opened, data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+    except TokenizerError as error:
+        raise SourcesFailed(str(error)) from None
+
+
+def _cache_key(data: DataConfig, opened: OpenedSources) -> str:
+    """A named tokenizer is cached by its name, a trained one by the texts it is trained on."""
+    spec = data.model_dump(mode="json", include={"tokenizer", "sources", "min_text_length"})
+    named = isinstance(data.tokenizer, str)
+    return digest({"tokenizer": spec["tokenizer"]} if named else {**spec, "pins": opened.pins()})[:16]

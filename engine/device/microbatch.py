@@ -1,0 +1,168 @@
+"""How many rows a micro-batch has: timed micro-batches of growing size, until memory ends or one takes two seconds.
+
+Runs before the engine exists, uncompiled, on all ranks at once. The tokens are all the same one, and no weight, moment
+or random number is changed.
+"""
+
+import time
+from dataclasses import replace
+
+import psutil
+import torch
+
+from engine.device import machine
+from engine.device.memory import is_out_of_memory, too_large
+from engine.device.ranks import Ranks
+from engine.events import EventLog
+from model.latent import LookAheadSampler, Trained, rows_to_look_ahead
+from model.transformer import TransformerLM
+from sources.loading.loader import Batch, BatchShape
+
+GPU_GAIN = 1.03  # a larger micro-batch must be faster by this on a GPU
+CPU_NOISE = 1.2  # CPU timings are noisy, and per-micro-batch costs of compiled code do not show here
+LONG_SECONDS = 2.0  # larger micro-batches than one that takes so long gain nothing
+TIMED_SECONDS = 0.5  # per size
+OPTIMIZER_BYTES = 12  # per parameter, beside weights and gradients: two moments, and a ZeRO stage's flat copy
+
+
+class MicroBatchProbe:
+    """Times forward and backward passes of `model`, which it moves to the device and leaves without gradients."""
+
+    def __init__(self, model: TransformerLM, shape: BatchShape, ranks: Ranks, bf16: bool, document_mask: bool):
+        self.model, self.shape, self.ranks = model.to(ranks.device), shape, ranks
+        self.bf16, self.document_mask = bf16, document_mask
+        self.is_cpu = ranks.device.type == "cpu"
+        machine.reset_peak_memory()
+        self._rss, self._bytes_per_row, self._most_rows = psutil.Process().memory_info().rss, 0.0, 0
+        self._optimizer_bytes = OPTIMIZER_BYTES * model.num_parameters()
+
+    def seconds_per_row(self, rows: int) -> float | None:
+        """Return the slowest rank's best time per row, or None where some rank lacks memory. All ranks must call it."""
+        by_rank = self.ranks.gather_json(self._measure(rows))
+        return None if None in by_rank else max(by_rank)
+
+    def _measure(self, rows: int) -> float | None:
+        if self.is_cpu and not self._has_room(rows):
+            return None
+        times: list[float] | None
+        try:
+            size = 0 if self.is_cpu else self._optimizer_bytes
+            reserved = torch.empty(size, dtype=torch.uint8, device=self.ranks.device)
+            first = self._run(rows)
+            times = [self._run(rows)]
+            while first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS):
+                times.append(self._run(rows))
+            del reserved
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            times = None
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if not self.is_cpu:
+            torch.cuda.empty_cache()
+        self._record_memory(rows)
+        return None if times is None else min(times) / rows
+
+    def _has_room(self, rows: int) -> bool:
+        """Whether a CPU's memory suffices, estimated from micro-batches of at most half as many rows: an allocation
+        never fails there, the kernel kills the process instead."""
+        while True:
+            size = min(rows, max(1, 2 * self._most_rows))
+            if self._bytes_per_row * size + self._optimizer_bytes > machine.available_memory_each():
+                return False
+            if size == rows:
+                return True
+            self._run(size)
+            self._record_memory(size)
+
+    def _record_memory(self, rows: int) -> None:
+        if rows > self._most_rows:
+            self._bytes_per_row, self._most_rows = max(0, machine.peak_memory() - self._rss) / rows, rows
+
+    def _run(self, rows: int) -> float:
+        device, latent = self.ranks.device, self.model.latent
+        batch = dummy_batch(replace(self.shape, micro_batch_size=rows, grad_accumulation_steps=1))
+        input_ids, labels, segment_ids = (
+            tensor[0].to(device) for tensor in (batch.input_ids, batch.labels, batch.segment_ids)
+        )
+        look_ahead = None
+        if latent is not None:
+            sampler = LookAheadSampler(latent.auxiliary, self.shape.seq_length, seed=0)
+            look_ahead = sampler.draw(batch.segment_ids[0], Trained.alike(1.0), 0).to(device)
+        self._synchronize()
+        begin = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.model(input_ids, labels, segment_ids if self.document_mask else None, look_ahead=look_ahead)
+        output.loss_sum.backward()
+        self._synchronize()
+        return time.perf_counter() - begin
+
+    def _synchronize(self) -> None:
+        if not self.is_cpu:
+            torch.cuda.synchronize(self.ranks.device)
+
+
+def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool, log: EventLog) -> BatchShape:
+    """Return the probe's shape with a micro-batch that fits and is fast, the same on all ranks; rows per step stay.
+
+    `saved` is the lineage's micro-batch size: it is kept where it still fits, so that a resumed run has the bits of an
+    uninterrupted one. With `deterministic` (train.deterministic) timing decides nothing. Raises PresetError where not
+    even one row fits.
+    """
+    rows_per_rank = probe.shape.micro_batch_size * probe.shape.grad_accumulation_steps
+
+    def shape(rows: int) -> BatchShape:
+        return replace(probe.shape, micro_batch_size=rows, grad_accumulation_steps=rows_per_rank // rows)
+
+    if saved is not None and rows_per_rank % saved == 0 and probe.seconds_per_row(saved) is not None:
+        log.say(f"Micro-batches of {saved} rows, {rows_per_rank // saved} per step and process, as before.")
+        return shape(saved)
+    divisors = [rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0]
+    if deterministic:
+        for rows in reversed([rows for rows in divisors if rows <= probe.shape.micro_batch_size]):
+            if probe.seconds_per_row(rows) is not None:
+                return shape(rows)
+        raise too_large(shape(1), probe.ranks.device, probing=True)
+    seconds = _time_sizes(probe, divisors)
+    if not seconds:
+        raise too_large(shape(1), probe.ranks.device, probing=True)
+    fastest = min(seconds.values())
+    if probe.is_cpu:
+        chosen = max(rows for rows, measured in seconds.items() if measured <= CPU_NOISE * fastest)
+    else:
+        chosen = min(rows for rows, measured in seconds.items() if measured <= GPU_GAIN * fastest)
+    speeds = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
+    number = rows_per_rank // chosen
+    log.say(f"Micro-batches of {chosen} rows, {number} per step and process (throughput by rows: {speeds}).")
+    return shape(chosen)
+
+
+def _time_sizes(probe: MicroBatchProbe, divisors: list[int]) -> dict[int, float]:
+    """Return seconds per row by micro-batch size; empty where not even one row fits."""
+    # Rollouts and contrasted spans see one micro-batch: with fewer rows they would not be what the preset asks for.
+    latent = probe.model.latent
+    least_rows = 1 if latent is None else rows_to_look_ahead(latent.auxiliary)
+    least = next((rows for rows in divisors if rows >= least_rows), divisors[-1])
+    seconds: dict[int, float] = {}
+    for rows in [rows for rows in divisors if rows >= least]:
+        measured = probe.seconds_per_row(rows)
+        if measured is None:
+            break
+        seconds[rows] = measured
+        if rows * measured > LONG_SECONDS:
+            break
+    for rows in [rows for rows in reversed(divisors) if rows < least and not seconds]:
+        if (measured := probe.seconds_per_row(rows)) is not None:
+            seconds[rows] = measured
+            break
+    return seconds
+
+
+def dummy_batch(shape: BatchShape) -> Batch:
+    """Return a batch of `shape` in which every token is token 0 and nothing is padding."""
+    dimensions = (shape.grad_accumulation_steps, shape.micro_batch_size, shape.seq_length)
+    tokens = torch.zeros(dimensions, dtype=torch.int64)
+    segment_ids = torch.zeros(dimensions, dtype=torch.int32)
+    source_ids = torch.zeros(dimensions[:2], dtype=torch.int64)
+    return Batch(tokens, tokens.clone(), segment_ids, source_ids, tokens.numel(), -1, {}, [])

@@ -1,0 +1,305 @@
+"""From a preset to the components of a run. The only place that takes a whole preset apart into its sections."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+
+from engine.checkpoint.background import BackgroundSaver, Checkpoint
+from engine.checkpoint.folder import CheckpointFolder
+from engine.config import Preset, TrainConfig
+from engine.data.adaptive import AdaptiveSources
+from engine.data.batches import Batches, LoaderFactory
+from engine.data.opening import get_tokenizer, open_on_all_ranks
+from engine.data.validation import ValidationSet
+from engine.device import deepspeed_engine, machine
+from engine.device.compiling import CompileCache, choose_compile, compile_model
+from engine.device.deepspeed_engine import Engine
+from engine.device.memory import require_memory, require_memory_for_weights
+from engine.device.microbatch import MicroBatchProbe, choose_shape
+from engine.device.ranks import Ranks
+from engine.errors import Diverged, PresetError
+from engine.events import EventLog
+from engine.run.curriculum import Curriculum
+from engine.run.evaluation import Evaluator
+from engine.run.resume import Start, find_start, restore_weights
+from engine.run.stability import StabilityGuard, all_finite
+from engine.run.state import Progress, RunState
+from engine.run.step import StepRunner
+from engine.run.telemetry import RunFigures, Telemetry
+from model.latent import LookAhead, LookAheadSchedule
+from model.snapshot import Snapshot
+from model.transformer import TransformerLM
+from sources.caching import open_cache
+from sources.loading.loader import Batch, BatchShape, LoaderOptions, choose_num_lanes, padded_micro_batch_size
+from sources.rows.tokenizer import TextTokenizer
+
+
+@dataclass
+class Components:
+    """What one run is made of. The same on every rank but for `optimizer`, which rank 0 alone has."""
+
+    name: str  # of the preset
+    train: TrainConfig
+    preset_values: dict[str, Any]  # the whole preset as JSON, for snapshots and the run event
+    token_budget: int
+    progress: Progress
+    shape: BatchShape  # without padding
+    tokenizer: TextTokenizer
+    engine: Engine
+    compile_cache: CompileCache | None
+    warmup_repeats: int
+    optimizer: dict[str, Any] | None  # the checkpoint's, until it is loaded after the warm-up
+    is_new: bool  # a new lineage
+    ranks: Ranks
+    log: EventLog
+    folder: CheckpointFolder
+    runner: StepRunner
+    evaluator: Evaluator
+    batches: Batches
+    guard: StabilityGuard
+    look_ahead: LookAheadSchedule
+    telemetry: Telemetry
+    saver: BackgroundSaver
+
+    @property
+    def step_shape(self) -> BatchShape:
+        """The shape of a step's tensors: with the padding rows that an uneven number of ranks needs."""
+        return replace(self.shape, micro_batch_size=self.evaluator.micro_batch_size)
+
+    def run_state(self) -> RunState:
+        """What resumes right after the last step, beside weights and moments. All ranks must call it."""
+        curriculum = self.runner.curriculum
+        return RunState(
+            **self.batches.state(),
+            rows_of_pass=self.shape.micro_batch_size,
+            parts_begin=self.look_ahead.state(),
+            curriculum=curriculum.state() if curriculum else None,
+            guard=self.guard.state(),
+        )
+
+    def capture(self) -> Checkpoint:
+        """Copy the run as it is saved. All ranks must call it; raises Diverged on all."""
+        weights = deepspeed_engine.weights(self.engine, keep=self.ranks.is_main)
+        optimizer = deepspeed_engine.optimizer_state(self.engine, keep=self.ranks.is_main)
+        moments = [tensor for tensors in optimizer.get("moments", {}).values() for tensor in tensors.values()]
+        if not self.ranks.on_main(lambda: all_finite([*weights.values(), *moments])):
+            self.diverge("The weights are not finite")
+        tokenizer = {"vocab_size": self.tokenizer.vocab_size, "eos_token_id": self.tokenizer.eos_id}
+        snapshot = Snapshot(
+            model=weights,
+            config=self.engine.module.config.model_dump() | tokenizer,
+            tokenizer=self.tokenizer.to_json(),
+            preset=self.preset_values,
+            progress=asdict(self.progress),
+        )
+        return snapshot, optimizer, dict(self.run_state())
+
+    def draw(self, batch: Batch) -> list[LookAhead] | None:
+        """Each micro-batch's draws for the latent core; None without one."""
+        return self.look_ahead.sample(batch.segment_ids, batch.number, self.progress.tokens_total, self.ranks.rank)
+
+    def diverge(self, what: str) -> NoReturn:
+        """Raise Diverged, on all ranks, without a save; train() stops or rolls back."""
+        advice = f"lower train.learning_rate in preset {self.name}"
+        if self.train.on_divergence == "stop":
+            advice += ', or set train.on_divergence to "rollback"'
+        raise Diverged(
+            what,
+            f"The snapshots are untouched; {advice}.",
+            step=self.progress.step,
+            skipped=self.progress.skipped,
+            state={**self.run_state(), "guard": None},  # other weights have other losses
+            saved=self.ranks.on_main(self.saver.has_saved),
+        )
+
+    def close(self) -> None:
+        self.saver.close()
+        self.batches.close()
+        self.engine.destroy()
+        if self.compile_cache:
+            self.compile_cache.close()
+
+
+def setup(
+    preset: Preset,
+    token_budget: int,
+    folder: CheckpointFolder,
+    ranks: Ranks,
+    log: EventLog,
+    may_archive: Callable[[str], bool],
+    diverged: Diverged | None = None,
+) -> Components:
+    """Build what a run is made of, from the newest checkpoint in `folder` or for a new lineage. All ranks must call it.
+
+    After `diverged`, a rollback: the checkpoint's weights and progress, but text that was not read yet. `may_archive`
+    is asked whether a lineage that does not fit the preset may be moved away. Raises a RunError on all ranks alike.
+    """
+    train, data, auxiliary = preset.train, preset.data, preset.auxiliary
+    if train.forbid_synchronization and train.zero_stage == 3 and ranks.device.type == "cuda":
+        raise PresetError(
+            "train.forbid_synchronization: DeepSpeed's stage 3 itself synchronizes a GPU; set train.zero_stage to 2."
+        )
+    start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
+    saved_progress = None if start.is_new or diverged else asdict(start.progress)
+    if diverged is not None:
+        start.state, start.progress.skipped = diverged.state, diverged.skipped
+        log.write("rollback", step=diverged.step, to_step=start.progress.step, reason=diverged.what)
+    state: dict[str, Any] = dict(start.state or {})
+
+    # Text: sources, tokenizer, cache.
+    cache = open_cache(data)
+    opened = open_on_all_ranks(data, state.get("pins", {}), cache, ranks, log)
+    snapshot = start.restored.snapshot if start.restored else None
+    tokenizer = get_tokenizer(data, snapshot, opened, cache, ranks, log)
+
+    # Weights, and a micro-batch that fits beside them.
+    shape = batch_shape(preset, ranks)
+    model, message = _make_model(preset, start, tokenizer, shape, folder, ranks)
+    bf16 = machine.choose_bf16(train.precision, ranks, log)
+    if train.probe_batch:
+        probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask)
+        shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
+    num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
+    # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
+    num_lanes = ranks.broadcast_json(choose_num_lanes(ranks.world_size, num_workers))
+    loader_state = state.get("loader")
+    padded_rows = padded_micro_batch_size(shape, loader_state["num_lanes"] if loader_state else num_lanes)
+    padded = replace(shape, micro_batch_size=padded_rows)
+    require_memory(model, preset.model, padded, train.zero_stage, ranks.device, train.probe_batch)
+    # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
+    parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
+    if message:
+        log.write("resume", step=start.progress.step, message=message)
+
+    # The engine.
+    engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
+    compile_cache = choose_compile(train.compile, train.zero_stage, ranks, log)
+    warmup_repeats = compile_model(engine) if compile_cache else 1
+
+    # Validation rows, batches, and what watches over the steps.
+    validation = ValidationSet(opened, data, tokenizer, preset.model.seq_length, train.eval_tokens)
+    rows = validation.rows(folder.folder, cache, ranks)
+    curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
+    if curriculum and state.get("curriculum"):
+        curriculum.load(state["curriculum"])
+    look_ahead = LookAheadSchedule(
+        model.latent,
+        preset.model.seq_length,
+        train.seed,
+        token_budget,
+        start.progress.tokens_total,
+        state.get("parts_begin"),
+    )
+    adaptive = None
+    if auxiliary.enable_adaptive_sources:
+        adaptive = AdaptiveSources(auxiliary, data, log, state.get("adaptive"))
+    options = LoaderOptions(
+        num_lanes=num_lanes,
+        num_workers=num_workers,
+        seed=train.seed,
+        pin_memory=ranks.device.type == "cuda",
+        cache=cache,
+        weights_at=adaptive.weights.weights_at if adaptive else None,
+    )
+    factory = LoaderFactory(data, tokenizer, shape, options)
+    batches = Batches(opened, factory, adaptive, state, ranks, log)
+    guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
+    if state.get("guard"):
+        guard.load(state["guard"])
+
+    preset_values = preset.model_dump(mode="json", by_alias=True)
+    # Programs read the rows of a micro-batch from here, also where they were probed.
+    preset_values["train"]["per_gpu_batch_size"] = shape.micro_batch_size
+    preset_values["train"]["accumulation_steps"] = shape.grad_accumulation_steps
+    peak = machine.peak_flops(ranks.device, bf16)
+    evaluator = Evaluator(rows, batches.source_names, padded_rows, data.document_mask, ranks)
+    figures = RunFigures(token_budget, flops, peak and peak * ranks.world_size, model.latent is not None)
+    components: Components
+    components = Components(
+        name=preset.name,
+        train=train,
+        preset_values=preset_values,
+        token_budget=token_budget,
+        progress=start.progress,
+        shape=shape,
+        tokenizer=tokenizer,
+        engine=engine,
+        compile_cache=compile_cache,
+        warmup_repeats=warmup_repeats,
+        optimizer=start.restored.optimizer if start.restored else None,
+        is_new=start.is_new,
+        ranks=ranks,
+        log=log,
+        folder=folder,
+        runner=StepRunner(
+            engine,
+            ranks,
+            len(batches.source_names),
+            train.gradient_clipping,
+            data.document_mask,
+            curriculum,
+            train.forbid_synchronization,
+        ),
+        evaluator=evaluator,
+        batches=batches,
+        guard=guard,
+        look_ahead=look_ahead,
+        telemetry=Telemetry(batches.source_names, figures, train.log_interval_seconds, log),
+        saver=BackgroundSaver(
+            lambda: components.capture(), train.save_interval_minutes, folder, ranks, log, saved_progress
+        ),
+    )
+    _log_run(components, parameters, bf16, num_workers)
+    return components
+
+
+def batch_shape(preset: Preset, ranks: Ranks) -> BatchShape:
+    """Return the shape that the preset asks for; with train.probe_batch the micro-batch may become another."""
+    train = preset.train
+    return BatchShape(
+        train.per_gpu_batch_size, train.accumulation_steps, preset.model.seq_length, ranks.rank, ranks.world_size
+    )
+
+
+def _make_model(
+    preset: Preset, start: Start, tokenizer: TextTokenizer, shape: BatchShape, folder: CheckpointFolder, ranks: Ranks
+) -> tuple[TransformerLM, str | None]:
+    """Return the model with its first or restored weights, the same on every rank, and what was resumed."""
+    config = preset.model.model_copy(update={"seq_length": start.seq_length})
+    with torch.device("meta"):
+        on_meta = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
+    require_memory_for_weights(on_meta, shape, preset.train.probe_batch)
+    torch.manual_seed(preset.train.seed)
+    model = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
+    return model, restore_weights(model, start, folder, ranks)
+
+
+def _log_run(components: Components, parameters: int, bf16: bool, num_workers: int) -> None:
+    """Write the run event: the preset, and what follows from it and the machine."""
+    shape, ranks, figures = components.shape, components.ranks, components.telemetry.figures
+    components.log.write(
+        "run",
+        preset=components.preset_values,
+        derived={
+            "parameters": parameters,
+            "flops_per_token": figures.flops_per_token,
+            "vocab_size": components.tokenizer.vocab_size,
+            "zero_stage": components.engine.zero_optimization_stage(),
+            "global_batch_tokens": shape.rows_per_step * shape.seq_length,
+            "held_out_tokens": components.evaluator.num_tokens,
+            "precision": "bf16" if bf16 else "fp32",
+            "compiled": components.compile_cache is not None,
+            "lanes": components.batches.num_lanes,
+            "rows_per_pass": components.evaluator.micro_batch_size,
+            "data_workers": num_workers,
+            "world_size": ranks.world_size,
+            "token_budget": components.token_budget,
+            "run": components.progress.run,
+            "peak_flops": figures.peak_flops,
+            "bf16_instructions": machine.bf16_instructions(ranks.device) if bf16 else None,
+            "idle_gpus": machine.idle_gpus() if ranks.world_size == 1 else 0,
+        },
+        machine=machine.describe(ranks.device),
+    )

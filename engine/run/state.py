@@ -1,0 +1,39 @@
+"""What a run's checkpoint holds beside weights and moments: its progress, and the state of everything that resumes."""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from sources.loading.state import LoaderState
+
+
+@dataclass
+class Progress:
+    """How far a lineage (a chain of runs over one set of weights) has come; `step` and `tokens_total` span all runs."""
+
+    run: int = 1
+    step: int = 0
+    tokens_in_run: int = 0
+    tokens_total: int = 0
+    evaluation: dict[str, Any] | None = None  # ce, perplexity, bits_per_byte of the latest one
+    finished: bool = False  # the run has its last evaluation; the next start begins another run
+    skipped: int = 0  # steps whose loss or gradient was refused
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Progress":
+        """Return a snapshot's progress; unknown keys are ignored, missing ones have their defaults."""
+        return cls(**{key: saved[key] for key in cls.__dataclass_fields__ if key in saved})
+
+
+class RunState(TypedDict):
+    """The `data` part of a checkpoint's state, as JSON. Each value is made and read by its owner alone.
+
+    `loader` carries the version (sources/loading/state.py). Older checkpoints may lack the keys after `adaptive`.
+    """
+
+    pins: dict[str, Any]  # by source: what reopens the same data (sources/registry.py)
+    loader: LoaderState | None  # None before the first step
+    adaptive: dict[str, Any] | None  # engine/data/adaptive.py
+    rows_of_pass: int  # rows of a micro-batch
+    parts_begin: dict[str, int]  # tokens at which each part of the latent core was switched on
+    curriculum: dict[str, Any] | None  # engine/run/curriculum.py
+    guard: dict[str, Any] | None  # engine/run/stability.py
