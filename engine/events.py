@@ -73,7 +73,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of a folder's metrics; a line cut by a kill is passed over."""
     events = []
     try:
-        storage.refuse_way_out(folder / FILE_NAME, folder)
+        storage.refuse_escape(folder / FILE_NAME, folder)
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -4,10 +4,10 @@ Bits per byte counts every token's loss, the end of each document included, over
 with different vocabularies can be compared, and compressors with them.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -125,7 +125,7 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
 
 def _read_cache(path: Path, key: str) -> HeldOut | None:
     try:
-        storage.refuse_way_out(path, path.parent)
+        storage.refuse_escape(path, path.parent)
         cached = container.read(path)
         if cached["key"] != key:
             return None
@@ -135,10 +135,7 @@ def _read_cache(path: Path, key: str) -> HeldOut | None:
 
 
 def _write_cache(path: Path, key: str, held_out: HeldOut) -> None:
-    fresh = storage.temporary(path)
-    try:
+    with contextlib.suppress(OSError, SnapshotError):  # only a cache: a full disk shows itself at the next save
         path.parent.mkdir(parents=True, exist_ok=True)
-        container.write(fresh, {"key": key, **{name: getattr(held_out, name) for name in KEPT}})
-        os.replace(fresh, path)
-    except (OSError, SnapshotError):  # only a cache: a full disk shows itself, with a sentence, at the next save
-        storage.discard(fresh)
+        with storage.replacing(path) as fresh:
+            container.write(fresh, {"key": key, **{name: getattr(held_out, name) for name in KEPT}})

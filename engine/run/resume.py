@@ -19,13 +19,14 @@ from engine.screen.console import Console, count
 from model.config import ModelConfig
 from model.snapshot.file import LoadReport, architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
-from sources.caching import ShardCache, digest, open_cache, read_record, write_record
+from sources.caching import ShardCache, open_cache, read_record, write_record
 from sources.config import TrainBPE
 from sources.loading.loader import STATE_FORMAT
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.rows.held_out import sample_training_texts
 from sources.rows.pipeline import split_text
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
+from storage import digest
 
 # A 16k vocabulary is stable well before this much text, and it trains in seconds.
 TOKENIZER_TRAINING_BYTES = 32_000_000

@@ -15,7 +15,7 @@ from engine.run.stability import Guard, Verdict
 from engine.run.step import StepResult, Tally, mean_figures, mean_losses
 from engine.screen import report
 from engine.screen.console import Console, count
-from storage import reason
+from storage import os_error_reason
 
 
 class Reporting:
@@ -134,5 +134,5 @@ class Reporting:
         try:
             report.write(self.metrics.path.parent)
         except Exception as error:  # a full disk; or a line of the journal that has lost a bit
-            why = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            why = os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.console.warn(f"{report.FILE_NAME} could not be written ({why}); training goes on without it.")

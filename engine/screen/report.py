@@ -33,7 +33,7 @@ Curve = list[tuple[float, float]]  # tokens over all runs, and a figure
 
 def write(folder: Path) -> None:
     """Draws the page anew. Raises OSError where it cannot be written."""
-    storage.write_text(folder / FILE_NAME, page(events.read(folder)))
+    storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
 
 
 def page(events: Sequence[dict[str, Any]]) -> str:
