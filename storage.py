@@ -1,120 +1,144 @@
-"""What a folder of files needs to survive: names that never disappear, one writer at a time, no links that lead out.
+"""Durable files: replaced whole or not at all, checked when read, one writer at a time; whatever they contain.
 
-A file is made under a temporary name in the same folder, synced, and only then given its name; each change of a name is
-synced by itself. Nothing here knows what the files hold.
+- A file is written under a temporary name in its own folder, synced, and renamed; then the folder is synced.
+- A temporary name carries its writer's host and process, so that `sweep` can tell what a killed writer left behind.
+- A JSON file can carry a digest of its own contents (`seal`, `unseal`).
+- No symbolic link is followed out of a folder, and no pipe or device is opened.
 """
 
 import contextlib
 import errno
 import fcntl
-import itertools
+import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
+
+# What json.dumps takes. The values of a mapping are `object`, since a TypedDict is no mapping of a narrower type.
+JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
 
 TEMPORARY = ".writing-"
 LOCK = ".lock"
+MAX_BYTES = 2**30  # of a file that `read_regular` takes into memory
+STALE_SECONDS = 3600  # after which a temporary file is nobody's, whatever its name says
+
+_WRITER = re.compile(re.escape(TEMPORARY) + r"(?P<pid>\d+)@(?P<host>[^@]*)@")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
+class Damaged(Exception):
+    """A file is not what was written; says why in a few words."""
+
+
+def digest(value: JSON) -> str:
+    """Return 32 hexadecimal digits that are equal for equal JSON values, whatever the order of their keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def seal(record: Mapping[str, object]) -> bytes:
+    """Return `record` as JSON text that `unseal` can verify."""
+    record = json.loads(json.dumps(record))  # a digest of what a reader will see: keys are strings, tuples are lists
+    return json.dumps({"check": digest(record), **record}, indent=1).encode()
+
+
+def unseal(data: bytes) -> dict[str, JSON]:
+    """Return what was sealed. Raises Damaged."""
+    try:
+        record = json.loads(data)
+        intact = record.pop("check") == digest(record)
+    except Exception:  # deep nesting, huge numbers, other types: a damaged text fails in many ways
+        raise Damaged("it is not the JSON that was written") from None
+    if not intact:
+        raise Damaged("its own digest differs")
+    return record
+
+
+def slug(name: str) -> str:
+    """Return a readable part of a file name that cannot leave its folder, whatever `name` holds."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:60] or "unnamed"
+
+
 def temporary(path: Path) -> Path:
-    """A name beside `path` that nobody has and nobody can guess; `sweep` removes what a kill leaves there."""
-    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name}")
+    """Return a name beside `path` that does not exist and cannot be guessed."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}@{_host()}@{secrets.token_hex(8)}-{path.name}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file, so that it is the old or the new one whatever happens. Raises OSError."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path; the synced file that the block writes there then replaces `path`, unless the block raises.
+
+    Raises OSError.
+    """
     fresh = temporary(path)
     try:
-        with fresh.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield fresh
         os.replace(fresh, path)
         sync(path.parent)
     finally:
         discard(fresh)
 
 
-def rotate(fresh: Path, names: list[Path]) -> None:
-    """Makes `fresh` the first of `names`, what was there the second, and so on; what was last is gone.
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is the old or the new one even after a power cut. Raises OSError."""
+    with replacing(path) as fresh, fresh.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
-    With hard links no name is ever missing. Every state in between holds whole files, so a reader that takes the newest
-    finds one. Raises OSError when a step fails; then every name is again what it was before.
+
+def read_regular(path: Path, size: int | None = None) -> bytes | None:
+    """Return the bytes of a regular file, of `size` bytes if given, or None where there is none.
+
+    Raises Damaged for a link, a pipe, another size, more than MAX_BYTES, and what cannot be read.
     """
-    there = [path for path in names if path.exists()]
-    older = [(path, after) for path, after in itertools.pairwise(names) if path in there][::-1]
-    spare: list[Path] = []
-
-    def link(path: Path) -> Path:
-        spare.append(temporary(path))
-        os.link(path, spare[-1])
-        return spare[-1]
-
     try:
-        try:
-            # All that needs room on the disk comes first: after this a name only changes hands, there and back.
-            undo = [(link(path), path) for path in there]
-            steps = [(link(path), after) for path, after in older]
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            undo = None
-            spare.append(temporary(names[-1]))
-            steps = [(path, after) for path, after in [(names[-1], spare[-1]), *older] if path in there]
-        _rename([*steps, (fresh, names[0])], undo)
-    except OSError:
-        for path in names:
-            if path not in there:
-                path.unlink(missing_ok=True)
-        raise
-    finally:
-        for path in spare:
-            # Renaming a link onto the same file does nothing, and leaves the link.
-            discard(path)
+        # Without O_NONBLOCK, opening a named pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Damaged("it is not a regular file")
+            if status.st_size > MAX_BYTES or size not in (None, status.st_size):
+                raise Damaged(f"its size is {status.st_size:,} bytes")
+            return file.read(status.st_size)
+    except OSError as error:
+        if not os.path.lexists(path):
+            return None
+        raise Damaged(os_error_reason(error)) from None
 
 
-def _rename(steps: list[tuple[Path, Path]], undo: list[tuple[Path, Path]] | None) -> None:
-    """Renames and syncs in order. When a step fails, does `undo`, or all but the last step backwards, and raises."""
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in steps:
-            os.replace(source, target)
-            done.append((source, target))
-            sync(target.parent)
-    except OSError:
-        if undo is None:
-            undo = [(target, source) for source, target in reversed(done) if (source, target) != steps[-1]]
-        for source, target in undo:
-            with contextlib.suppress(OSError):  # as much of it as the disk allows
-                os.replace(source, target)
-        raise
+def hard_link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the file that `source` is: by a hard link, or by a copy where the file system has none.
 
-
-def duplicate(source: Path, target: Path) -> None:
-    """Makes `target` the file that `source` is, without a moment in which either is missing: by a hard link, or by a
-    copy where the file system has none. Raises OSError."""
-    fresh = temporary(target)
-    try:
+    Neither name is ever missing meanwhile. Raises OSError.
+    """
+    with replacing(target) as fresh:
         try:
             os.link(source, fresh)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if not means_no_links(error):
                 raise
             shutil.copyfile(source, fresh)
             with fresh.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(fresh, target)
-        sync(target.parent)
-    finally:
-        discard(fresh)
+
+
+def means_no_links(error: OSError) -> bool:
+    """Whether os.link failed because the file system, or this file, takes no hard link."""
+    return error.errno in _NO_LINKS
 
 
 def sync(folder: Path) -> None:
-    """Makes changes of names durable. Raises OSError, but not where the file system cannot sync a folder."""
+    """Make changes of names in `folder` durable. Raises OSError, but not where the file system cannot sync a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,17 +149,53 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(*folders: Path) -> None:
-    """Removes what a killed process left half written. Raises OSError."""
+def discard(path: Path) -> None:
+    """Remove a file if it is there and can be removed."""
+    with contextlib.suppress(OSError):  # what stays is swept later
+        path.unlink(missing_ok=True)
+
+
+def sweep(*folders: Path, only_abandoned: bool = False) -> None:
+    """Remove temporary files from `folders`; what lies in folders below stays.
+
+    With `only_abandoned`, files that a living process may be writing stay too. Raises OSError.
+    """
     for folder in folders:
         for path in folder.glob(f"{TEMPORARY}*"):
-            if not path.is_dir() or path.is_symlink():  # a folder of this name is none of ours
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
+                if (path.is_symlink() or not path.is_dir()) and (not only_abandoned or _is_abandoned(path)):
+                    path.unlink()
 
 
-def refuse_way_out(path: Path, folder: Path) -> None:
-    """Raises OSError when a symbolic link leads `path`, below `folder`, out of it or in a circle, and when `path` is
-    neither file nor folder: to open a pipe is to wait for ever. `folder` itself may be a link."""
+def _is_abandoned(path: Path) -> bool:
+    if time.time() - path.lstat().st_mtime > STALE_SECONDS:
+        return True
+    writer = _WRITER.match(path.name)
+    if writer is None or writer["host"] != _host():  # another host's processes cannot be seen from here
+        return False
+    try:
+        os.kill(int(writer["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # alive, and another user's
+    return False
+
+
+def _host() -> str:
+    return slug(socket.gethostname())
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise OSError when one of `paths` is a symbolic link."""
+    for path in paths:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def refuse_escape(path: Path, folder: Path) -> None:
+    """Raise OSError when a symbolic link leads `path`, below `folder`, out of it or in a circle, and when `path` is
+    neither file nor folder: opening a pipe would wait for ever. `folder` itself may be a link."""
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
     except RuntimeError:  # of links in a circle, before Python 3.13
@@ -143,20 +203,24 @@ def refuse_way_out(path: Path, folder: Path) -> None:
     if not inside:
         raise OSError(errno.ELOOP, "a symbolic link leads out of the folder and was not followed", str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is neither a file nor a folder", str(path))
 
 
-def reason(error: OSError) -> str:
-    """An operating system's error in the words of a message."""
-    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or type(error).__name__
+def os_error_reason(error: OSError) -> str:
+    """Return an operating system's error in the words of a message."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full"
+    if error.strerror == os.strerror(errno.ELOOP):  # what O_NOFOLLOW says of a link
+        return "it is a symbolic link"
+    return error.strerror or type(error).__name__
 
 
 @contextlib.contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
-    """Keeps any other `locked` off `folder`; gives who holds it, in words, when it is held already.
+def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[str | None]:
+    """Lock `folder` against other `locked` blocks; gives None, or who holds the lock already, in words.
 
-    The lock ends with the process, however that ends. Where a file system has none, `say` is told and the folder stays
-    open to others.
+    The lock ends with the process, however that ends. Where the file system has no locks, `warn` gets a sentence and
+    the folder stays open to others. Raises OSError.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
@@ -166,9 +230,9 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         except OSError as error:
-            say(
-                f"The file system of {folder} has no locks ({reason(error)}): nothing keeps another run out, so make "
-                "sure that none trains there."
+            warn(
+                f"The file system of {folder} has no locks ({os_error_reason(error)}): nothing keeps another run out, "
+                "so make sure that none trains there."
             )
         if holder is None:
             with contextlib.suppress(OSError):  # only a name for others to read; a full disk must not stop a start
@@ -179,7 +243,20 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
         os.close(descriptor)
 
 
-def discard(path: Path) -> None:
-    """Removes a file if it is there and can be removed."""
-    with contextlib.suppress(OSError):  # what stays is swept later
-        path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Keep other `exclusive` writers out of `folder`; gives False, at once, when another process is in there.
+
+    Where the file system has no locks, it gives True: what is written there has to be verified by its readers anyway.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        alone = True
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                alone = False
+        yield alone
+    finally:
+        os.close(descriptor)

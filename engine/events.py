@@ -101,7 +101,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """Return all whole events of a folder; a line that a kill cut short is skipped."""
     events = []
     try:
-        storage.refuse_way_out(folder / FILE_NAME, folder)
+        storage.refuse_escape(folder / FILE_NAME, folder)
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -8,13 +8,14 @@ Several processes may use one folder at the same time. A cache never ends a run:
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shard_cache.files import JSON, Damaged, digest, read_plain, reason, seal, slug, sweep, unseal, write_whole
 from shard_cache.lane import CachedLane
 from shard_cache.space import Entry, Space, entries, sweep_removed
+from storage import JSON, Damaged, digest, os_error_reason, read_regular, seal, slug, sweep, unseal, write_atomic
 
 _ABOUT = "source.json"
 
@@ -50,7 +51,9 @@ class ShardCache:
         self._kept: dict[str, Entry] = {}
         with self._stopping_at(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder)
+        for parent, _, _ in os.walk(self.folder):
+            with contextlib.suppress(OSError):  # such as another user's files
+                sweep(Path(parent), only_abandoned=True)
         sweep_removed(self.folder)
 
     @property
@@ -82,7 +85,7 @@ class ShardCache:
             known = self._about(entry.folder)
             if known is None or digest({key: known[key] for key in about}) != digest(about):
                 about["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
-                write_whole(entry.folder / _ABOUT, seal(about))
+                write_atomic(entry.folder / _ABOUT, seal(about))
         return CachedSource(entry, identity, self._space)
 
     def remember(self, key: str) -> Path:
@@ -104,7 +107,7 @@ class ShardCache:
         """Return what a source's folder says of itself, or None where it is missing or damaged."""
         path = folder / _ABOUT
         try:
-            text = read_plain(path)
+            text = read_regular(path)
             about = unseal(text) if text is not None else None
             if about is None or about.keys() >= {"fingerprint", "description", "pin", "created"}:
                 return about
@@ -118,4 +121,4 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            self._space.stop(f"{folder} cannot be written ({reason(error)})")
+            self._space.stop(f"{folder} cannot be written ({os_error_reason(error)})")

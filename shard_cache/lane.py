@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
-from shard_cache.files import JSON, Damaged, digest, reason, refuse_links, writing_in
 from shard_cache.shard import BLOCKS_PER_SHARD, CachedBlock, Shard, encode, paths, read_shard, write_shard
 from shard_cache.space import Entry, Space
+from storage import JSON, Damaged, digest, exclusive, os_error_reason, refuse_links
 
 _SIDECAR = re.compile(r"([0-9]{6,18})\.json")
 
@@ -74,7 +74,7 @@ class CachedLane:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._write(shard, tar, sidecar)
         except OSError as error:
-            self._space.stop(f"{self.folder} cannot be written ({reason(error)})")
+            self._space.stop(f"{self.folder} cannot be written ({os_error_reason(error)})")
 
     def skip(self, number: int) -> JSON | None:
         """Return the state before the first whole block behind block `number`, or None when there is none.
@@ -93,7 +93,7 @@ class CachedLane:
         return None
 
     def _write(self, shard: Shard, tar: bytes, sidecar: bytes) -> None:
-        with writing_in(self.folder) as alone:
+        with exclusive(self.folder) as alone:
             if not alone:
                 return  # whoever else writes this lane makes the same blocks
             there = self._load(shard.first, reaching=shard.last)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shard_cache.files import JSON, Damaged, read_plain, seal, unseal, write_whole
+from storage import JSON, Damaged, read_regular, seal, unseal, write_atomic
 
 FORMAT = 1
 BLOCKS_PER_SHARD = 16
@@ -102,8 +102,8 @@ def write_shard(folder: Path, first: int, tar: bytes, sidecar: bytes) -> None:
     tar_path, sidecar_path = paths(folder, first)
     # Whoever reads between these lines finds no shard, rather than one whose halves differ.
     sidecar_path.unlink(missing_ok=True)
-    write_whole(tar_path, tar)
-    write_whole(sidecar_path, sidecar)
+    write_atomic(tar_path, tar)
+    write_atomic(sidecar_path, sidecar)
 
 
 def read_shard(folder: Path, first: int, owner: dict[str, JSON], reaching: int) -> Shard | None:
@@ -113,7 +113,7 @@ def read_shard(folder: Path, first: int, owner: dict[str, JSON], reaching: int) 
     """
     tar_path, sidecar_path = paths(folder, first)
     described, failure = None, None
-    while (sidecar := read_plain(sidecar_path)) is not None:
+    while (sidecar := read_regular(sidecar_path)) is not None:
         if sidecar == described:
             raise failure
         described = sidecar
@@ -179,7 +179,7 @@ def _checked(about: dict[str, JSON], path: Path, first: int, owner: dict[str, JS
 
 def _verified(about: dict[str, JSON], path: Path) -> Shard:
     first, before = about["first"], about["before"]
-    tar = read_plain(path, size=about.get("size"))
+    tar = read_regular(path, size=about.get("size"))
     if tar is None:
         raise Damaged("it is missing")
     if hashlib.sha256(tar).hexdigest() != about.get("sha256"):

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shard_cache.files import refuse_links
+from storage import refuse_links
 
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
 MEASURE_SHARE = 64  # measured again after 1/64 of the room left: so many processes may write there at once

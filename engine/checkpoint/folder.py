@@ -13,7 +13,6 @@ generation, whatever name it stands under, and never the snapshot of one with th
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,11 +24,12 @@ import storage
 from engine.checkpoint import load, manifest
 from engine.checkpoint.load import ARCHIVE, CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, STATE, Found, Seen
 from engine.checkpoint.manifest import Record
+from engine.checkpoint.rotation import rotate
 from engine.errors import CheckpointError, FolderInUse, SaveError
 from model.snapshot import container
 from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
-from storage import reason
+from storage import os_error_reason
 
 __all__ = ["CURRENT", "MIRROR", "PREV", "PREV2", "CheckpointFolder", "Restored"]
 
@@ -69,7 +69,7 @@ class CheckpointFolder:
                 holder = stack.enter_context(storage.locked(self.folder, say))
             except OSError as error:
                 raise SaveError(
-                    f"{self.folder} cannot be written ({reason(error)}), so no progress could be kept; "
+                    f"{self.folder} cannot be written ({os_error_reason(error)}), so no progress could be kept; "
                     "make it writable or free some space."
                 ) from None
             if holder:
@@ -115,7 +115,7 @@ class CheckpointFolder:
             storage.sweep(self.folder, self.folder / STATE)
             return self._arrange(seen, seen.found[chosen:], "damaged")
         except OSError as error:
-            return [f"The names in {self.folder} could not be put in order ({reason(error)})."]
+            return [f"The names in {self.folder} could not be put in order ({os_error_reason(error)})."]
 
     def step_back(self, generations: int) -> None:
         """Moves the newest generations to archive/, so that `newest` gives an older one; the last one always stays.
@@ -126,7 +126,7 @@ class CheckpointFolder:
         try:
             self._arrange(seen, seen.found[min(generations, len(seen.found) - 1) :], "diverged")
         except OSError as error:
-            raise SaveError(f"{self.folder}: no generation could be moved aside ({reason(error)}).") from None
+            raise SaveError(f"{self.folder}: no generation could be moved aside ({os_error_reason(error)}).") from None
 
     def save(self, snapshot: Snapshot, optimizer: dict[str, Any], data: dict[str, Any]) -> Path:
         """Writes one generation and rotates the older ones. Raises SaveError, leaving those as they were."""
@@ -141,21 +141,23 @@ class CheckpointFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (STATE, *NAMES):
-                storage.refuse_way_out(self.folder / name, self.folder)
+                storage.refuse_escape(self.folder / name, self.folder)
             storage.sweep(self.folder, self.folder / STATE)
             self._require_space(snapshot, state)
             record = manifest.of_progress(snapshot.progress, self._write_state(state))
             written = {snapshots.write(fresh, snapshot): record}
             newest = sorted(known, key=lambda sha: known[sha].number)[-len(GENERATIONS) :]
             manifest.write(self.folder, {sha: known[sha] for sha in newest} | written)
-            storage.rotate(fresh, [self.folder / name for name in GENERATIONS])
+            rotate(fresh, [self.folder / name for name in GENERATIONS])
         except SnapshotError as error:
             storage.discard(own_state)  # no snapshot needs it, and the next try makes its own
             raise SaveError(str(error)) from None
         except OSError as error:
             storage.discard(own_state)
             at = f": {error.filename}" if storage.TEMPORARY not in str(error.filename or storage.TEMPORARY) else ""
-            raise SaveError(f"{self.folder}: the snapshot could not be written ({reason(error)}{at}).") from None
+            raise SaveError(
+                f"{self.folder}: the snapshot could not be written ({os_error_reason(error)}{at})."
+            ) from None
         finally:
             storage.discard(fresh)
         self._records = {sha: known[sha] for sha in newest[1 - len(GENERATIONS) :]} | written
@@ -163,7 +165,7 @@ class CheckpointFolder:
         with contextlib.suppress(OSError):
             self._prune_states()
         with contextlib.suppress(OSError):
-            storage.duplicate(self.current, self.folder / MIRROR)
+            storage.hard_link_or_copy(self.current, self.folder / MIRROR)
         return self.current
 
     def archive(self) -> Path:
@@ -174,7 +176,9 @@ class CheckpointFolder:
                 if path.name not in (ARCHIVE, storage.LOCK, ".gitignore"):
                     path.rename(target / path.name)
         except OSError as error:
-            raise SaveError(f"{self.folder}: the old lineage could not be archived ({reason(error)}).") from None
+            raise SaveError(
+                f"{self.folder}: the old lineage could not be archived ({os_error_reason(error)})."
+            ) from None
         self._records = {}
         return target
 
@@ -194,12 +198,8 @@ class CheckpointFolder:
         folder.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(PermissionError):  # on a mount that shows another owner
             folder.chmod(0o700)
-        path = folder / f"{state['generation']}.pt"
-        fresh = storage.temporary(path)
-        sha256 = container.write(fresh, state)
-        os.replace(fresh, path)
-        storage.sync(folder)
-        return sha256
+        with storage.replacing(folder / f"{state['generation']}.pt") as fresh:
+            return container.write(fresh, state)
 
     def _prune_states(self) -> None:
         """Removes the state of generations that are not there any more."""

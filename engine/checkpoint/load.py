@@ -19,7 +19,7 @@ from engine.run.stability import all_finite
 from model.snapshot import container
 from model.snapshot import file as snapshots
 from model.snapshot.file import SnapshotError
-from storage import reason
+from storage import Damaged, os_error_reason
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
@@ -61,7 +61,7 @@ def look(folder: Path) -> Seen:
     seen = Seen()
     try:
         records = manifest.read(folder)
-    except ValueError as error:
+    except Damaged as error:
         records = {}
         seen.notes.append(f"{error}.")
     for name in NAMES:
@@ -142,7 +142,7 @@ def arrange(folder: Path, seen: Seen, kept: list[Found], why: str) -> list[str]:
     for name in changed:
         if name in wanted:
             fresh[name] = storage.temporary(folder / name)
-            storage.duplicate(wanted[name].path, fresh[name])
+            storage.hard_link_or_copy(wanted[name].path, fresh[name])
     lost = [n for n in changed if n in seen.names and seen.names[n] not in {found.sha256 for found in wanted.values()}]
     aside = archive_folder(folder, f"-{why}") if lost else None
     for name in changed:
@@ -161,7 +161,7 @@ def arrange(folder: Path, seen: Seen, kept: list[Found], why: str) -> list[str]:
 def archive_folder(folder: Path, ending: str = "") -> Path:
     """Makes archive/TIME and returns it. Raises OSError."""
     target = folder / ARCHIVE / (time.strftime("%Y%m%d-%H%M%S") + ending)
-    storage.refuse_way_out(folder / ARCHIVE, folder)
+    storage.refuse_escape(folder / ARCHIVE, folder)
     while target.exists():
         target = target.with_name(f"{target.name}-more")
     target.mkdir(parents=True)
@@ -189,9 +189,9 @@ def _is_same(path: Path, other: Path) -> bool:
 def _sha256(path: Path, folder: Path) -> str:
     """Raises SnapshotError, also where a symbolic link leads out of the folder."""
     try:
-        storage.refuse_way_out(path, folder)
+        storage.refuse_escape(path, folder)
         return container.sha256(path)
     except FileNotFoundError:
         raise SnapshotError(f"{path}: is missing.") from None
     except OSError as error:
-        raise SnapshotError(f"{path}: cannot be read ({reason(error)}).") from None
+        raise SnapshotError(f"{path}: cannot be read ({os_error_reason(error)}).") from None

@@ -5,14 +5,13 @@ a record is found by what a file holds, never by how it is called. manifest.json
 lost or damaged, snapshots are known by what they say of themselves.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import storage
-from sources.caching import digest
+from storage import Damaged
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -51,26 +50,22 @@ def of_progress(progress: dict[str, Any], state_sha256: str | None = None) -> Re
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """The records by the SHA-256 of their snapshots. Raises ValueError when the file is there and not whole."""
+    """The records by the SHA-256 of their snapshots. Raises Damaged when the file is there and not whole."""
     path = folder / FILE_NAME
     try:
-        storage.refuse_way_out(path, folder)
-        contents = json.loads(path.read_text(encoding="utf-8"))
-        check = contents.pop("check")
-        if contents["format"] != FORMAT or check != digest(contents):
-            raise ValueError("it is not what was written")
+        data = storage.read_regular(path)
+        contents = storage.unseal(data) if data is not None else {"format": FORMAT, "generations": {}}
+        if contents["format"] != FORMAT:
+            raise Damaged("it has another format")
         records = {sha: of_progress(record, record["state_sha256"]) for sha, record in contents["generations"].items()}
         if None in records.values():
-            raise ValueError("a generation is none of ours")
+            raise Damaged("a generation is none of ours")
         return records
-    except FileNotFoundError:
-        return {}
     except Exception as error:  # a damaged text fails in many ways
-        raise ValueError(f"{path} is damaged and was not used") from error
+        raise Damaged(f"{path} is damaged and was not used") from error
 
 
 def write(folder: Path, records: dict[str, Record]) -> None:
     """Replaces the manifest. Raises OSError."""
-    contents = {"format": FORMAT, "generations": {sha: asdict(record) for sha, record in records.items()}}
-    contents = json.loads(json.dumps(contents))  # the digest is of what a reader will see
-    storage.write_text(folder / FILE_NAME, json.dumps({**contents, "check": digest(contents)}, indent=1) + "\n")
+    generations = {sha: asdict(record) for sha, record in records.items()}
+    storage.write_atomic(folder / FILE_NAME, storage.seal({"format": FORMAT, "generations": generations}))

@@ -6,12 +6,13 @@ from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
 from model.snapshot import Snapshot
-from sources.caching import ShardCache, digest, read_record, write_record
+from sources.caching import ShardCache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.rows.held_out import sample_training_texts
 from sources.rows.pipeline import split_text
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
+from storage import digest
 
 # A 16k vocabulary is stable well before this much text, and it trains in seconds.
 TOKENIZER_TRAINING_BYTES = 32_000_000

@@ -1,8 +1,8 @@
 """The validation set on every rank: rows that rank 0 collects from the sources or reads from an earlier start."""
 
+import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class ValidationSet:
 
 def _read(path: Path, key: str) -> HeldOut | None:
     try:
-        storage.refuse_way_out(path, path.parent)
+        storage.refuse_escape(path, path.parent)
         saved = container.read(path)
         if saved["key"] != key:
             return None
@@ -81,10 +81,7 @@ def _read(path: Path, key: str) -> HeldOut | None:
 
 
 def _write(path: Path, key: str, rows: HeldOut) -> None:
-    temporary = storage.temporary(path)
-    try:
+    with contextlib.suppress(OSError, SnapshotError):  # only a cache: a full disk is reported at the next save
         path.parent.mkdir(parents=True, exist_ok=True)
-        container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED}})
-        os.replace(temporary, path)
-    except (OSError, SnapshotError):  # only a cache: a full disk is reported at the next save
-        storage.discard(temporary)
+        with storage.replacing(path) as temporary:
+            container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED}})

@@ -33,7 +33,7 @@ Curve = list[tuple[float, float]]  # tokens over all runs, and a figure
 
 def write(folder: Path) -> None:
     """Draws the page anew. Raises OSError where it cannot be written."""
-    storage.write_text(folder / FILE_NAME, page(events.read(folder)))
+    storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
 
 
 def page(events: Sequence[dict[str, Any]]) -> str:
@@ -210,5 +210,5 @@ class ReportPage:
         try:
             write(self.folder)
         except Exception as error:
-            why = storage.reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self.warn(f"{FILE_NAME} could not be written ({why}); training goes on without it.")

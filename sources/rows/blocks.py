@@ -5,10 +5,11 @@ Nothing here decides when or for whom: a thread of the training process and a wo
 
 from dataclasses import dataclass, replace
 
-from shard_cache import CachedLane, CachedSource, digest
+from shard_cache import CachedLane, CachedSource
 from sources.rows.packing import Block
 from sources.rows.pipeline import Recipe, Stream, Surroundings, beginning
 from sources.source import JSON, Source, SourceError
+from storage import digest
 
 
 @dataclass(frozen=True)

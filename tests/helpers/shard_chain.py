@@ -11,8 +11,8 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-from shard_cache import CachedBlock, CachedLane, CachedSource, ShardCache, digest
-from shard_cache.files import JSON
+from shard_cache import CachedBlock, CachedLane, CachedSource, ShardCache
+from storage import JSON, digest
 
 TEXT = "".join(topics[name] for name in sorted(topics)).encode()
 FINGERPRINT = {"tokenizer": "bytes", "seq_length": 64}

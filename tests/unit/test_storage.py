@@ -1,116 +1,175 @@
-"""Rotation step by step: every call of the system that it makes is made to fail in turn."""
-
+import contextlib
 import errno
 import os
+import random
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-import storage
-
-NAMES = ["first", "second", "third"]
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.name in NAMES}
-
-
-def fill(folder: Path, names: list[str]) -> None:
-    """Gives each name a file of its own that holds the name, and makes one more, `fresh`."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).write_text(name)
-    (folder / "fresh").write_text("fresh")
-
-
-class Failing:
-    """Lets os.link, os.replace and os.fsync work until call number `at` fails, and with `sticky` all later ones."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, sticky: bool = False):
-        self.count = 0
-        for name in ("link", "replace", "fsync"):
-            monkeypatch.setattr(os, name, self._wrapped(getattr(os, name), at, sticky))
-
-    def _wrapped(self, real, at: int, sticky: bool):
-        def call(*arguments, **options):
-            self.count += 1
-            if self.count == at or (sticky and self.count > at):
-                raise OSError(errno.EIO, "Input/output error")
-            return real(*arguments, **options)
-
-        return call
+from storage import (
+    Damaged,
+    digest,
+    exclusive,
+    hard_link_or_copy,
+    os_error_reason,
+    read_regular,
+    refuse_links,
+    replacing,
+    seal,
+    slug,
+    sweep,
+    temporary,
+    unseal,
+    write_atomic,
+)
+from tests.helpers.failing import FailingDisk, without_hard_links
 
 
-@pytest.fixture(params=["hard links", "none"])
-def folder(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if request.param == "none":
-
-        def refuse(*arguments, **options):
-            raise OSError(errno.EPERM, "Operation not permitted")
-
-        monkeypatch.setattr(os, "link", refuse)
-    return tmp_path
+def test_equal_values_have_equal_digests():
+    assert digest({"a": 1, "b": [None, True, "ä"]}) == digest({"b": (None, True, "ä"), "a": 1})
+    assert len({digest(value) for value in (None, 0, False, "", [], {}, 0.0, [0], {"a": 0}, "\ud800")}) == 10
 
 
-@pytest.mark.parametrize("there", [0, 1, 2, 3])
-def test_each_name_takes_over_what_the_one_before_it_was(folder: Path, there: int):
-    fill(folder, NAMES[:there])
-    storage.rotate(folder / "fresh", [folder / name for name in NAMES])
-    assert contents(folder) == dict(zip(NAMES, ["fresh", *NAMES][: there + 1], strict=False))
-    assert {path.name for path in folder.iterdir()} <= set(NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "..", ".", "", "a/../../b", "a\0b", "-rf", ".hidden", "ä" * 400, "x" * 400],
+)
+def test_a_slug_stays_in_its_folder(tmp_path: Path, name: str):
+    path = tmp_path / slug(name)
+    assert path.parent == tmp_path
+    assert path.resolve().parent == tmp_path.resolve()
+    assert not path.name.startswith((".", "-"))
+    path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("there", [1, 2, 3])
-def test_a_rotation_that_fails_anywhere_puts_the_names_back(folder: Path, there: int, monkeypatch: pytest.MonkeyPatch):
-    before = {name: name for name in NAMES[:there]}
-    for at in range(1, 40):
-        fill(folder, NAMES[:there])
-        with monkeypatch.context() as patch:
-            failing = Failing(patch, at)
-            try:
-                storage.rotate(folder / "fresh", [folder / name for name in NAMES])
-            except OSError:
-                assert contents(folder) == before
-                assert {path.name for path in folder.iterdir()} <= {*NAMES, "fresh"}
-            else:
-                assert failing.count < at
-                break
-    assert at > 2 * there
+def test_a_sealed_record_comes_back_as_json_does():
+    assert unseal(seal({"a": (1, 2), "b": {10: "x", 9: "y"}})) == {"a": [1, 2], "b": {"10": "x", "9": "y"}}
 
 
-def test_a_disk_that_takes_nothing_more_leaves_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It can stop between two renames, and then nothing can be put back; no name is missing even so."""
-    for at in range(1, 14):
-        fill(tmp_path, NAMES)
-        with monkeypatch.context() as patch:
-            failing = Failing(patch, at, sticky=True)
-            try:
-                storage.rotate(tmp_path / "fresh", [tmp_path / name for name in NAMES])
-            except OSError:
-                assert set(contents(tmp_path)) == set(NAMES)
-                assert set(contents(tmp_path).values()) <= {*NAMES, "fresh"}
-                assert {"first", "second"} <= set(contents(tmp_path).values())
-            else:
-                assert failing.count < at
+def test_the_bytes_of_a_sealed_record_stay():
+    """Manifests and shards of earlier versions are read with the same digest."""
+    assert seal({"b": [1, "ä"], "a": None}) == (
+        b'{\n "check": "ed6dcdcfae8c436b0e7790a6a12ba4b9",\n "b": [\n  1,\n  "\\u00e4"\n ],\n "a": null\n}'
+    )
 
 
-def test_a_text_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    storage.write_text(tmp_path / "x", "old")
+def test_flipped_bits_in_a_sealed_record_are_noticed_or_harmless():
+    record = {"size": 12345, "before": [digest(n) for n in range(16)], "begins": {"offset": 1.5, "carry": "ä\n"}}
+    whole, choose = seal(record), random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        with contextlib.suppress(Damaged):
+            assert unseal(bytes(damaged)) == record
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null", b'{"check": 1}', b"[" * 100_000, b"\xff", b"1" * 10_000])
+def test_any_other_text_is_damaged(text: bytes):
+    with pytest.raises(Damaged):
+        unseal(text)
+
+
+def test_a_write_leaves_the_old_or_the_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_atomic(tmp_path / "x", b"old")
     for at in range(1, 5):
         with monkeypatch.context() as patch:
-            failing = Failing(patch, at)
+            failing = FailingDisk(patch, at)
+            new = b"new %d" % at
             try:
-                storage.write_text(tmp_path / "x", f"new {at}")
+                write_atomic(tmp_path / "x", new)
             except OSError:
-                assert (tmp_path / "x").read_text() in ("old", f"new {at}")
+                assert (tmp_path / "x").read_bytes() in (b"old", new)
             else:
-                assert failing.count < at
+                assert failing.count < at and (tmp_path / "x").read_bytes() == new
         assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_system_without_links_gets_copies(folder: Path):
-    (folder / "first").write_text("one")
-    (folder / "second").write_text("two")
-    storage.duplicate(folder / "first", folder / "second")
-    assert contents(folder) == {"first": "one", "second": "one"}
-    assert len(list(folder.iterdir())) == 2
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "there", b"data")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as fresh:
+        fresh.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_only_regular_files_of_the_right_size_are_read(tmp_path: Path):
+    path = tmp_path / "x"
+    assert read_regular(path) is None
+    path.write_bytes(b"four")
+    assert read_regular(path) == read_regular(path, size=4) == b"four"
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe")
+    cases = ((path, 5), (tmp_path / "link", None), (tmp_path / "pipe", None), (tmp_path, None))
+    reasons = []
+    for refused, size in cases:
+        with pytest.raises(Damaged) as caught:
+            read_regular(refused, size)
+        reasons.append(str(caught.value))
+    assert reasons[:3] == ["its size is 4 bytes", "it is a symbolic link", "it is not a regular file"]
+
+
+def test_reasons_are_plain_words(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError) as caught:
+        refuse_links(tmp_path, tmp_path / "link")
+    assert os_error_reason(caught.value) == "it is a symbolic link"
+    assert os_error_reason(OSError(errno.ENOSPC, "No space left on device")) == "the disk is full"
+    assert os_error_reason(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+    assert os_error_reason(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_system_without_links_gets_copies(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if not links:
+        without_hard_links(monkeypatch)
+    (tmp_path / "first").write_text("one")
+    (tmp_path / "second").write_text("two")
+    hard_link_or_copy(tmp_path / "first", tmp_path / "second")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "one", "second": "one"}
+    assert (tmp_path / "first").samefile(tmp_path / "second") is links
+
+
+def test_temporary_files_of_dead_writers_are_swept(tmp_path: Path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait(20)
+    here = socket.gethostname()
+
+    def leave(name: str, age: float = 0.0) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    own = temporary(tmp_path / "x").name
+    stale = [
+        leave(f".writing-{dead.pid}@{here}@x"),
+        leave(own.replace(str(os.getpid()), str(dead.pid))),
+        leave(f".writing-{os.getpid()}@{here}@x", age=4000),
+        leave(".writing-1@elsewhere@x", age=4000),
+        leave(".writing-0123456789abcdef-x", age=4000),  # as earlier versions named them
+    ]
+    alive = [
+        leave(own),
+        leave(f".writing-{os.getpid()}@{here}@y"),
+        leave(f".writing-{dead.pid}@elsewhere@x"),
+        leave(".writing-fedcba9876543210-x"),
+    ]
+    other = leave("x", age=4000)
+    (tmp_path / ".writing-folder").mkdir()
+    sweep(tmp_path, only_abandoned=True)
+    assert [path.exists() for path in stale + alive] == [False] * len(stale) + [True] * len(alive)
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".writing-folder", other]
+
+
+def test_one_writer_at_a_time(tmp_path: Path):
+    with exclusive(tmp_path) as first, exclusive(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with exclusive(tmp_path) as third:
+        assert third

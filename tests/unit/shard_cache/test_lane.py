@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_cache import BLOCKS_PER_SHARD, digest
+from shard_cache import BLOCKS_PER_SHARD
+from storage import digest
 from tests.helpers.shard_chain import (
     append,
     assert_equal,

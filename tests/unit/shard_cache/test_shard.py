@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from shard_cache.files import Damaged, seal
 from shard_cache.shard import BYTES_PER_SHARD, FORMAT, Shard, decode, encode, read_shard
+from storage import Damaged, seal
 from tests.helpers.shard_chain import assert_equal, beginning, digest, fill, held, lane_folder, make, open_lane, states
 
 OWNER = {"source": "topics", "lane": 0}

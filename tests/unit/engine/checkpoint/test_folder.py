@@ -16,7 +16,7 @@ from engine.checkpoint import manifest
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder
 from engine.errors import CheckpointError, SaveError
 from model import TransformerLM
-from sources.caching import digest
+from storage import digest
 from tests.faults.damage import tree
 from tests.helpers.checkpoints import SHAPE, flip, optimizer, save, snapshot, tokens
 from tests.helpers.text import REPOSITORY
@@ -188,7 +188,7 @@ def test_a_save_that_fails_leaves_no_state_behind(folder: CheckpointFolder, monk
         raise OSError(errno.EIO, "the disk fails")
 
     with monkeypatch.context() as failing:
-        failing.setattr("storage.rotate", refuse)
+        failing.setattr("engine.checkpoint.folder.rotate", refuse)
         for number in (20, 30, 40):
             with pytest.raises(SaveError, match="could not be written"):
                 save(folder, number)
@@ -331,7 +331,7 @@ def test_a_first_save_that_came_no_further_than_the_manifest_is_none(folder: Che
         raise OSError(errno.EROFS, "read-only")
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.rotate", refuse)
+        patch.setattr("engine.checkpoint.folder.rotate", refuse)
         for _ in range(2):
             with pytest.raises(SaveError):
                 save(folder, 10)
@@ -396,7 +396,7 @@ def test_states_do_not_pile_up_while_the_mirror_cannot_be_written(folder: Checkp
     def refuse(*_):
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr("storage.duplicate", refuse)
+    monkeypatch.setattr("storage.hard_link_or_copy", refuse)
     for number in range(1, 7):
         save(folder, number)
     assert len(list((folder.folder / "state").iterdir())) == 3
