@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.control.signals import Watch, watch
 from engine.device.determinism import deterministic
 from engine.device.memory import collected_between_steps, is_out_of_memory, too_large

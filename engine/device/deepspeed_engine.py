@@ -20,7 +20,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import machine
 from engine.device.ranks import Ranks
 from engine.optim.muon import Fragment, MuonAdamW

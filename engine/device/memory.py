@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device import machine
 from engine.device.ranks import Ranks
 from engine.errors import PresetError

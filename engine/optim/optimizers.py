@@ -6,7 +6,7 @@ Fused AdamW on CPU and CUDA alike: DeepSpeed's own "AdamW" compiles a kernel fir
 import torch
 from torch import nn
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.optim.muon import Fragment, MuonAdamW
 
 OUTPUTS = ("lm_head.weight", "value_head.bins.weight")  # matrices that are read as logits

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device.machine import choose_num_workers
 from engine.device.ranks import Agreement, Ranks
 from engine.errors import PresetError, RunError

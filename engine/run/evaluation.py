@@ -17,7 +17,7 @@ import deepspeed
 import torch
 
 import storage
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device.ranks import Ranks
 from model.snapshot import container
 from model.snapshot.vetting import SnapshotError

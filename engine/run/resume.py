@@ -11,7 +11,7 @@ import torch
 
 from engine import events
 from engine.checkpoint.folder import CheckpointFolder, Restored
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device.memory import require_memory_for_weights
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, Diverged, PresetError, SourcesFailed

@@ -6,7 +6,7 @@ Only rank 0 is heard; the others call everything alike and tell nobody.
 import time
 from typing import Any
 
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device import machine
 from engine.device.ranks import Ranks
 from engine.events import Metrics

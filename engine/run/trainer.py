@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from engine.checkpoint.background import Copy, Saving
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.control.signals import Abandoned, Watch
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import choose_compile, compile_model

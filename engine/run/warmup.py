@@ -11,7 +11,7 @@ import deepspeed
 import psutil
 import torch
 
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device import deepspeed_engine, machine
 from engine.device.memory import is_out_of_memory, too_large
 from engine.device.ranks import Ranks
