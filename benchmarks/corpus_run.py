@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from engine import events, train
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device.ranks import join, leave
 
 WEIGHTS = {"wikipedia": 2.0, "c4": 2.0, "gsm8k": 1.0, "peps": 2.0, "speeches": 1.0, "news": 1.0, "pdf": 0.5}

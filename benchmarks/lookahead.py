@@ -30,7 +30,7 @@ from benchmarks.lookahead_rows import Probe, table
 from benchmarks.lookahead_text import Text, collect
 from engine import events, train
 from engine.checkpoint.folder import CURRENT
-from engine.config.preset import Preset, load_preset, parse_preset
+from engine.config import Preset, load_preset, parse_preset
 from engine.device import machine
 from engine.device.ranks import join, leave, local_device
 from model import load

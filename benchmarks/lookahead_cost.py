@@ -15,7 +15,7 @@ import time
 import torch
 
 from benchmarks.overhead import real_bytes
-from engine.config.preset import TrainConfig, load_preset
+from engine.config import TrainConfig, load_preset
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import choose_compile, compile_model
 from engine.device.ranks import Ranks, join, leave

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.config.preset import Preset
+from engine.config import Preset
 from model import LanguageModel
 from model.loss import IGNORE_INDEX
 from sources.loading.loader import Batch, Loader

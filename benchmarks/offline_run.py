@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config.preset import load_preset
+from engine.config import load_preset
 from engine.device import machine
 from engine.events import read
 from model import load

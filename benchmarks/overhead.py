@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import compile_model
 from engine.device.ranks import join, leave

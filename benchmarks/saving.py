@@ -25,7 +25,7 @@ from benchmarks.overhead import real_bytes
 from engine import events
 from engine.checkpoint.background import Copy, Saving
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine, machine
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import adamw

@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device import machine
 from tests.helpers.jobs import STEP, Job
 from tests.helpers.text import write_topics

@@ -168,7 +168,7 @@ def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: t
 def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **options: Any) -> None:
     """The step that main.py makes: DeepSpeed's engine, the guard and all. Of several processes each has such a shape;
     ZERO_STAGE is theirs. `options` are the model's."""
-    from engine.config.preset import TrainConfig
+    from engine.config import TrainConfig
     from engine.device import deepspeed_engine
     from engine.device.compiling import compile_model
     from engine.device.ranks import join

@@ -26,7 +26,7 @@ from benchmarks.lookahead import corpus_preset, finished, train_apart
 from benchmarks.overhead import real_bytes
 from engine import train
 from engine.checkpoint.folder import CURRENT
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device import machine
 from engine.device.ranks import join, leave, local_device
 from engine.optim.optimizers import make_optimizer

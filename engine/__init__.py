@@ -15,7 +15,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 # torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
-from engine.config.preset import Preset, load_preset  # noqa: E402
+from engine.config import Preset, load_preset  # noqa: E402
 from engine.run.trainer import TrainResult  # noqa: E402
 from engine.train import TOKENS_PER_RUN, train  # noqa: E402
 

@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from engine.config.preset import Preset, parse_preset
+from engine.config import Preset, parse_preset
 from tests.helpers.hub_server import HubServer, parquet
 from tests.helpers.text import write_topics
 from tests.helpers.training import tiny_values

@@ -1,5 +1,6 @@
-"""The schema of configs/*.json, reading them, and the sentences that say what is wrong with one."""
+"""Presets: the schema of configs/*.json, reading them, and the sentences that say what is wrong with one."""
 
-from engine.config.preset import CONFIGS, Preset, TrainConfig, load_preset, parse_preset, preset_files, write_schema
+from engine.config.reading import CONFIGS, load_preset, parse_preset, preset_files, write_schema
+from engine.config.schema import Preset, TrainConfig
 
 __all__ = ["CONFIGS", "Preset", "TrainConfig", "load_preset", "parse_preset", "preset_files", "write_schema"]

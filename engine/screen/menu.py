@@ -19,7 +19,7 @@ from rich.table import Table
 
 from engine import events
 from engine.checkpoint.folder import CURRENT
-from engine.config.preset import CONFIGS, Preset, load_preset, parse_preset, preset_files
+from engine.config import CONFIGS, Preset, load_preset, parse_preset, preset_files
 from engine.device import machine
 from engine.device.ranks import Ranks
 from engine.errors import PresetError

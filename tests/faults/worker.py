@@ -29,7 +29,7 @@ import torch
 from engine import train
 from engine.checkpoint import background
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device.ranks import join, leave
 from engine.errors import RunError
 from engine.run.batches import Feed

@@ -85,7 +85,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from engine import train
 from engine.errors import Interrupted
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device.ranks import join, leave
 from tests.integration.test_training import signal_after
 ranks = join()

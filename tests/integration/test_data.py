@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import train
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.errors import Interrupted, SourcesFailed
 from engine.events import read
 from tests.helpers.hub_runs import QUESTIONS, of, on_hub, wait_for, write_preset

@@ -277,7 +277,7 @@ import itertools, json, math, os, sys, torch
 torch.set_num_threads(1)
 from engine import train
 from engine.errors import RunError
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device.ranks import join, leave
 from model import TransformerLM
 ranks = join()

@@ -11,7 +11,7 @@ import torch
 
 from engine import train
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.errors import Interrupted, PresetError
 from engine.events import read
 from engine.optim.optimizers import parameter_groups

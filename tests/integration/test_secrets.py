@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.preset import load_preset
+from engine.config import load_preset
 from engine.errors import PresetError
 from tests.helpers.hub_runs import QUESTIONS, of, on_hub, wait_for, write_preset
 from tests.helpers.hub_server import Fault, HubServer, parquet

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import make_optimizer

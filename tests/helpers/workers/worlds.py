@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from engine import train
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.device.ranks import join, leave
 from engine.errors import Interrupted
 from engine.run import trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import train
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine
 from engine.device.compiling import NOTE, VARIABLE, Compiling, choose_compile, compile_model
 from engine.device.ranks import Ranks, join

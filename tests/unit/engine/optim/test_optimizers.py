@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine
 from engine.device.ranks import join
 from engine.optim.optimizers import adamw, make_optimizer, parameter_groups

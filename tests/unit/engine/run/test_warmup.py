@@ -7,7 +7,7 @@ import torch
 
 from engine import train
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
-from engine.config.preset import Preset
+from engine.config import Preset
 from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join
 from engine.errors import PresetError

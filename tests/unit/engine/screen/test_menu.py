@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.preset import CONFIGS, load_preset, preset_files
+from engine.config import CONFIGS, load_preset, preset_files
 from engine.errors import PresetError
 from engine.events import Metrics
 from engine.screen import menu

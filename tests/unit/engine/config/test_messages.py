@@ -1,0 +1,49 @@
+"""What cannot be used in a preset is refused with the key and the remedy."""
+
+import pytest
+
+from engine.config import parse_preset
+from engine.errors import PresetError
+
+
+def refusal(values: dict) -> str:
+    with pytest.raises(PresetError) as caught:
+        parse_preset({"name": "x", **values}, "p.json")
+    assert caught.value.status == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"train": {"per_gpu_batchsize": 3}}, "train.per_gpu_batchsize: unknown, did you mean per_gpu_batch_size?"),
+        ({"trian": {}}, "trian: unknown, did you mean train?"),
+        ({"model": {"hidden_siz": 1}}, "model.hidden_siz: unknown, did you mean hidden_size?"),
+        ({"data": {"min_length": 1}}, "data.min_length: unknown, did you mean min_text_length?"),
+        ({"auxiliary": {"enable_polcy": True}}, "auxiliary.enable_polcy: unknown, did you mean enable_policy?"),
+        (
+            {"data": {"sources": [{"type": "hf", "datset": "a/b"}]}},
+            "data.sources.0.datset: unknown, did you mean dataset?",
+        ),
+        ({"data": {"tokenizer": {"train_bp": 300}}}, "data.tokenizer.train_bp: unknown, did you mean train_bpe?"),
+        ({"data": {"tokenizer": ["gpt2"]}}, 'an object with keys of its own, not ["gpt2"].'),
+        ({"data": {"tokenizer": "~nobody-here/x"}}, "data.tokenizer: the home folder in '~nobody-here/x' is not known"),
+        ({"data": {"sources": [{"type": ["hf"]}]}}, "data.sources: a source has the unknown type \"['hf']\""),
+        ({"model": {"hidden_size": 250}}, "model.hidden_size: 250 cannot be divided among num_heads 4"),
+        ({"model": {"hidden_size": "big"}}, 'model.hidden_size: Input should be a valid integer, not "big".'),
+        ({"data": {"sources": ["wikpedia"]}}, 'did you mean "wikipedia"?'),
+        ({"data": {"sources": []}}, '"sources" is empty'),
+        (
+            {"data": {"sources": ["c4"], "mix_strategy": "weighted", "source_weights": {"c5": 2}}},
+            'data: "source_weights" names "c5", which is no source here',
+        ),
+        ({"auxiliary": {"value_horizons": [8, 4]}}, "auxiliary.value_horizons: [8, 4] is no list of ascending"),
+        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 0, 1, 2 or 3, not 4."),
+        ({"train": 7}, "train: Input should be an object"),
+        ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
+        ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),
+    ],
+)
+def test_refusals_name_the_key_and_the_remedy(values: dict, sentence: str):
+    assert sentence in refusal(values)

@@ -1,0 +1,60 @@
+"""The schema of presets: the shipped files fit it, and it fits the reference."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import CONFIGS, load_preset, parse_preset, preset_files, write_schema
+from engine.config.reading import SCHEMA_FILE
+
+REFERENCE_KEYS = {
+    "model": ["hidden_size", "num_layers", "num_heads", "seq_length"],
+    "train": ["per_gpu_batch_size", "accumulation_steps", "eval_tokens", "train_tokens"],
+    "data": ["sources", "mix_strategy", "source_weights", "min_text_length"],
+    "auxiliary": [
+        *("enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive", "policy_kl_weight"),
+        *("value_weight", "dynamics_weight", "span_contrastive_weight", "span_mask_fraction"),
+        *("span_contrastive_temperature", "span_l2_normalize", "enable_adaptive_sources"),
+        *("adaptive_interval_tokens", "adaptive_min_weight", "adaptive_max_weight", "adaptive_smoothing"),
+    ],
+}
+
+
+@pytest.mark.parametrize("path", preset_files(), ids=lambda path: path.stem)
+def test_shipped_presets_parse(path: Path):
+    preset = load_preset(path)
+    assert path.stem.endswith(preset.name)
+    assert preset.description
+
+
+def test_the_reference_preset_is_the_plain_baseline():
+    preset = load_preset(CONFIGS / "03_reference.json")
+    assert preset.model.model_dump(include=set(REFERENCE_KEYS["model"])) == {
+        "hidden_size": 256,
+        "num_layers": 3,
+        "num_heads": 4,
+        "seq_length": 256,
+    }
+    assert (preset.train.per_gpu_batch_size, preset.train.accumulation_steps) == (128, 4)
+    assert preset.data.tokenizer == "gpt2"
+
+
+def test_every_key_of_the_reference_preset_is_accepted():
+    defaults = parse_preset({"name": "x"}).model_dump()
+    values = {section: {key: defaults[section][key] for key in keys} for section, keys in REFERENCE_KEYS.items()}
+    values["train"]["train_tokens"] = 5
+    assert parse_preset({"name": "x", **values}).train.train_tokens == 5
+    assert not any(defaults["auxiliary"][key] for key in REFERENCE_KEYS["auxiliary"] if key.startswith("enable_"))
+
+
+def test_presets_are_frozen():
+    preset = parse_preset({"name": "x"})
+    with pytest.raises(ValueError, match="frozen"):
+        preset.train.seed = 3
+
+
+def test_the_schema_beside_the_presets_is_current(tmp_path: Path):
+    write_schema(tmp_path / SCHEMA_FILE)
+    written = json.loads((tmp_path / SCHEMA_FILE).read_text())
+    assert json.loads((CONFIGS / SCHEMA_FILE).read_text()) == written, "run engine.config.write_schema()"
