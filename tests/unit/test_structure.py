@@ -198,8 +198,8 @@ def test_what_is_imported_is_declared_and_the_reverse():
     imported = {package for path in SOURCES for package in third_party(path)}
     imported = {distribution(owners[package][0]) if package in owners else package for package in imported}
     come_along = {"triton", "pydantic-core"}  # with torch where there is a GPU, with pydantic
-    check("declared", [f"missing: {name}" for name in imported - declared - come_along])
-    check("declared", [f"not imported: {name}" for name in declared - imported])
+    missing, unused = imported - declared - come_along, declared - imported
+    check("declared", [f"{name} is not declared" for name in missing] + [f"{name} is not imported" for name in unused])
 
 
 def distribution(name: str) -> str:

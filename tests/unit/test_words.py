@@ -38,7 +38,6 @@ NOT_YET = (
     "engine/",
     "sources/",
     "model/",
-    "shard_cache/",
     "README.md",
     "ARCHITECTURE.md",
 )
