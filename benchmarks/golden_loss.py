@@ -2,7 +2,8 @@
 
     python -m benchmarks.golden_loss
 
-The figures behind tests/engine/test_golden_loss.py, from the same worker: 50 steps of two passes, some labels padding.
+The figures behind tests/integration/test_golden_loss.py, from the same worker: 50 steps of two passes, some labels
+padding.
 """
 
 import json

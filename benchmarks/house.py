@@ -3,7 +3,8 @@
     python -m benchmarks.house [--root CHECKOUT] [--list]
 
 Code lines are physical lines that hold code: no blank lines, comments or docstrings. --root measures another checkout,
-an older one for example; --list names the longest of each row.
+an older one for example; --list names the longest of each row. tests/unit/test_structure.py sets limits to the same
+figures.
 """
 
 import argparse
@@ -11,13 +12,34 @@ import ast
 import io
 import tokenize
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOMS = ("engine", "sources", "model", "shard_cache")
+MODULES = ("main.py", "storage.py")  # beside the rooms
 # Where a whole preset may be handed on: it is parsed, shown, or taken apart into sections there.
 PRESET_ROOMS = ("engine/config/", "engine/run/setup.py", "engine/train.py")
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass
+class Shape:
+    """Sizes by place: a file's path below the root, "PATH:CLASS" or "PATH:FUNCTION"."""
+
+    code: Counter[str] = field(default_factory=Counter)  # code lines of a file
+    lines: Counter[str] = field(default_factory=Counter)  # all lines of a file
+    folders: Counter[str] = field(default_factory=Counter)  # Python files of a folder
+    constructors: Counter[str] = field(default_factory=Counter)  # arguments of a class's __init__
+    methods: Counter[str] = field(default_factory=Counter)  # of a class
+    whole_presets: list[str] = field(default_factory=list)  # functions outside PRESET_ROOMS that take one
+
+
+def product_files(root: Path) -> dict[str, str]:
+    """The text of every Python file of the product, by its path below the root."""
+    paths = [root / name for name in MODULES]
+    paths += [path for room in ROOMS for path in sorted((root / room).rglob("*.py"))]
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths if path.exists()}
 
 
 def code_lines(source: str) -> int:
@@ -39,50 +61,29 @@ def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]
     return [argument for argument in named if argument.arg not in ("self", "cls")]
 
 
-def measure(root: Path) -> dict[str, tuple[int, list[str]]]:
-    """Each figure by name, with the places where it is largest."""
-    sources = {path: path.read_text(encoding="utf-8") for room in ROOMS for path in sorted((root / room).rglob("*.py"))}
-    lines: Counter[str] = Counter()
-    folders: Counter[str] = Counter()
-    longest_files, constructors, classes = [], [], []
-    whole_presets: list[str] = []
-    for path, source in sources.items():
-        name, room = path.relative_to(root).as_posix(), path.relative_to(root).parts[0]
-        count = code_lines(source)
-        lines[room] += count
-        folders[str(path.parent.relative_to(root))] += 1
-        longest_files.append((len(source.splitlines()), name))
+def is_whole_preset(argument: ast.arg) -> bool:
+    """Whether an argument is annotated as a Preset, also as one that may be missing."""
+    return argument.annotation is not None and "Preset" in ast.unparse(argument.annotation).split(" | ")
+
+
+def measure(root: Path) -> Shape:
+    """The shape of the checkout at `root`."""
+    shape = Shape()
+    for name, source in product_files(root).items():
+        shape.code[name] = code_lines(source)
+        shape.lines[name] = len(source.splitlines())
+        if name not in MODULES:
+            shape.folders[name.rpartition("/")[0]] += 1
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef):
                 methods = [part for part in node.body if isinstance(part, DEFINITIONS)]
-                classes.append((len(methods), f"{name}:{node.name}"))
+                shape.methods[f"{name}:{node.name}"] = len(methods)
                 for method in methods:
                     if method.name == "__init__":
-                        constructors.append((len(arguments(method)), f"{name}:{node.name}"))
+                        shape.constructors[f"{name}:{node.name}"] = len(arguments(method))
             elif isinstance(node, DEFINITIONS) and not name.startswith(PRESET_ROOMS):
-                takes = any(a.annotation and "Preset" in ast.unparse(a.annotation).split() for a in arguments(node))
-                takes = takes or any(
-                    a.annotation and ast.unparse(a.annotation) in ("Preset", "Preset | None") for a in arguments(node)
-                )
-                if takes:
-                    whole_presets.append(f"{name}:{node.name}")
-
-    def top(found: list[tuple[int, str]]) -> tuple[int, list[str]]:
-        ordered = sorted(found, reverse=True)
-        return ordered[0][0], [f"{number} {where}" for number, where in ordered[:8]]
-
-    readme = len((root / "README.md").read_text(encoding="utf-8").splitlines())
-    storage = root / "storage.py"
-    return {
-        "code lines of engine + sources": (lines["engine"] + lines["sources"], [f"{n} {r}" for r, n in lines.items()]),
-        "code lines of storage.py": (code_lines(storage.read_text(encoding="utf-8")) if storage.exists() else 0, []),
-        "files in one folder, at most": top([(number, folder) for folder, number in folders.items()]),
-        "lines of the longest file": top(longest_files),
-        "signatures that take a whole preset, outside setup": (len(whole_presets), whole_presets),
-        "longest constructor, arguments": top(constructors),
-        "largest class, methods": top(classes),
-        "lines of README.md": (readme, []),
-    }
+                shape.whole_presets += [f"{name}:{node.name}"] * any(map(is_whole_preset, arguments(node)))
+    return shape
 
 
 def main() -> None:
@@ -90,11 +91,27 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--list", action="store_true")
     chosen = parser.parse_args()
-    for name, (figure, places) in measure(chosen.root).items():
-        print(f"{name:55}{figure:>8,}")
-        if chosen.list:
-            for place in places:
-                print(f"    {place}")
+    shape = measure(chosen.root)
+    rooms: Counter[str] = Counter()
+    for name, count in shape.code.items():
+        rooms[name.split("/")[0]] += count
+
+    def row(label: str, figure: int, places: list[str]) -> None:
+        print(f"{label:55}{figure:>8,}")
+        for place in places if chosen.list else ():
+            print(f"    {place}")
+
+    row("code lines of engine + sources", rooms["engine"] + rooms["sources"], [f"{n} {r}" for r, n in rooms.items()])
+    row("code lines of storage.py", rooms["storage.py"], [])
+    for label, sizes in (
+        ("files in one folder, at most", shape.folders),
+        ("lines of the longest file", shape.lines),
+        ("longest constructor, arguments", shape.constructors),
+        ("largest class, methods", shape.methods),
+    ):
+        row(label, max(sizes.values()), [f"{size} {place}" for place, size in sizes.most_common(8)])
+    row("signatures that take a whole preset, outside setup", len(shape.whole_presets), shape.whole_presets)
+    row("lines of README.md", len((chosen.root / "README.md").read_text(encoding="utf-8").splitlines()), [])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-STEP = r"^step +\d+ "
+STEP_LINE = r"^step +\d+ "
 
 
 class Job:

@@ -64,7 +64,7 @@ def run_main(home: Path, answer: str = "", timeout: float = 180, **changes: str)
     return process.returncode, output
 
 
-STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
+TOKENS_PER_STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
 
 
 def signal_after(folder: Path, steps: int) -> None:
@@ -87,7 +87,7 @@ from engine import train
 from engine.errors import Interrupted
 from engine.config import parse_preset
 from engine.device.ranks import join, leave
-from tests.integration.test_training import signal_after
+from tests.helpers.training import signal_after
 ranks = join()
 preset = parse_preset(json.loads(sys.argv[1]))
 if len(sys.argv) > 4 and ranks.is_main:

@@ -18,9 +18,16 @@ from engine.events import read
 from tests.helpers.hub_runs import QUESTIONS, of, on_hub, wait_for, write_preset
 from tests.helpers.hub_server import Fault
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import TORCHRUN, WORKER, by_step, environment, signal_after, start_main, tiny_values
-
-STEP = 8 * 2 * 32
+from tests.helpers.training import (
+    TOKENS_PER_STEP,
+    TORCHRUN,
+    WORKER,
+    by_step,
+    environment,
+    signal_after,
+    start_main,
+    tiny_values,
+)
 
 
 @pytest.mark.slow
@@ -110,7 +117,7 @@ def test_cached_rows_train_the_same_model_without_any_network(hub, home: Path, t
     script.write_text(WORKER)
 
     def run(folder: Path, **settings: str) -> dict[int, float]:
-        command = [sys.executable, str(script), json.dumps(values), str(folder), str(40 * STEP)]
+        command = [sys.executable, str(script), json.dumps(values), str(folder), str(40 * TOKENS_PER_STEP)]
         finished = subprocess.run(
             command, env=environment(**settings), cwd=REPOSITORY, capture_output=True, text=True, timeout=200
         )
@@ -148,8 +155,10 @@ def test_adaptive_weights_follow_the_losses_and_survive_a_restart(two_sources, t
         values["data"] = {"tokenizer": {"train_bpe": 512}, "sources": two_sources, "mix_strategy": "weighted"}
         return parse_preset(values)
 
-    adaptive = preset(enable_adaptive_sources=True, adaptive_interval_tokens=10 * STEP, adaptive_smoothing=0.5)
-    train(adaptive, token_budget=100 * STEP, checkpoint_dir=tmp_path / "whole")
+    adaptive = preset(
+        enable_adaptive_sources=True, adaptive_interval_tokens=10 * TOKENS_PER_STEP, adaptive_smoothing=0.5
+    )
+    train(adaptive, token_budget=100 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "whole")
     weights = [event["weights"] for event in of(read(tmp_path / "whole"), "weights")]
     assert len(weights) >= 9
     assert weights[-1]["topics"] > 1.2 > 0.8 > weights[-1]["easy"] >= 0.5
@@ -157,8 +166,8 @@ def test_adaptive_weights_follow_the_losses_and_survive_a_restart(two_sources, t
     for steps in (34, 40):
         signal_after(tmp_path / "parts", steps)
         with pytest.raises(Interrupted):
-            train(adaptive, token_budget=100 * STEP, checkpoint_dir=tmp_path / "parts")
-    train(adaptive, token_budget=100 * STEP, checkpoint_dir=tmp_path / "parts")
+            train(adaptive, token_budget=100 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "parts")
+    train(adaptive, token_budget=100 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "parts")
     assert [event["weights"] for event in of(read(tmp_path / "parts"), "weights")] == weights
 
 
@@ -166,14 +175,14 @@ def test_the_curriculum_weighs_rows_after_its_burn_in(two_sources, topics_folder
     values = tiny_values(topics_folder, train={"learning_rate": 0.01})
     values["data"]["sources"] = two_sources
     plain = parse_preset(values)
-    train(plain, token_budget=60 * STEP, checkpoint_dir=tmp_path / "plain")
+    train(plain, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "plain")
     values["auxiliary"] = {
         "enable_curriculum": True,
-        "curriculum_burn_in_tokens": 20 * STEP,
-        "curriculum_interval_tokens": 10 * STEP,
+        "curriculum_burn_in_tokens": 20 * TOKENS_PER_STEP,
+        "curriculum_interval_tokens": 10 * TOKENS_PER_STEP,
         "curriculum_temperature": 0.3,
     }
-    train(parse_preset(values), token_budget=60 * STEP, checkpoint_dir=tmp_path / "weighed")
+    train(parse_preset(values), token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "weighed")
     losses = [by_step(read(tmp_path / name)) for name in ("plain", "weighed")]
     same = [losses[0][step] == losses[1][step] for step in range(1, 61)]
     assert all(same[:24]) and not any(same[30:])
@@ -183,13 +192,13 @@ def test_document_masks_train_and_evaluate(tiny, two_sources, tmp_path: Path):
     losses = {}
     for mask in (False, True):
         preset = tiny(data={"document_mask": mask, "sources": two_sources, "tokenizer": {"train_bpe": 512}})
-        losses[mask] = train(preset, token_budget=30 * STEP, checkpoint_dir=tmp_path / str(mask)).eval_loss
+        losses[mask] = train(preset, token_budget=30 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(mask)).eval_loss
     assert losses[True] != losses[False] and max(losses.values()) < 6.0
 
 
 def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
     preset = tiny(data={"num_workers": 17})
-    train(preset, token_budget=STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     (run,) = [event for event in read(tmp_path) if event["event"] == "run"]
     assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (32, 17)
 
@@ -197,7 +206,7 @@ def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
 def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path: Path):
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
-        train(preset, token_budget=20 * STEP, checkpoint_dir=tmp_path / str(number))
+        train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(number))
     assert by_step(read(tmp_path / "0")) == by_step(read(tmp_path / "1"))
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.exists():
@@ -207,9 +216,13 @@ def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path
 
 def test_texts_kept_out_of_training_must_be_readable(tiny, tmp_path: Path):
     with pytest.raises(Exception, match=r"data\.decontaminate: .*does not exist"):
-        train(tiny(data={"decontaminate": [str(tmp_path / "none.txt")]}), token_budget=STEP, checkpoint_dir=tmp_path)
+        train(
+            tiny(data={"decontaminate": [str(tmp_path / "none.txt")]}),
+            token_budget=TOKENS_PER_STEP,
+            checkpoint_dir=tmp_path,
+        )
 
 
 def test_nothing_that_passes_the_filters_halts_the_run(tiny, tmp_path: Path):
     with pytest.raises(SourcesFailed):
-        train(tiny(data={"min_text_length": 10**9}), token_budget=STEP, checkpoint_dir=tmp_path)
+        train(tiny(data={"min_text_length": 10**9}), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)

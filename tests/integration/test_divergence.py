@@ -22,7 +22,7 @@ from engine.run.stability import all_finite
 from engine.run.step import UNIT
 from model import TransformerLM
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import STEP, TORCHRUN, environment, signal_after
+from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, environment, signal_after
 from tests.helpers.workers.stability import equal
 
 PASSES = 2  # of one step of the tiny preset
@@ -59,10 +59,10 @@ def progress(folder: Path, name: str = CURRENT) -> dict[str, Any]:
 
 def test_a_bad_step_is_passed_over_and_counts_for_nothing_but_its_place(tiny, spoil, tmp_path: Path, capsys):
     spoil(lambda step, _: math.nan if step in (2, 5) else 1.0)
-    result = train(tiny(), token_budget=10 * STEP, checkpoint_dir=tmp_path)
-    assert result.tokens == 10 * STEP and math.isfinite(result.eval_loss)
+    result = train(tiny(), token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert result.tokens == 10 * TOKENS_PER_STEP and math.isfinite(result.eval_loss)
     saved = progress(tmp_path)
-    assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (10, 10 * STEP, 2)
+    assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (10, 10 * TOKENS_PER_STEP, 2)
     assert CheckpointFolder(tmp_path).newest().data["loader"]["batch"] == 12, "what was skipped is not read again"
     skips = of(tmp_path, "skip")
     assert [(skip["step"], skip["in_a_row"], skip["total"]) for skip in skips] == [(3, 1, 1), (5, 1, 2)]
@@ -74,12 +74,12 @@ def test_a_bad_step_is_passed_over_and_counts_for_nothing_but_its_place(tiny, sp
 
 
 def test_too_many_in_a_row_stop_the_run_and_leave_the_snapshots(tiny, spoil, tmp_path: Path):
-    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
     spoil(lambda step, _: 1.0 if step in (0, 3) else math.nan)
     preset = tiny(train={"max_skipped_steps": 3, "save_interval_minutes": 1e-9})
     with pytest.raises(Diverged, match=r"lower train\.learning_rate in preset tiny") as caught:
-        train(preset, token_budget=20 * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 1
     assert str(caught.value).startswith("3 steps in a row were skipped, the last for a non-finite loss, after step 6.")
     assert "or set train.on_divergence to" in str(caught.value)
@@ -92,11 +92,11 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_snapshots(tiny, spoil, tmp
 def test_what_follows_the_losses_never_sees_a_bad_step(tiny, spoil, tmp_path: Path):
     spoil(lambda step, _: math.nan if step in (2, 5) else 1.0)
     preset = tiny(auxiliary={"enable_adaptive_sources": True, "enable_curriculum": True})
-    train(preset, token_budget=10 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     data = CheckpointFolder(tmp_path).newest().data
     nll, labels = data["adaptive"]["sums"]["topics"]
     steps = of(tmp_path, "step")
-    assert labels == data["adaptive"]["tokens"] == data["curriculum"]["tokens"] == 10 * STEP
+    assert labels == data["adaptive"]["tokens"] == data["curriculum"]["tokens"] == 10 * TOKENS_PER_STEP
     assert nll * UNIT / labels == pytest.approx(sum(step["loss"] for step in steps) / len(steps))
     assert (data["curriculum"]["step"], sum(data["curriculum"]["counts"])) == (10, 10 * 8 * PASSES)
 
@@ -104,7 +104,7 @@ def test_what_follows_the_losses_never_sees_a_bad_step(tiny, spoil, tmp_path: Pa
 @pytest.mark.parametrize("on_spike", ["log", "skip"])
 def test_a_spike_is_told_of_and_skipped_if_asked(tiny, spoil, tmp_path: Path, on_spike: str):
     spoil(lambda step, _: 3.0 if step == 36 else 1.0)
-    train(tiny(train={"on_spike": on_spike}), token_budget=40 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(train={"on_spike": on_spike}), token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     spikes, skips = of(tmp_path, "spike"), of(tmp_path, "skip")
     assert (len(spikes), len(skips)) == ((1, 0) if on_spike == "log" else (0, 1))
     (event,) = spikes + skips
@@ -119,19 +119,19 @@ def test_a_spike_is_told_of_and_skipped_if_asked(tiny, spoil, tmp_path: Path, on
 
 
 def test_a_rollback_goes_on_from_the_newest_snapshot_with_other_text(tiny, spoil, tmp_path: Path, capsys):
-    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
-    train(tiny(), token_budget=6 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     spoil(lambda step, _: math.nan if 3 <= step < 6 else 1.0)
     preset = tiny(train={"max_skipped_steps": 3, "on_divergence": "rollback"})
-    result = train(preset, token_budget=12 * STEP, checkpoint_dir=tmp_path)
-    assert result.tokens == 12 * STEP
+    result = train(preset, token_budget=12 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert result.tokens == 12 * TOKENS_PER_STEP
     (rollback,) = of(tmp_path, "rollback")
     assert (rollback["step"], rollback["to_step"]) == (9, 6)
     assert rollback["reason"] == "3 steps in a row were skipped, the last for a non-finite loss"
     steps = [step["step"] for step in of(tmp_path, "step")]
     assert steps == [*range(1, 10), *range(7, 13)]
     saved = progress(tmp_path)
-    assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (12, 12 * STEP, 3)
+    assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (12, 12 * TOKENS_PER_STEP, 3)
     assert CheckpointFolder(tmp_path).newest().data["loader"]["batch"] == 6 + 3 + 3 + 6, "no batch is read twice"
     assert progress(tmp_path, PREV)["step"] == 6
     assert "back to step 6, on with text that was not read yet" in capsys.readouterr().out
@@ -139,12 +139,12 @@ def test_a_rollback_goes_on_from_the_newest_snapshot_with_other_text(tiny, spoil
 
 def test_each_rollback_goes_one_generation_further_and_the_fourth_divergence_stops(tiny, spoil, tmp_path: Path):
     for steps in (2, 4, 6):
-        train(tiny(), token_budget=steps * STEP, checkpoint_dir=tmp_path)
+        train(tiny(), token_budget=steps * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     oldest = (tmp_path / "lm_prev2.pth").read_bytes()
     spoil(lambda step, _: math.nan)
     preset = tiny(train={"max_skipped_steps": 2, "on_divergence": "rollback"})
     with pytest.raises(Diverged, match="after step 2") as caught:
-        train(preset, token_budget=20 * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 1 and "rollback" not in str(caught.value)
     assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [6, 4, 2]
     assert [skip["total"] for skip in of(tmp_path, "skip")] == list(range(1, 9))
@@ -154,7 +154,7 @@ def test_each_rollback_goes_one_generation_further_and_the_fourth_divergence_sto
 def test_a_new_snapshot_makes_the_next_rollback_a_first_one(tiny, spoil, tmp_path: Path):
     spoil(lambda step, _: math.nan if step in (2, 3, 5, 6) else 1.0)
     preset = tiny(train={"max_skipped_steps": 2, "on_divergence": "rollback", "save_interval_minutes": 1e-9})
-    train(preset, token_budget=6 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [2, 3]
     assert not list(tmp_path.glob("rolled_back*"))
 
@@ -163,7 +163,7 @@ def test_a_run_without_a_snapshot_rolls_back_to_its_beginning(tiny, spoil, tmp_p
     spoil(lambda step, _: math.nan if step in (2, 3) else 1.0)
     train(
         tiny(train={"max_skipped_steps": 2, "on_divergence": "rollback"}),
-        token_budget=3 * STEP,
+        token_budget=3 * TOKENS_PER_STEP,
         checkpoint_dir=tmp_path,
     )
     assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [0]
@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_never_become_a_snapshot(
     tiny, tmp_path: Path, monkeypatch, on_divergence: str, last_step: int, what: str
 ):
     """After the run's last step an evaluation meets them, in its middle a save does."""
-    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     before = (tmp_path / CURRENT).read_bytes()
     real, calls = torch.optim.AdamW.step, itertools.count()
 
@@ -193,11 +193,11 @@ def test_weights_that_are_not_finite_never_become_a_snapshot(
     train_section = {"on_divergence": on_divergence, "zero_stage": 0, "save_interval_minutes": later}
     if on_divergence == "stop":
         with pytest.raises(Diverged, match=f"{what}, after step 4") as caught:
-            train(tiny(train=train_section), token_budget=last_step * STEP, checkpoint_dir=tmp_path)
+            train(tiny(train=train_section), token_budget=last_step * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         assert caught.value.status == 1
     else:
-        result = train(tiny(train=train_section), token_budget=last_step * STEP, checkpoint_dir=tmp_path)
-        assert result.tokens == last_step * STEP
+        result = train(tiny(train=train_section), token_budget=last_step * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+        assert result.tokens == last_step * TOKENS_PER_STEP
         (rollback,) = of(tmp_path, "rollback")
         assert rollback["reason"] == what and rollback["to_step"] == (2 if last_step == 4 else 3)
     if last_step == 4:
@@ -216,12 +216,12 @@ def test_interrupted_among_bad_steps_with_dropout_equals_uninterrupted_to_the_bi
     spoil(by_content)
     preset = tiny(model={"dropout": 0.2}, train={"on_spike": "skip", "deterministic": True})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=60 * STEP, checkpoint_dir=whole)
+    train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (20, 21):
         signal_after(parts, steps)
         with pytest.raises(Interrupted):
-            train(preset, token_budget=60 * STEP, checkpoint_dir=parts)
-    train(preset, token_budget=60 * STEP, checkpoint_dir=parts)
+            train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=parts)
+    train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=parts)
 
     def told(folder: Path, event: str, *keys: str) -> list[tuple]:
         return [tuple(line[key] for key in keys) for line in of(folder, event)]
@@ -247,7 +247,7 @@ def test_dropout_belongs_to_a_batch_and_a_rank():
 
 
 def test_without_dropout_no_random_number_is_touched(tiny, tmp_path: Path):
-    train(tiny(train={"seed": 77}), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(train={"seed": 77}), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.initial_seed() == 77, "the seed of the initial weights was the last one"
 
 
@@ -256,7 +256,7 @@ def test_deterministic_kernels_are_asked_for_during_the_run_alone(tiny, spoil, t
     seen = []
     spoil(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()) or 1.0)
     for asked in (True, False):
-        train(tiny(train={"deterministic": asked}), token_budget=STEP, checkpoint_dir=tmp_path / str(asked))
+        train(tiny(train={"deterministic": asked}), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(asked))
         assert seen == [asked] * PASSES and not torch.are_deterministic_algorithms_enabled()
         seen.clear()
 

@@ -20,7 +20,7 @@ from model import TransformerLM, load
 from model.latent import FIGURES, LookAhead, LookAheadSampler
 from tests.helpers.look_ahead import ON
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import STEP, TORCHRUN, by_step, environment, signal_after, train_with
+from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, by_step, environment, signal_after, train_with
 from tests.helpers.workers import look_ahead
 
 KEYS = ("latent.transition.", "latent.value_head.", "latent.span_projector.")
@@ -37,7 +37,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path):
     others = {"policy_kl_weight": 1.0, "rollout_depth": 1, "span_length": 31, "auxiliary_warmup_fraction": 0.0}
     for name, auxiliary in (("plain", {}), ("off", others)):
-        train(tiny(auxiliary=auxiliary), token_budget=4 * STEP, checkpoint_dir=tmp_path / name)
+        train(tiny(auxiliary=auxiliary), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / name)
     plain, off = weights(tmp_path / "plain"), weights(tmp_path / "off")
     assert plain.keys() == off.keys() and not any(name.startswith("latent") for name in plain)
     assert all(torch.equal(plain[name], off[name]) for name in plain)
@@ -60,7 +60,9 @@ def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_
     # a limit that clips every step: what the core's gradients are must not decide how much
     options = {"zero_stage": stage, "gradient_clipping": 0.05}
     for name, auxiliary in (("off", {}), ("on", ON | detached)):
-        train(tiny(auxiliary=auxiliary, train=options), token_budget=6 * STEP, checkpoint_dir=tmp_path / name)
+        train(
+            tiny(auxiliary=auxiliary, train=options), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / name
+        )
     off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
     assert off.keys() < on.keys() and all(torch.equal(on[name], tensor) for name, tensor in off.items())
     told = [[(event["loss"], event["grad_norm"]) for event in steps_of(tmp_path / name)] for name in ("off", "on")]
@@ -68,8 +70,8 @@ def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_
 
 
 def test_with_every_part_on_a_run_learns_and_logs_every_figure(tiny, tmp_path: Path):
-    result = train(tiny(auxiliary=ON), token_budget=40 * STEP, checkpoint_dir=tmp_path / "on")
-    train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path / "off")
+    result = train(tiny(auxiliary=ON), token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "on")
+    train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path / "off")
     steps = steps_of(tmp_path / "on")
     assert steps[0]["loss"] == steps_of(tmp_path / "off")[0]["loss"], "the trunk begins with the same weights"
     for event in steps:
@@ -91,12 +93,12 @@ def test_with_every_part_on_a_run_learns_and_logs_every_figure(tiny, tmp_path: P
 def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path):
     preset = tiny(auxiliary=ON)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=20 * STEP, checkpoint_dir=whole)
+    train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (1, 5):  # in the warm-up, and later
         signal_after(parts, steps)
         with pytest.raises(Interrupted):
-            train(preset, token_budget=20 * STEP, checkpoint_dir=parts)
-    train(preset, token_budget=20 * STEP, checkpoint_dir=parts)
+            train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=parts)
+    train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=parts)
     ours, theirs = weights(parts), weights(whole)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     told = [[(event["step"], event["loss"], event["auxiliary"]) for event in steps_of(f)] for f in (parts, whole)]
@@ -107,7 +109,7 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path)
 def test_a_part_may_be_switched_on_and_off_between_runs(tiny, tmp_path: Path, stage: int):
     def run(budget: int, auxiliary: dict) -> dict[str, torch.Tensor]:
         preset = tiny(auxiliary=auxiliary, train={"zero_stage": stage})
-        train(preset, token_budget=budget * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=budget * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         return weights(tmp_path)
 
     trunk = run(3, {}).keys()
@@ -147,7 +149,7 @@ def drawn(monkeypatch) -> list[LookAhead]:
 def test_the_weights_warm_up_in_the_first_run_of_a_lineage_only(tiny, tmp_path: Path, drawn):
     preset = tiny(auxiliary={**ON, "auxiliary_warmup_fraction": 0.25})
     for _ in range(2):
-        train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     steps = [drawn[number] for number in range(0, len(drawn), 2)]  # of each step the first of its two passes
     shares = [(step.weights[1] / 0.1).item() for step in steps]
     assert shares == pytest.approx([0.0, 0.5] + [1.0] * 14, abs=0.02)
@@ -161,7 +163,7 @@ def test_a_part_that_is_switched_on_later_warms_up_then(tiny, tmp_path: Path, dr
         """(steps, objectives): the weights of each step, as shares of the whole ones."""
         drawn.clear()
         preset = tiny(auxiliary={**auxiliary, "auxiliary_warmup_fraction": 0.25})
-        train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         weights = torch.stack([draw.weights for draw in drawn[::2]])  # a step has two passes
         keys = ("policy_kl_weight", "value_weight", "value_weight", "dynamics_weight", "span_contrastive_weight")
         return (weights / torch.tensor([getattr(preset.auxiliary, key) for key in keys])).round(decimals=2)
@@ -182,7 +184,7 @@ def test_a_detached_core_without_finite_gradients_is_left_out(tiny, tmp_path: Pa
     huge = {**ON, "policy_kl_weight": 1e38, "auxiliary_warmup_fraction": 0.0}
     for name, auxiliary in (("off", {}), ("on", huge)):
         preset = tiny(auxiliary=auxiliary, train={"zero_stage": stage})
-        train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path / name)
+        train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / name)
     off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
     assert all(torch.equal(on[name], tensor) for name, tensor in off.items())
     assert all(tensor.isfinite().all() for tensor in on.values())
@@ -231,7 +233,7 @@ def test_two_processes_equal_one(one_process: dict, tmp_path: Path, stages: tupl
 @pytest.mark.slow
 def test_a_run_on_two_processes_learns_as_one_does(tiny, tmp_path: Path):
     """Draws belong to a rank, so the losses are near one another, not equal."""
-    budget = 12 * STEP
+    budget = 12 * TOKENS_PER_STEP
     one = train_with(1, tiny(auxiliary=ON), tmp_path / "one", budget, tmp_path)
     shared = tiny(auxiliary=ON, train={"per_gpu_batch_size": 4})
     two = train_with(2, shared, tmp_path / "two", budget, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint.folder import CURRENT
-from tests.helpers.training import TORCHRUN, by_step, start_main, train_with
+from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, by_step, start_main, train_with
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_two_processes_train_what_one_does(tiny, tmp_path: Path):
     """The same rows in the same steps, so the same losses but for the order of sums; and each continues the other."""
     alone = tiny(train={"per_gpu_batch_size": 8})
     shared = tiny(train={"per_gpu_batch_size": 4})
-    budget = 12 * 8 * 2 * 32
+    budget = 12 * TOKENS_PER_STEP
     one = by_step(train_with(1, alone, tmp_path / "one", budget, tmp_path))
     two = by_step(train_with(2, shared, tmp_path / "two", budget, tmp_path))
     assert one.keys() == two.keys() and len(one) == 12
@@ -58,5 +58,5 @@ def test_main_under_launchers_trains_saves_on_sigterm_and_resumes(launcher: tupl
     assert "2 processes" in output, output[-3000:]
     assert "saved" in rest and "SIGTERM" in rest, output[-3000:]
     first = torch.load(home / "checkpoints" / CURRENT, weights_only=True)["progress"]
-    assert first["tokens_total"] == first["step"] * 2 * 8 * 2 * 32
+    assert first["tokens_total"] == first["step"] * 2 * TOKENS_PER_STEP
     assert output.count("Preset 00_tiny") == 1, "only rank 0 prints"

@@ -18,7 +18,7 @@ from engine import train
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.errors import Interrupted
 from engine.events import read
-from tests.helpers.jobs import STEP, Job, configure
+from tests.helpers.jobs import STEP_LINE, Job, configure
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TORCHRUN, environment, start_main
 
@@ -28,8 +28,8 @@ SECONDS_TO_MISS_A_RANK = 4.0
 
 IMPATIENT_MAIN = f"""
 import runpy, sys
-from engine import peers, signals
-peers.LOST_SECONDS, signals.GRACE_SECONDS = {SECONDS_TO_MISS_A_RANK}, 2.0
+from engine.control import health, signals
+health.LOST_SECONDS, signals.GRACE_SECONDS = {SECONDS_TO_MISS_A_RANK}, 2.0
 sys.argv = ["main.py"]
 runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
 """
@@ -121,7 +121,7 @@ def reported_steps(home: Path) -> int:
 )
 def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path, number: signal.Signals):
     job = start(data={"num_workers": 2})
-    job.until(STEP)
+    job.until(STEP_LINE)
     assert len(job.everybody()) == 3, "data workers"
     since = time.monotonic()
     job.process.send_signal(number)
@@ -135,7 +135,7 @@ def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path,
 @pytest.mark.slow
 def test_a_long_step_is_given_up_and_the_step_before_it_is_saved(start, home: Path):
     job = start(train={"accumulation_steps": 2000})
-    job.until(STEP)
+    job.until(STEP_LINE)
     time.sleep(1.0)
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
@@ -151,7 +151,7 @@ def test_an_evaluation_is_given_up(start, home: Path):
         model={"hidden_size": 256, "num_layers": 4, "num_heads": 4, "seq_length": 128},
         train={"per_gpu_batch_size": 1, "eval_tokens": 20_000, "eval_interval_tokens": 256},
     )
-    job.until(STEP)
+    job.until(STEP_LINE)
     time.sleep(0.3)
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
@@ -202,15 +202,15 @@ def test_during_compilation_a_signal_leaves_at_once(start, home: Path, monkeypat
     assert "SIGTERM before the first step" in rest and "Traceback" not in rest
 
     job = start(train={"compile": True}, model={"hidden_size": 64, "num_layers": 6})
-    job.until(STEP)  # what a killed compiler left behind is not used
+    job.until(STEP_LINE)  # what a killed compiler left behind is not used
     assert "uncompiled" not in job.output
 
 
 def test_a_signal_that_is_repeated_within_a_moment_is_one_signal(start, home: Path):
     """As `timeout` sends it: to the process, and to the group that it is in."""
     job = start()
-    job.until(STEP)
-    job.until(STEP)
+    job.until(STEP_LINE)
+    job.until(STEP_LINE)
     job.process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     job.process.send_signal(signal.SIGTERM)
@@ -225,7 +225,7 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
         model={"hidden_size": 256, "num_layers": 4, "num_heads": 4, "seq_length": 128},
         train={"per_gpu_batch_size": 96, "accumulation_steps": 1, "zero_stage": 3, "eval_interval_tokens": 10**7},
     )
-    job.until(STEP)
+    job.until(STEP_LINE)
     time.sleep(0.5)
     job.process.send_signal(signal.SIGTERM)
     time.sleep(0.7)  # no echo any more
@@ -244,8 +244,8 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
 @pytest.mark.parametrize("target", ["one rank", pytest.param("the launcher", marks=pytest.mark.slow)])
 def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: str):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
-    job.until(STEP)
-    job.until(STEP)  # so that the first one is done on all ranks
+    job.until(STEP_LINE)
+    job.until(STEP_LINE)  # so that the first one is done on all ranks
     since = time.monotonic()
     (job.rank(1) if target == "one rank" else job.process).send_signal(signal.SIGTERM)
     rest = job.rest()
@@ -258,8 +258,8 @@ def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: s
 def test_a_signal_to_a_rank_that_does_not_write_ends_a_run_whose_disk_is_full(start, home: Path):
     job = start(sys.executable, *TORCHRUN)
     job.until("^saved .* at 0 tokens")
-    job.until(STEP)
-    job.until(STEP)
+    job.until(STEP_LINE)
+    job.until(STEP_LINE)
     state = home / "checkpoints" / "state"
     state.rename(home / "checkpoints" / "elsewhere")
     state.write_text("in the way")  # as a full disk, to a save
@@ -314,11 +314,11 @@ ENDS_WITHIN_A_COLLECTIVE = """
 import os, signal
 import torch
 import torch.distributed as dist
-from engine import peers
+from engine.control import health
 from engine.screen.console import Console
 from engine.device.ranks import join
 from engine.control.signals import watch
-peers.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
+health.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
 ranks = join()
 with watch(ranks, Console(enabled=ranks.is_main)):
     dist.barrier()
@@ -339,7 +339,7 @@ def test_a_rank_that_waits_for_one_that_a_signal_ended_has_its_status(home: Path
 @pytest.mark.slow
 def test_ranks_give_up_a_long_step_together(start, home: Path):
     job = start(sys.executable, *TORCHRUN, train={"accumulation_steps": 1500})
-    job.until(STEP)
+    job.until(STEP_LINE)
     time.sleep(1.0)
     since = time.monotonic()
     job.rank(1).send_signal(signal.SIGTERM)
@@ -351,8 +351,8 @@ def test_ranks_give_up_a_long_step_together(start, home: Path):
 
 def test_a_launcher_that_is_killed_leaves_no_ranks_behind(start, home: Path):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
-    job.until(STEP)
-    job.until(STEP)  # so that the first one is done on all ranks
+    job.until(STEP_LINE)
+    job.until(STEP_LINE)  # so that the first one is done on all ranks
     since = time.monotonic()
     job.process.kill()
     rest = job.rest()
@@ -365,7 +365,7 @@ def test_a_launcher_that_is_killed_leaves_no_ranks_behind(start, home: Path):
 def test_a_deepspeed_runner_that_dies_leaves_no_ranks_behind(start, home: Path):
     """It does not pass a SIGTERM on."""
     job = start(str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2")
-    job.until(STEP)
+    job.until(STEP_LINE)
     since = time.monotonic()
     job.process.send_signal(signal.SIGTERM)
     rest = job.rest()
@@ -377,19 +377,19 @@ def test_a_deepspeed_runner_that_dies_leaves_no_ranks_behind(start, home: Path):
 @pytest.mark.slow
 def test_a_rank_killed_under_a_launcher_ends_all(start, home: Path):
     job = start(sys.executable, *TORCHRUN, data={"num_workers": 1})
-    job.until(STEP)
+    job.until(STEP_LINE)
     since = time.monotonic()
     job.rank(1).kill()
     rest = job.rest()
     job.ends_within(2 * SECONDS_TO_SAVE, since)
     assert "Rank 1 was lost (its connection closed) at step" in rest, rest
-    assert "engine/loop.py" not in rest, "a traceback"
+    assert "engine/run/trainer.py" not in rest, "a traceback"
     assert saved_steps(home) == 0
 
 
 @pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_other_with_a_sentence(two_ranks: list[Job], lost: int):
-    two_ranks[0].until(STEP)
+    two_ranks[0].until(STEP_LINE)
     since = time.monotonic()
     two_ranks[lost].process.kill()
     rest = two_ranks[1 - lost].rest()
@@ -401,7 +401,7 @@ def test_a_killed_rank_ends_the_other_with_a_sentence(two_ranks: list[Job], lost
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks: list[Job], lost: int):
-    two_ranks[0].until(STEP)
+    two_ranks[0].until(STEP_LINE)
     since = time.monotonic()
     two_ranks[lost].process.send_signal(signal.SIGSTOP)
     rest = two_ranks[1 - lost].rest()
@@ -416,7 +416,7 @@ def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks: list[Job], 
 @pytest.mark.slow
 def test_a_job_that_was_stopped_as_a_whole_goes_on(two_ranks: list[Job]):
     """Ctrl-Z, and fg after longer than a rank is missed."""
-    two_ranks[0].until(STEP)
+    two_ranks[0].until(STEP_LINE)
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for job in two_ranks:
             job.process.send_signal(number)
@@ -428,7 +428,7 @@ def test_a_job_that_was_stopped_as_a_whole_goes_on(two_ranks: list[Job]):
 
 @pytest.mark.slow
 def test_the_second_signal_leaves_at_once_when_a_rank_holds_up_the_save(two_ranks: list[Job], home: Path):
-    two_ranks[0].until(STEP)
+    two_ranks[0].until(STEP_LINE)
     two_ranks[1].process.send_signal(signal.SIGSTOP)
     two_ranks[0].process.send_signal(signal.SIGTERM)
     time.sleep(3.5)  # before that, it is an echo

@@ -21,7 +21,7 @@ from sources.registry import open_sources
 from sources.rows.held_out import collect_held_out
 from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import STEP, environment, signal_after
+from tests.helpers.training import TOKENS_PER_STEP, environment, signal_after
 
 
 def test_a_run_is_a_hundred_million_tokens():
@@ -30,22 +30,22 @@ def test_a_run_is_a_hundred_million_tokens():
 
 def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path):
     preset = tiny(train={"train_tokens": 999})
-    result = train(preset, token_budget=20 * STEP - 5, checkpoint_dir=tmp_path)
+    result = train(preset, token_budget=20 * TOKENS_PER_STEP - 5, checkpoint_dir=tmp_path)
 
-    assert result.tokens == 20 * STEP
+    assert result.tokens == 20 * TOKENS_PER_STEP
     assert result.tokens_per_second > 0
     assert result.eval_perplexity == pytest.approx(math.exp(result.eval_loss))
     assert 0 < result.bits_per_byte < 8
     assert result.snapshot == tmp_path / CURRENT
     saved = torch.load(result.snapshot, weights_only=True)
-    assert saved["progress"]["tokens_in_run"] == saved["progress"]["tokens_total"] == 20 * STEP
+    assert saved["progress"]["tokens_in_run"] == saved["progress"]["tokens_total"] == 20 * TOKENS_PER_STEP
     assert saved["progress"]["evaluation"]["ce"] == result.eval_loss
     assert (tmp_path / MIRROR).read_bytes() == result.snapshot.read_bytes()
 
     events = read(tmp_path)
     steps = [event for event in events if event["event"] == "step"]
-    assert events[0]["event"] == "run" and events[0]["derived"]["token_budget"] == 20 * STEP - 5
-    assert sum(event["steps"] for event in steps) == 20 and steps[-1]["tokens"] == 20 * STEP
+    assert events[0]["event"] == "run" and events[0]["derived"]["token_budget"] == 20 * TOKENS_PER_STEP - 5
+    assert sum(event["steps"] for event in steps) == 20 and steps[-1]["tokens"] == 20 * TOKENS_PER_STEP
     assert set(steps[0]["sources"]) == {"topics"}
     assert steps[0]["loss"] == pytest.approx(math.log(512), abs=0.3)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
@@ -59,7 +59,7 @@ def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path
 
 def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
     preset = tiny()
-    result = train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
+    result = train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     lm = load(result.snapshot)
     tokenizer = TextTokenizer.from_json(torch.load(result.snapshot, weights_only=True)["tokenizer"], lm.eos_token_id)
     held_out = collect_held_out(
@@ -88,11 +88,11 @@ LOOKING_AHEAD = {f"enable_{part}": True for part in ("policy", "value", "dynamic
 )
 def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path, auxiliary: dict, precision: str, apart: float):
     if auxiliary.get("enable_curriculum"):
-        auxiliary |= {"curriculum_burn_in_tokens": 0, "curriculum_interval_tokens": STEP}
+        auxiliary |= {"curriculum_burn_in_tokens": 0, "curriculum_interval_tokens": TOKENS_PER_STEP}
     told = []
     for compiled in (False, True):
         preset = tiny(auxiliary=auxiliary, train={"compile": compiled, "precision": precision})
-        train(preset, token_budget=10 * STEP, checkpoint_dir=tmp_path / str(compiled))
+        train(preset, token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(compiled))
         events = read(tmp_path / str(compiled))
         assert events[0]["derived"]["compiled"] is compiled
         told.append([event for event in events if event["event"] == "step"])
@@ -103,7 +103,7 @@ def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path, auxiliary: d
 
 
 def test_the_snapshot_writes_text_where_only_model_is_imported(tiny, tmp_path: Path):
-    result = train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    result = train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     script = f"""
 import sys
 from model import TransformerLM, load
@@ -121,11 +121,16 @@ assert not {{"engine", "sources", "deepspeed", "datasets", "transformers"}} & se
 
 
 def test_a_finished_run_is_followed_by_the_next(tiny, tmp_path: Path):
-    first = train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
-    second = train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
-    assert first.tokens == second.tokens == 4 * STEP
+    first = train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    second = train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert first.tokens == second.tokens == 4 * TOKENS_PER_STEP
     saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
-    assert (saved["run"], saved["step"], saved["tokens_in_run"], saved["tokens_total"]) == (2, 8, 4 * STEP, 8 * STEP)
+    assert (saved["run"], saved["step"], saved["tokens_in_run"], saved["tokens_total"]) == (
+        2,
+        8,
+        4 * TOKENS_PER_STEP,
+        8 * TOKENS_PER_STEP,
+    )
     assert torch.load(tmp_path / PREV, weights_only=True)["progress"]["run"] == 1
     resumed = [event["message"] for event in read(tmp_path) if event["event"] == "resume"]
     assert len(resumed) == 1 and "with its optimizer and data position" in resumed[0]
@@ -143,17 +148,17 @@ def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_p
         patch.setattr("engine.run.trainer.evaluate", signalled)
         preset = tiny(train={"eval_interval_tokens": 10**9})
         with pytest.raises(Interrupted, match="SIGTERM at step 4") as caught:
-            train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+            train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 143
     saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
-    assert saved["tokens_in_run"] == 4 * STEP and saved["evaluation"] is None and not saved["finished"]
+    assert saved["tokens_in_run"] == 4 * TOKENS_PER_STEP and saved["evaluation"] is None and not saved["finished"]
 
-    result = train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
-    assert result.eval_loss is not None and result.tokens == 4 * STEP
+    result = train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert result.eval_loss is not None and result.tokens == 4 * TOKENS_PER_STEP
     saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
     assert (saved["run"], saved["step"], saved["finished"]) == (1, 4, True) and saved["evaluation"]["ce"]
     assert sum(event["steps"] for event in read(tmp_path) if event["event"] == "step") == 4
-    train(preset, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["run"] == 2
 
 
@@ -161,13 +166,13 @@ def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_p
 def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path, compiled: bool):
     preset = tiny(train={"compile": compiled})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=24 * STEP, checkpoint_dir=whole)
+    train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (3, 5):
         signal_after(parts, steps)
         with pytest.raises(Interrupted, match="the next start goes on from there") as caught:
-            train(preset, token_budget=24 * STEP, checkpoint_dir=parts)
+            train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)
         assert caught.value.status == 143
-    train(preset, token_budget=24 * STEP, checkpoint_dir=parts)
+    train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)
 
     ours, theirs = (torch.load(folder / CURRENT, weights_only=True) for folder in (parts, whole))
     assert ours["progress"]["step"] == theirs["progress"]["step"] == 24
@@ -177,7 +182,9 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path,
 
 def test_stages_continue_one_another(tiny, tmp_path: Path):
     for number, stage in enumerate((1, 0, 3, 2, 1)):
-        result = train(tiny(train={"zero_stage": stage}), token_budget=(number + 1) * 2 * STEP, checkpoint_dir=tmp_path)
+        result = train(
+            tiny(train={"zero_stage": stage}), token_budget=(number + 1) * 2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
+        )
     sizes = {event["derived"]["parameters"] for event in read(tmp_path) if event["event"] == "run"}
     assert sizes == {load(result.snapshot).model.num_parameters()}, (
         "the size is the model's, also where it is partitioned"
@@ -189,11 +196,11 @@ def test_stages_continue_one_another(tiny, tmp_path: Path):
 
 
 def test_longer_rows_extend_the_positions_and_keep_what_is_learned(tiny, tmp_path: Path):
-    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     longer = tiny(model={"seq_length": 64}, train={"per_gpu_batch_size": 4})
-    train(longer, token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(longer, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.load(tmp_path / CURRENT, weights_only=True)["config"]["seq_length"] == 64
-    train(tiny(), token_budget=6 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.load(tmp_path / CURRENT, weights_only=True)["config"]["seq_length"] == 64
 
 
@@ -206,18 +213,21 @@ def test_longer_rows_extend_the_positions_and_keep_what_is_learned(tiny, tmp_pat
     ],
 )
 def test_another_architecture_or_tokenizer_is_never_overwritten(tiny, tmp_path: Path, changes, difference):
-    train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     before = (tmp_path / CURRENT).read_bytes()
     other = tiny(**{**changes, "data": {"tokenizer": {"train_bpe": 512}, **changes.get("data", {})}})
     other = other.model_copy(update={"data": other.data.model_copy(update={"sources": tiny().data.sources})})
     with pytest.raises(PresetError, match="does not fit this preset") as caught:
-        train(other, token_budget=STEP, checkpoint_dir=tmp_path)
+        train(other, token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert difference in str(caught.value) and caught.value.status == 2
     assert (tmp_path / CURRENT).read_bytes() == before
 
     asked = []
     train(
-        other, token_budget=STEP, checkpoint_dir=tmp_path, may_archive=lambda sentence: asked.append(sentence) or True
+        other,
+        token_budget=TOKENS_PER_STEP,
+        checkpoint_dir=tmp_path,
+        may_archive=lambda sentence: asked.append(sentence) or True,
     )
     assert difference in asked[0]
     (archived,) = (tmp_path / "archive").iterdir()
@@ -228,7 +238,11 @@ def test_another_architecture_or_tokenizer_is_never_overwritten(tiny, tmp_path: 
 def test_sources_that_all_fail_halt_the_run_by_name(tiny, tmp_path: Path):
     missing = {"sources": [{"type": "files", "path": str(tmp_path / "nowhere")}, {"type": "pdf", "path": "./no_pdfs"}]}
     with pytest.raises(SourcesFailed) as caught:
-        train(tiny(data={**missing, "tokenizer": {"train_bpe": 512}}), token_budget=STEP, checkpoint_dir=tmp_path / "c")
+        train(
+            tiny(data={**missing, "tokenizer": {"train_bpe": 512}}),
+            token_budget=TOKENS_PER_STEP,
+            checkpoint_dir=tmp_path / "c",
+        )
     assert caught.value.status == 3
     assert "nowhere" in str(caught.value) and "no_pdfs" in str(caught.value)
 
@@ -236,22 +250,24 @@ def test_sources_that_all_fail_halt_the_run_by_name(tiny, tmp_path: Path):
 def test_one_failing_source_is_dropped_and_training_goes_on(tiny, topics_folder: Path, tmp_path: Path):
     sources = [{"type": "pdf", "path": "./no_pdfs"}, {"type": "files", "path": str(topics_folder), "glob": "*.txt"}]
     result = train(
-        tiny(data={"sources": sources, "tokenizer": {"train_bpe": 512}}), token_budget=STEP, checkpoint_dir=tmp_path
+        tiny(data={"sources": sources, "tokenizer": {"train_bpe": 512}}),
+        token_budget=TOKENS_PER_STEP,
+        checkpoint_dir=tmp_path,
     )
-    assert result.tokens == STEP
+    assert result.tokens == TOKENS_PER_STEP
 
 
 def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
     huge = tiny(train={"per_gpu_batch_size": 2**30})
     with pytest.raises(PresetError, match=r"lower it to 536870912 and train.accumulation_steps to 4") as caught:
-        train(huge, token_budget=STEP, checkpoint_dir=tmp_path)
+        train(huge, token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 2
 
 
 def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, monkeypatch, capsys):
-    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     monkeypatch.setattr("engine.run.resume.STATE_FORMAT", 10**6)
-    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert "with its optimizer and without data position" in printed and "the text begins anew" in printed
 
@@ -259,7 +275,7 @@ def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, 
 def test_a_model_that_cannot_fit_is_never_made(tiny, tmp_path: Path):
     for shape in ({"hidden_size": 2**20}, {"seq_length": 2**20}):
         with pytest.raises(PresetError, match=r"One row of \d+ tokens does not fit into the memory of CPU"):
-            train(tiny(model=shape), token_budget=STEP, checkpoint_dir=tmp_path)
+            train(tiny(model=shape), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -267,7 +283,7 @@ def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, 
     preset = tiny(train={"zero_stage": stage})
     longer = TransformerLM(preset.model.model_copy(update={"seq_length": 64}), 512)
     torch.save(longer.state_dict(), tmp_path / CURRENT)
-    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     lm = load(tmp_path / CURRENT)
     assert lm.model.config.seq_length == len(lm.model.positions.weight) == 64
     far = lm.model.positions.weight[32:], longer.positions.weight[32:]
@@ -282,7 +298,7 @@ def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(tiny, tmp_p
         tmp_path.chmod(0o500)
     preset = tiny(train={"save_interval_minutes": 1e-9})
     with pytest.raises(Exception, match="could not be written") as caught:
-        train(preset, token_budget=3 * STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=3 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 5
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     assert "Training goes on" in capsys.readouterr().out

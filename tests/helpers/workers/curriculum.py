@@ -1,4 +1,5 @@
-"""Run by test_curriculum.py in one or more processes: a curriculum over `rows`, of which each rank counts its share.
+"""Run by tests/unit/engine/run/test_curriculum.py in one or more processes: a curriculum over `rows`, of which each
+rank counts its share.
 
 python curriculum.py STATE.json FIRST LAST
 

@@ -1,4 +1,5 @@
-"""Run by test_golden_loss.py in one or more processes: the engine's losses for a stage, and a plain loop's.
+"""Run by tests/integration/test_golden_loss.py in one or more processes: the engine's losses for a stage, and those of
+a plain loop.
 
 python golden.py OUTPUT.json STAGE [STAGE ...]
 """

@@ -1,5 +1,5 @@
-"""Run by test_guard.py in one or more processes: steps of which some are bad on the last rank alone, and the same steps
-without them, through the real engine.
+"""Run by tests/unit/engine/run/test_stability.py in one or more processes: steps of which some are bad on the last rank
+alone, and the same steps without them, through the real engine.
 
 python stability.py OUTPUT.json STAGE [STAGE ...]
 """

@@ -1,4 +1,5 @@
-"""Run by test_worlds.py in one or more processes: trains on, writes down the rows of each step, and may stop early.
+"""Run by tests/integration/test_worlds.py in one or more processes: trains on, writes down the rows of each step, and
+may stop early.
 
 python worlds.py PRESET_JSON CHECKPOINTS TOKEN_BUDGET STEPS
 

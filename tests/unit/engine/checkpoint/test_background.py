@@ -18,9 +18,8 @@ from engine.errors import FolderInUse
 from engine.events import Metrics, read
 from engine.screen.console import Console
 from tests.helpers import checkpoints
-from tests.helpers.training import start_main
+from tests.helpers.training import TOKENS_PER_STEP, start_main
 
-STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
 EVERY_STEP = {"save_interval_minutes": 1e-9}
 
 
@@ -42,7 +41,7 @@ def test_training_goes_on_while_a_snapshot_is_written(tiny, tmp_path: Path, monk
         return save(self, *copy)
 
     monkeypatch.setattr(CheckpointFolder, "save", slowly)
-    train(tiny(), token_budget=20 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     saves = [line for line in read(tmp_path) if line["event"] == "save"]
     assert [line["step"] for line in saves] == [0, 20]
     assert all(line["seconds"] > 1.0 and line["held_up_seconds"] < 0.5 for line in saves)
@@ -61,7 +60,7 @@ def test_a_save_is_a_copy_of_its_moment(tiny, tmp_path: Path, monkeypatch: pytes
         return save(self, snapshot, optimizer, data)
 
     monkeypatch.setattr(CheckpointFolder, "save", slowly)
-    train(tiny(train=EVERY_STEP), token_budget=5 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(train=EVERY_STEP), token_budget=5 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     folder = CheckpointFolder(tmp_path)
     for weights, optimizer in handed_over[-1:-4:-1]:
         restored = folder.newest()
@@ -75,7 +74,7 @@ def test_a_save_is_a_copy_of_its_moment(tiny, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path: Path, monkeypatch, capsys):
-    train(tiny(), token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     before = (tmp_path / CURRENT).read_bytes()
     state = tmp_path / "state"
     state.rename(tmp_path / "elsewhere")
@@ -90,7 +89,7 @@ def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path:
 
     monkeypatch.setattr("engine.checkpoint.background.RETRY_SECONDS", 0.05)
     threading.Thread(target=clear, daemon=True).start()
-    train(tiny(train=EVERY_STEP), token_budget=60 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(train=EVERY_STEP), token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     saves = steps_of(tmp_path, "save")
     assert seen == [before] and len(saves) > 3 and saves[-1] == 60 and min(saves[2:]) >= 8
     output = capsys.readouterr().out
@@ -122,7 +121,9 @@ def test_a_finished_run_waits_for_the_disk(tiny, tmp_path: Path, monkeypatch, ca
         (tmp_path / "state").unlink()
 
     threading.Thread(target=clear, daemon=True).start()
-    result = train(tiny(train={"eval_interval_tokens": 10**9}), token_budget=3 * STEP, checkpoint_dir=tmp_path)
+    result = train(
+        tiny(train={"eval_interval_tokens": 10**9}), token_budget=3 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
+    )
     assert result.snapshot.exists() and steps_of(tmp_path, "save") == [3]
     assert "Trying again" in capsys.readouterr().out
 
@@ -144,8 +145,8 @@ def test_a_second_run_in_the_folder_is_refused(tiny, home: Path):
 
 def test_a_folder_in_use_is_refused_to_a_library_call_too(tiny, tmp_path: Path):
     with CheckpointFolder(tmp_path).held(), pytest.raises(FolderInUse, match="one run at a time"):
-        train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path)
-    train(tiny(), token_budget=STEP, checkpoint_dir=tmp_path)
+        train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 
 
 def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
@@ -166,4 +167,4 @@ def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
     end(process)
     (resumed,) = [line for line in lines if line.startswith("resumed")]
     assert "at 0 tokens, step 0 (run 1), with its optimizer" in resumed
-    assert f"{reached * STEP / 1000:.2f}k tokens that were trained after it are lost." in resumed
+    assert f"{reached * TOKENS_PER_STEP / 1000:.2f}k tokens that were trained after it are lost." in resumed

@@ -19,7 +19,7 @@ from engine.run.step import train_step
 from engine.screen.console import Console
 from model import ModelConfig, TransformerLM
 from sources.loading.loader import Batch
-from tests.helpers.training import STEP
+from tests.helpers.training import TOKENS_PER_STEP
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
@@ -91,8 +91,10 @@ def test_without_room_for_a_compiler_it_trains_uncompiled(tmp_path: Path, monkey
 
 
 def test_stage_3_is_not_compiled_and_that_is_said(tiny, tmp_path: Path, capsys):
-    result = train(tiny(train={"zero_stage": 3, "compile": "auto"}), token_budget=2 * STEP, checkpoint_dir=tmp_path)
-    assert result.tokens == 2 * STEP and "ZeRO-3 is not compiled" in capsys.readouterr().out
+    result = train(
+        tiny(train={"zero_stage": 3, "compile": "auto"}), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
+    )
+    assert result.tokens == 2 * TOKENS_PER_STEP and "ZeRO-3 is not compiled" in capsys.readouterr().out
     with pytest.raises(PresetError, match=r"does not go with train\.zero_stage 3; set it to \"auto\""):
         choose_compile(True, 3, ALONE, Console())
 
@@ -129,9 +131,14 @@ def test_a_step_is_one_graph_in_bf16_and_compiled_once(options: dict, document_m
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_run_in_cuda_graphs_is_the_run_without(tiny, tmp_path: Path):
     """To what a GPU's own order of sums leaves open; evaluations, two passes a step and no waiting among them."""
-    graphs = {"compile": True, "accumulation_steps": 2, "forbid_synchronization": True, "eval_interval_tokens": STEP}
+    graphs = {
+        "compile": True,
+        "accumulation_steps": 2,
+        "forbid_synchronization": True,
+        "eval_interval_tokens": TOKENS_PER_STEP,
+    }
     losses = []
     for name, changes in {"graphs": graphs, "none": graphs | {"compile": False}}.items():
-        result = train(tiny(train=changes), token_budget=8 * STEP, checkpoint_dir=tmp_path / name)
+        result = train(tiny(train=changes), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / name)
         losses.append(result.eval_loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

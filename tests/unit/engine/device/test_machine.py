@@ -14,7 +14,7 @@ from engine.device import machine
 
 PROGRAM = """
 import resource, torch
-from engine import machine
+from engine.device import machine
 if {keep}:
     machine.keep_freed_memory(torch.device("cpu"))
 for number in range(12):

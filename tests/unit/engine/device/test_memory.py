@@ -1,4 +1,4 @@
-"""engine/memory.py: the garbage collector works between steps, never within one, and is as before after a run; what to
+"""The garbage collector works between steps, never within one, and is as before after a run; what to
 lower where a batch does not fit."""
 
 import gc
@@ -14,7 +14,7 @@ from engine.device.ranks import Ranks
 from engine.errors import PresetError
 from engine.run import trainer
 from model import TransformerLM
-from tests.helpers.training import STEP
+from tests.helpers.training import TOKENS_PER_STEP
 
 
 class Ring:
@@ -62,7 +62,7 @@ def test_no_collection_falls_into_a_step_and_each_report_makes_one(tiny, tmp_pat
     monkeypatch.setattr(trainer, "train_step", watched)
     gc.callbacks.append(counted)
     try:
-        train(tiny(), token_budget=8 * STEP, checkpoint_dir=tmp_path)
+        train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     finally:
         gc.callbacks.remove(counted)
     assert collections[True] == 0 and collections[False] >= 8  # tiny reports every step

@@ -1,4 +1,4 @@
-"""engine/synchronization.py: no pass waits for the device, whatever is on; and what does is named with its place."""
+"""No pass waits for the device, whatever is on; and what does is named with its place."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from engine import train
 from engine.device.synchronization import Synchronization, forbidden
 from model.transformer import TransformerLM
-from tests.helpers.training import STEP
+from tests.helpers.training import TOKENS_PER_STEP
 
 ON = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive", "curriculum")}
 EVERYTHING = ON | {
@@ -26,14 +26,14 @@ def test_no_pass_of_a_run_waits_for_the_device(tiny, tmp_path: Path, stage: int,
         pytest.skip("DeepSpeed's stage 3 itself waits for a GPU")
     options = {"forbid_synchronization": True, "zero_stage": stage, "optimizer": optimizer}
     preset = tiny(train=options, model={"dropout": 0.1}, data={"document_mask": True}, auxiliary=EVERYTHING)
-    result = train(preset, token_budget=8 * STEP, checkpoint_dir=tmp_path)
-    assert result.tokens == 8 * STEP
+    result = train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert result.tokens == 8 * TOKENS_PER_STEP
 
 
 @pytest.mark.slow
 def test_a_compiled_run_can_be_looked_at_too(tiny, tmp_path: Path):
     preset = tiny(train={"forbid_synchronization": True, "compile": "auto"})
-    assert train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path).tokens == 2 * STEP
+    assert train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path).tokens == 2 * TOKENS_PER_STEP
 
 
 def test_a_pass_that_asks_for_a_value_is_named_with_its_place(tiny, tmp_path: Path, monkeypatch):
@@ -47,8 +47,8 @@ def test_a_pass_that_asks_for_a_value_is_named_with_its_place(tiny, tmp_path: Pa
 
     monkeypatch.setattr(TransformerLM, "forward", asking)
     preset = tiny(train={"forbid_synchronization": True})
-    with pytest.raises(Synchronization, match=r"_local_scalar_dense.* asked for at tests/engine/test_synchronization"):
-        train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    with pytest.raises(Synchronization, match=r"_local_scalar_dense.* asked for at .*/test_synchronization"):
+        train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

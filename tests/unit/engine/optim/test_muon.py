@@ -13,7 +13,7 @@ from engine.events import read
 from engine.optim.muon import ADAMW_RMS, Fragment, MuonAdamW, orthogonal
 from engine.optim.optimizers import muon
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from tests.helpers.training import STEP, by_step, signal_after, train_with
+from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 
 SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=16, tie_embeddings=False)
 EVERYTHING = AuxiliaryConfig(
@@ -118,12 +118,12 @@ def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices():
 def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(tiny, tmp_path: Path, stage: int):
     preset = tiny(train={"optimizer": "muon", "zero_stage": stage})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=16 * STEP, checkpoint_dir=whole)
+    train(preset, token_budget=16 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (1, 5):
         signal_after(parts, steps)
         with pytest.raises(Interrupted):
-            train(preset, token_budget=16 * STEP, checkpoint_dir=parts)
-    train(preset, token_budget=16 * STEP, checkpoint_dir=parts)
+            train(preset, token_budget=16 * TOKENS_PER_STEP, checkpoint_dir=parts)
+    train(preset, token_budget=16 * TOKENS_PER_STEP, checkpoint_dir=parts)
     assert all(torch.equal(tensor, weights(parts)[name]) for name, tensor in weights(whole).items())
     losses = list(by_step(read(whole)).values())
     assert losses[-1] < losses[0] - 0.2
@@ -141,7 +141,7 @@ def test_a_gated_projection_is_two_matrices():
 def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
     """Momentum is kept; squares that were never counted begin at zero, with their averages, so no step is wild."""
     for number, optimizer in enumerate(("adamw", "muon", "adamw"), 1):
-        train(tiny(train={"optimizer": optimizer}), token_budget=number * 8 * STEP, checkpoint_dir=tmp_path)
+        train(tiny(train={"optimizer": optimizer}), token_budget=number * 8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         printed = " ".join(capsys.readouterr().out.split())
         # Muon has no squares to give
         assert ("state fits all but 8 parameters, whose moments begin anew" in printed) == (number == 3)
@@ -157,7 +157,7 @@ def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
 def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_path: Path, stage: int):
     alone = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 8})
     shared = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 4})
-    budget = 8 * 8 * 2 * 32
+    budget = 8 * TOKENS_PER_STEP
     one = by_step(train_with(1, alone, tmp_path / "one", budget, tmp_path))
     two = by_step(train_with(2, shared, tmp_path / "two", budget, tmp_path))
     assert list(two.values()) == pytest.approx(list(one.values()), abs=1e-3)
@@ -172,7 +172,7 @@ def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_pat
 )
 def test_two_processes_that_are_interrupted_equal_two_that_are_not_to_the_bit(tiny, tmp_path: Path, optimizer, stage):
     preset = tiny(train={"optimizer": optimizer, "zero_stage": stage, "per_gpu_batch_size": 4})
-    budget = 10 * STEP
+    budget = 10 * TOKENS_PER_STEP
     train_with(2, preset, tmp_path / "whole", budget, tmp_path)
     interrupted = by_step(train_with(2, preset, tmp_path / "parts", budget, tmp_path, stop_after=4))
     assert 4 <= len(interrupted) < 10

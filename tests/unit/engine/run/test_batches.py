@@ -1,4 +1,4 @@
-"""engine/feed.py: what a rank says while it waits for the others."""
+"""engine/run/batches.py: what a rank says while it waits for the others."""
 
 from dataclasses import replace
 from types import SimpleNamespace

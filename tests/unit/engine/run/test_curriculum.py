@@ -1,4 +1,4 @@
-"""engine/curriculum.py: when thresholds come and what they are; over ranks and restarts, to the bit."""
+"""engine/run/curriculum.py: when thresholds come and what they are; over ranks and restarts, to the bit."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""engine/guard.py: which losses are spikes; and a skipped step in the real engine, which must leave no trace."""
+"""Which losses are spikes; and a skipped step in the real engine, which must leave no trace."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""engine/rehearsal.py: the passes that a step is divided into, and a step before the first that leaves no trace."""
+"""engine/run/warmup.py: the passes that a step is divided into, and a step before the first that leaves no trace."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from engine.screen.console import Console
 from model.latent import LookAhead, LookAheadSampler, Trained
 from model.transformer import TransformerLM
 from sources.loading.loader import Batch
-from tests.helpers.training import STEP
+from tests.helpers.training import TOKENS_PER_STEP
 
 PARTS = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
@@ -134,17 +134,17 @@ def test_a_gpu_that_is_full_is_one_more_row_too_many(tiny, monkeypatch):
 def test_a_run_keeps_its_step_and_says_how_it_is_divided(tiny, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(warmup._Trial, "_measure", lambda self, rows: 0.01 * (abs(rows - 4) + 1))
     plain, probed = tmp_path / "plain", tmp_path / "probed"
-    train(tiny(), token_budget=6 * STEP, checkpoint_dir=plain)
-    train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
+    train(tiny(), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=plain)
+    train(tiny(train={"probe_batch": True}), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=probed)
     events = [[event for event in read(folder) if event["event"] == "step"] for folder in (plain, probed)]
     assert [event["tokens"] for event in events[1]] == [event["tokens"] for event in events[0]]
     assert [event["loss"] for event in events[1]] == pytest.approx([event["loss"] for event in events[0]], abs=2e-5)
     (run,) = (event for event in read(probed) if event["event"] == "run")
-    assert run["derived"]["rows_per_pass"] == 4 and run["derived"]["global_batch_tokens"] == STEP
+    assert run["derived"]["rows_per_pass"] == 4 and run["derived"]["global_batch_tokens"] == TOKENS_PER_STEP
     assert CheckpointFolder(probed).newest().data["rows_of_pass"] == 4
 
     monkeypatch.setattr(warmup._Trial, "_measure", lambda self, rows: 0.01 * (abs(rows - 8) + 1))
-    train(tiny(train={"probe_batch": True}), token_budget=6 * STEP, checkpoint_dir=probed)
+    train(tiny(train={"probe_batch": True}), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=probed)
     *_, run = (event for event in read(probed) if event["event"] == "run")
     assert run["derived"]["rows_per_pass"] == 4, "a lineage keeps what it has"
 
@@ -154,10 +154,10 @@ def test_a_lineage_that_was_stopped_before_its_first_step_keeps_its_passes(tiny,
     with monkeypatch.context() as stopping:
         stopping.setattr("engine.run.trainer.Run._rehearse", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+            train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     rows = CheckpointFolder(tmp_path).newest().data["rows_of_pass"]
     capsys.readouterr()
-    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Passes of {rows} rows" in printed and "as before" in printed and "another version" not in printed
 
@@ -211,7 +211,7 @@ def test_what_does_not_fit_shows_before_anything_is_trained(tiny, tmp_path: Path
 
     monkeypatch.setattr("engine.run.trainer.train_step", full)
     with pytest.raises(PresetError, match="per_gpu_batch_size: 8 rows of 32 tokens do not fit"):
-        train(tiny(), token_budget=6 * STEP, checkpoint_dir=tmp_path)
+        train(tiny(), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["step"] == 0
     assert with_rows(tiny(), 2).train.accumulation_steps == 8
 
@@ -227,7 +227,7 @@ def test_a_curriculum_is_rehearsed_as_it_is_before_its_burn_in_and_after(tiny, t
 
     monkeypatch.setattr(TransformerLM, "forward", recorded)
     preset = tiny(auxiliary={"enable_curriculum": True, "curriculum_burn_in_tokens": 10**6})
-    train(preset, token_budget=2 * STEP, checkpoint_dir=tmp_path)
+    train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     text = [weighs for real, weighs in asked if real]
     rehearsed = [weighs for real, weighs in asked if not real]
     assert set(rehearsed) == {False, True} and set(text) == {False}
