@@ -11,6 +11,7 @@ import argparse
 import math
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
@@ -19,12 +20,13 @@ from engine.config import TrainConfig, load_preset
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import choose_compile, compile_model
 from engine.device.ranks import Ranks, join, leave
-from engine.run.stability import Guard
-from engine.run.step import train_step
+from engine.events import EventLog
+from engine.run.stability import StabilityGuard
+from engine.run.step import StepRunner
 from engine.screen.console import Console
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.latent import LookAheadSampler, Trained
-from sources.loading.loader import Batch
+from sources.loading.loader import Batch, BatchShape
 
 SHIPPED = load_preset("configs/04_lookahead.json")
 CORE = SHIPPED.auxiliary
@@ -37,20 +39,16 @@ class Trainer:
     def __init__(
         self, config: ModelConfig, auxiliary: AuxiliaryConfig | None, arguments: argparse.Namespace, ranks: Ranks
     ):
-        train = TrainConfig(
-            per_gpu_batch_size=arguments.rows,
-            accumulation_steps=arguments.passes,
-            optimizer=SHIPPED.train.optimizer,
-            learning_rate=SHIPPED.train.learning_rate,
-        )
+        train = TrainConfig(optimizer=SHIPPED.train.optimizer, learning_rate=SHIPPED.train.learning_rate)
+        shape = BatchShape(arguments.rows, arguments.passes, config.seq_length)
         torch.manual_seed(0)
         model = TransformerLM(config, arguments.vocabulary, auxiliary)
         self.parameters, self.flops = model.num_parameters(), model.flops_per_token()
-        self.ranks, self.clip = ranks, train.gradient_clipping
-        self.engine = deepspeed_engine.initialize(
-            model, train, ranks, machine.choose_bf16("auto", ranks, Console(enabled=False))
-        )
-        self.guard = Guard(train.on_spike, train.max_skipped_steps)
+        self.ranks = ranks
+        bf16 = machine.choose_bf16("auto", ranks, EventLog(Path(), Console(enabled=False)))
+        engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
+        self.runner = StepRunner(engine, ranks, 1, train.gradient_clipping)
+        self.guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
         self.sampler = None
         if auxiliary is not None and auxiliary.looks_ahead:
             self.sampler = LookAheadSampler(auxiliary, config.seq_length, seed=0)
@@ -65,7 +63,7 @@ class Trainer:
                 self.sampler.draw(ids, Trained.alike(1.0), self.steps, pass_index=number)
                 for number, ids in enumerate(batch.segment_ids)
             ]
-        train_step(self.engine, batch, batch.num_tokens, 1, self.clip, self.guard, self.ranks, look_ahead=draws)
+        self.runner.run(batch, batch.num_tokens, self.guard, draws)
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
         self.steps += 1

@@ -20,10 +20,10 @@ from engine.device import deepspeed_engine, machine
 from engine.device.compiling import compile_model
 from engine.device.ranks import join, leave
 from engine.optim.optimizers import adamw
-from engine.run.stability import Guard
-from engine.run.step import train_step
+from engine.run.stability import StabilityGuard
+from engine.run.step import StepRunner
 from model import ModelConfig, TransformerLM
-from sources.loading.loader import Batch
+from sources.loading.loader import Batch, BatchShape
 
 
 def real_bytes(count: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def main() -> None:
 
     ranks = join()
     config = ModelConfig()
-    train = TrainConfig(per_gpu_batch_size=arguments.rows, precision="fp32")
+    train = TrainConfig(precision="fp32")
     shape = (arguments.rows, config.seq_length)
     ids = real_bytes(arguments.rows * config.seq_length + 1)
     inputs, labels = ids[:-1].view(shape).to(ranks.device), ids[1:].view(shape).to(ranks.device)
@@ -65,8 +65,12 @@ def main() -> None:
     plain = TransformerLM(config, arguments.vocabulary).to(ranks.device)
     optimizer = adamw(plain, train.learning_rate, train.weight_decay)
     torch.manual_seed(0)
-    engine = deepspeed_engine.initialize(TransformerLM(config, arguments.vocabulary), train, ranks, bf16=False)
-    guard = Guard(train.on_spike, train.max_skipped_steps)
+    model = TransformerLM(config, arguments.vocabulary)
+    engine = deepspeed_engine.initialize(
+        model, train, BatchShape(arguments.rows, 1, config.seq_length), ranks, bf16=False
+    )
+    runner = StepRunner(engine, ranks, 1, train.gradient_clipping)
+    guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
     if arguments.compile:
         plain.compile()
         compile_model(engine)
@@ -79,7 +83,7 @@ def main() -> None:
         optimizer.zero_grad()
 
     def engine_step() -> None:
-        train_step(engine, batch, labels.numel(), 1, train.gradient_clipping, guard, ranks)
+        runner.run(batch, labels.numel(), guard)
 
     def timed(step) -> float:
         begin = time.perf_counter()

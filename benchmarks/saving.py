@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.overhead import real_bytes
 from engine import events
-from engine.checkpoint.background import Copy, Saving
+from engine.checkpoint.background import BackgroundSaver, Checkpoint
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import TrainConfig
 from engine.device import deepspeed_engine, machine
@@ -32,6 +32,7 @@ from engine.optim.optimizers import adamw
 from engine.screen.console import Console
 from model import ModelConfig, TransformerLM
 from model.snapshot.file import Snapshot
+from sources.loading.loader import BatchShape
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=50_257)
     arguments = parser.parse_args()
     ranks = join()
-    config, train = ModelConfig(), TrainConfig(precision="fp32", per_gpu_batch_size=2, accumulation_steps=1)
+    config, train = ModelConfig(), TrainConfig(precision="fp32")
     model = TransformerLM(config, arguments.vocabulary)
-    engine = deepspeed_engine.initialize(model, train, ranks, bf16=False)
+    engine = deepspeed_engine.initialize(model, train, BatchShape(2, 1, config.seq_length), ranks, bf16=False)
     ids = real_bytes(2 * config.seq_length + 1)
     loss_sum, _ = engine(ids[:-1].view(2, -1), ids[1:].view(2, -1))
     engine.backward(loss_sum / (2 * config.seq_length))
@@ -50,7 +51,7 @@ def main() -> None:
     squares = gradients.squared_norms(ranks.device).cpu()
     deepspeed_engine.step(engine, gradients, squares, train.gradient_clipping, ranks)  # now there are moments
 
-    def take() -> Copy:
+    def take() -> Checkpoint:
         snapshot = Snapshot(
             model=deepspeed_engine.weights(engine, keep=True),
             config={**config.model_dump(), "vocab_size": arguments.vocabulary, "eos_token_id": 0},
@@ -73,17 +74,17 @@ def main() -> None:
     leave()
 
 
-def ours(take: Callable[[], Copy], folder: Path, ranks: Ranks, interval: float, rounds: int) -> None:
+def ours(take: Callable[[], Checkpoint], folder: Path, ranks: Ranks, interval: float, rounds: int) -> None:
     """Saves as a run does: what it holds training up, and what it costs in all."""
     folder.mkdir()
-    log = events.Metrics(folder, Console(enabled=False), enabled=True)
+    log = events.EventLog(folder, Console(enabled=False))
     processor = []
     for _ in range(rounds):
         begin = time.process_time()
-        saving = Saving(take, interval / 60, CheckpointFolder(folder), ranks, log.console, log, saved=None)
-        saving.save()
-        saving.close()
-        saving.look()
+        saver = BackgroundSaver(take, interval / 60, CheckpointFolder(folder), ranks, log, saved=None)
+        saver.save()
+        saver.close()
+        saver.poll()
         processor.append(time.process_time() - begin)
     log.close()
     saves = [event for event in events.read(folder) if event["event"] == "save"]
@@ -96,7 +97,7 @@ def ours(take: Callable[[], Copy], folder: Path, ranks: Ranks, interval: float, 
     print(f"  processor time in all                        {total:6.2f} s  {total / interval:7.3%}")
 
 
-def generation(take: Callable[[], Copy], folder: Path) -> tuple[int, float, float]:
+def generation(take: Callable[[], Checkpoint], folder: Path) -> tuple[int, float, float]:
     """Bytes, seconds to save and to load of one generation."""
     checkpoints = CheckpointFolder(folder)
     saving = seconds(lambda: checkpoints.save(*take()))

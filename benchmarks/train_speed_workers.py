@@ -172,20 +172,21 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **optio
     from engine.device import deepspeed_engine
     from engine.device.compiling import compile_model
     from engine.device.ranks import join
-    from engine.run.stability import Guard
-    from engine.run.step import train_step
+    from engine.run.stability import StabilityGuard
+    from engine.run.step import StepRunner
     from model import ModelConfig, TransformerLM
-    from sources.loading.loader import Batch
+    from sources.loading.loader import Batch, BatchShape
 
     ranks = join()
     sizes = {"hidden_size": shape.width, "num_layers": shape.layers, "seq_length": shape.length}
     config = ModelConfig(**sizes, **{"num_heads": shape.heads} | options)
     stage = int(os.environ.get("ZERO_STAGE", "1"))
-    train = TrainConfig(per_gpu_batch_size=shape.rows, learning_rate=RATE, zero_stage=stage)
-    engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, ranks, bf16=True)
+    train = TrainConfig(learning_rate=RATE, zero_stage=stage)
+    batch_shape = BatchShape(shape.rows, 1, shape.length, ranks.rank, ranks.world_size)
+    engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, batch_shape, ranks, bf16=True)
     if compiled:
         compile_model(engine)
-    guard = Guard("log", 10)
+    runner, guard = StepRunner(engine, ranks, 1, CLIP), StabilityGuard("log", 10)
     pinned = {"pin_memory": device.type == "cuda"}
     segments = torch.zeros(1, shape.rows, shape.length, dtype=torch.int32, **pinned)
     sources = torch.zeros(1, shape.rows, dtype=torch.int64, **pinned)
@@ -193,7 +194,7 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **optio
     for ids, labels in batches(shape):
         gate()
         batch = Batch(ids[None], labels[None], segments, sources, labels.numel(), 0, {}, [])
-        result = train_step(engine, batch, tokens, 1, CLIP, guard, ranks)
+        result = runner.run(batch, tokens, guard)
         guard.after_step(result.loss, result.skipped)
 
 

@@ -131,8 +131,8 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
 def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, make this process keep freed memory for the next step.
 
-    glibc returns large blocks to the system at once, and the kernel zeroes each page again: a seventh of a small model's
-    step. Other C libraries are left alone.
+    glibc returns large blocks to the system at once, and the kernel zeroes each page again, which takes a seventh of a
+    small model's step. Other C libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if device.type == "cpu" and mallopt is not None:

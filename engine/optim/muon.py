@@ -1,8 +1,8 @@
 """Muon (Jordan et al., 2024) for hidden matrices beside AdamW for everything else, under any ZeRO stage.
 
-Muon steps along the orthogonalised momentum of a whole matrix. ZeRO stages 1 to 3 give an optimizer flat pieces of many
-parameters, so `fragments` says which matrices they hold; matrices that several ranks share are assembled by one sum over
-the ranks.
+Muon steps along the orthogonalised momentum of a whole matrix. ZeRO stages 1 to 3 give an optimizer flat pieces of
+many parameters, so `fragments` says which matrices they hold; matrices that several ranks share are assembled by one
+sum over the ranks.
 
 Notable here
 - Updates have the RMS of AdamW's (arXiv 2502.16982), so both use the same learning rate and decay.
@@ -20,7 +20,11 @@ import torch
 from torch import Tensor
 
 MOMENTUM, ITERATIONS = 0.95, 5
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations
 ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
 
 
@@ -37,8 +41,8 @@ class Fragment(NamedTuple):
 class MuonAdamW(torch.optim.AdamW):
     """Groups with `muon` true are updated by Muon, the others by fused AdamW.
 
-    matrices: (number, rows, columns) of each Muon parameter, by name; dtype: of the matrix products. Whoever replaces the
-    parameters by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
+    matrices: (number, rows, columns) of each Muon parameter, by name; dtype: of the matrix products. Whoever replaces
+    the parameters by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
     """
 
     def __init__(

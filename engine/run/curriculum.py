@@ -53,7 +53,7 @@ class Curriculum:
         return self._thresholds
 
     def add(self, token_nll: Tensor, labels: Tensor) -> None:
-        """Count the rows of a micro-batch, token_nll and labels (B, T) on the device; rows without labels are ignored."""
+        """Count a micro-batch's rows, token_nll and labels (B, T) on the device; rows without labels are ignored."""
         bins = (row_losses(token_nll, labels) / BIN_NATS).long().clamp(0, BINS - 1)
         self._counts_of_step.index_add_(0, bins, (labels != IGNORE_INDEX).any(dim=1).long())
 

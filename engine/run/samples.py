@@ -23,8 +23,8 @@ PASSAGE_TOKENS, PASSAGE_CONTEXT = 48, 16  # shown, and read before them
 
 
 def show(engine: Engine, rows: HeldOut, tokenizer: TextTokenizer, step: int, ranks: Ranks) -> dict[str, Any]:
-    """Return `sample`, a prompt from a validation document and the model's continuation, and `passage`, the latent core's
-    predictions at each of some validation tokens.
+    """Return `sample`, a prompt from a validation document and the model's continuation, and `passage`, the latent
+    core's predictions at each of some validation tokens.
 
     All ranks must call it; the values are None on all but rank 0, where no text fits, and, for the passage, without a
     latent core.

@@ -102,7 +102,7 @@ class Telemetry:
             data_wait=window.wait_seconds / max(window.seconds, 1e-9),
             eta_seconds=max(0, figures.token_budget - progress.tokens_in_run) / max(rate, 1e-9),
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},
-            auxiliary=_mean_figures(window.auxiliary),
+            auxiliary=mean_figures(window.auxiliary),
             steps=window.steps,
             **core,
         )
@@ -110,6 +110,6 @@ class Telemetry:
         self._logged_at = time.monotonic()
 
 
-def _mean_figures(auxiliary: torch.Tensor) -> dict[str, float]:
+def mean_figures(auxiliary: torch.Tensor) -> dict[str, float]:
     """The means of StepResult's `auxiliary` by name; figures without counts are left out."""
     return {name: total / number for name, (total, number) in zip(FIGURES, auxiliary.tolist(), strict=True) if number}

@@ -30,9 +30,9 @@ from engine import train
 from engine.checkpoint import background
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import parse_preset
+from engine.data.batches import Batches
 from engine.device.ranks import join, leave
 from engine.errors import RunError
-from engine.run.batches import Feed
 from tests import faults
 
 # What a first run imports as it goes, and the server therefore before it forks.
@@ -135,7 +135,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def noting_rows(next_batch: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
-    """Feed.next, with a note of what each batch holds."""
+    """Batches.next, with a note of what each batch holds."""
 
     def next_and_note(*arguments: Any) -> Any:
         batch, agreed = next_batch(*arguments)
@@ -166,7 +166,7 @@ def run(job: Job) -> int:
     save = Faults(job, CheckpointFolder.save)
     CheckpointFolder.save = lambda *arguments: save(*arguments)
     if job.rows:
-        Feed.next = noting_rows(Feed.next, save.note)
+        Batches.next = noting_rows(Batches.next, save.note)
     ranks = join()
     save.note("joined", rank=ranks.rank, pid=os.getpid())
     try:

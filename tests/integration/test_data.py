@@ -43,7 +43,7 @@ def test_the_reference_presets_questions_train_as_written_and_a_dead_hub_ends_th
     assert process.wait(60) == 3, output
     assert "question is read from the column query" in output
     assert "retrying at row" in output and "questions is no longer read" in output
-    assert "Every source failed: questions:" in output and "the next start goes on from there" in output
+    assert "Every source failed: questions:" in output and "the next start continues from there" in output
     stopped = [event for event in read(home / "checkpoints") if event["event"] == "step"][-1]["step"]
 
     hub.faults.clear()
@@ -104,7 +104,7 @@ def test_a_signal_is_heard_while_a_source_is_awaited(hub, home: Path, topics_fol
     process.terminate()
     output = process.stdout.read()
     assert process.wait(60) == 143 and time.monotonic() - begin < 20, output
-    assert "the next start goes on from there" in output and count > 0
+    assert "the next start continues from there" in output and count > 0
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ import torch
 
 from engine import train
 from engine.checkpoint.folder import CURRENT, PREV, CheckpointFolder
+from engine.data.source_losses import UNIT
 from engine.device.determinism import CUBLAS_WORKSPACE, deterministic, seed_batch
 from engine.errors import Diverged, Interrupted
 from engine.events import read
 from engine.run.stability import all_finite
-from engine.run.step import UNIT
 from model import TransformerLM
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, environment, signal_after

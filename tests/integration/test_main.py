@@ -45,7 +45,7 @@ def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 143
     assert "Preset 00_tiny (the default)" in begin
-    assert "saved" in rest and "the next start goes on from there" in rest
+    assert "saved" in rest and "the next start continues from there" in rest
     assert (home / "checkpoints" / "lm_current.pth").exists()
 
     process = start_main(home)

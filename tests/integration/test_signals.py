@@ -128,7 +128,7 @@ def test_a_signal_during_steps_saves_and_leaves_nobody_behind(start, home: Path,
     rest = job.rest()
     job.ends_within(SECONDS_TO_SAVE, since)
     assert job.process.returncode == 128 + number
-    assert f"{number.name} at step" in rest and "the next start goes on from there" in rest
+    assert f"{number.name} at step" in rest and "the next start continues from there" in rest
     assert saved_steps(home) == reported_steps(home)
 
 
@@ -234,7 +234,7 @@ def test_the_second_signal_leaves_at_once(start, home: Path):
     rest = job.rest()
     job.ends_within(SECONDS_AT_ONCE, since)
     assert job.process.returncode == 143
-    assert "SIGTERM again at step 1; the next start goes on from the last snapshot." in rest, job.output
+    assert "SIGTERM again at step 1; the next start continues from the last snapshot." in rest, job.output
     assert saved_steps(home) == 0
 
 
@@ -250,7 +250,7 @@ def test_a_signal_to_one_of_them_is_a_signal_to_all(start, home: Path, target: s
     (job.rank(1) if target == "one rank" else job.process).send_signal(signal.SIGTERM)
     rest = job.rest()
     job.ends_within(SECONDS_TO_SAVE, since)
-    assert len(re.findall("SIGTERM at step", rest)) == 1 and "the next start goes on from there" in rest, rest
+    assert len(re.findall("SIGTERM at step", rest)) == 1 and "the next start continues from there" in rest, rest
     assert saved_steps(home) == reported_steps(home)
 
 

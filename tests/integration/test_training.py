@@ -15,7 +15,7 @@ from engine import TOKENS_PER_RUN, train
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.events import read
-from engine.run.evaluation import evaluate
+from engine.run.evaluation import Evaluator
 from model import TransformerLM, load
 from sources.registry import open_sources
 from sources.rows.held_out import collect_held_out
@@ -141,11 +141,12 @@ def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_p
         calls = itertools.count()
 
         def signalled(*arguments):
-            if next(calls) == 1:  # the first is the rehearsal's
+            if next(calls) == 1:  # the first is the warm-up's
                 os.kill(os.getpid(), 15)
             return evaluate(*arguments)
 
-        patch.setattr("engine.run.trainer.evaluate", signalled)
+        evaluate = Evaluator.evaluate
+        patch.setattr(Evaluator, "evaluate", signalled)
         preset = tiny(train={"eval_interval_tokens": 10**9})
         with pytest.raises(Interrupted, match="SIGTERM at step 4") as caught:
             train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
@@ -169,7 +170,7 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path,
     train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (3, 5):
         signal_after(parts, steps)
-        with pytest.raises(Interrupted, match="the next start goes on from there") as caught:
+        with pytest.raises(Interrupted, match="the next start continues from there") as caught:
             train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)
         assert caught.value.status == 143
     train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)

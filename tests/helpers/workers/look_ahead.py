@@ -13,11 +13,12 @@ import torch
 from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import adamw
-from engine.run.stability import Guard
-from engine.run.step import mean_figures, train_step
+from engine.run.stability import StabilityGuard
+from engine.run.step import StepRunner
+from engine.run.telemetry import mean_figures
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.latent import LookAhead, LookAheadSampler, Trained
-from sources.loading.loader import Batch
+from sources.loading.loader import Batch, BatchShape
 from tests.helpers.workers.golden import LENGTH, TRAIN, VOCABULARY, rows
 
 STEPS, PASSES, ROWS = 10, 4, 2  # passes of a step over all ranks, and rows of each
@@ -94,10 +95,11 @@ def engine(stage: int, ranks: Ranks) -> dict[str, list]:
     inputs, labels, segment_ids = passes()
     share = PASSES // ranks.world_size
     mine = range(ranks.rank * share, (ranks.rank + 1) * share)
-    update = {"zero_stage": stage, "per_gpu_batch_size": ROWS, "accumulation_steps": share}
-    train = TRAIN.model_copy(update=update)
-    engine = deepspeed_engine.initialize(fresh_model(), train, ranks, bf16=False)
-    guard = Guard(train.on_spike, train.max_skipped_steps)
+    train = TRAIN.model_copy(update={"zero_stage": stage})
+    shape = BatchShape(ROWS, share, LENGTH, ranks.rank, ranks.world_size)
+    engine = deepspeed_engine.initialize(fresh_model(), train, shape, ranks, bf16=False)
+    guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
+    runner = StepRunner(engine, ranks, 1, train.gradient_clipping)
     told = {"losses": [], "norms": [], "figures": []}
     for step in range(STEPS):
         own = [tensor[step, mine.start : mine.stop] for tensor in (inputs, labels, segment_ids)]
@@ -105,8 +107,7 @@ def engine(stage: int, ranks: Ranks) -> dict[str, list]:
         batch = Batch(*own, sources, num_tokens=0, number=step, state={}, events=[])
         draws = [look_ahead(segment_ids[step, number], step, number) for number in mine]
         labels_in_step = int((labels[step] != -100).sum())
-        clip = train.gradient_clipping
-        result = train_step(engine, batch, labels_in_step, 1, clip, guard, ranks, look_ahead=draws)
+        result = runner.run(batch, labels_in_step, guard, draws)
         told["losses"].append(result.loss)
         told["norms"].append(result.grad_norm)
         told["figures"].append(mean_figures(result.auxiliary))

@@ -13,11 +13,11 @@ import torch
 
 from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join, leave
-from engine.run.stability import ENOUGH, Guard
-from engine.run.step import StepResult, train_step
+from engine.run.stability import MIN_LOSSES, StabilityGuard
+from engine.run.step import StepResult, StepRunner
 from model import TransformerLM
 from tests.helpers.workers import golden
-from tests.helpers.workers.golden import GLOBAL_ROWS, PASSES, TRAIN, VOCABULARY, batch_of, rows
+from tests.helpers.workers.golden import PASSES, TRAIN, VOCABULARY, batch_of, rows, shape_of_step
 
 SHAPE = golden.SHAPE.model_copy(update={"hidden_size": 33, "num_heads": 1})  # no two ranks have equal shares
 STEPS, BAD = 6, (0, 2, 3)  # the very first step, before there are moments, and two in a row
@@ -43,10 +43,13 @@ def train(kind: str, stage: int, bf16: bool, ranks: Ranks, leave_out: bool) -> t
     """The results of the steps, the state at the end, and whether skipped steps, and they alone, left it as it was."""
     torch.manual_seed(0)
     model = Spoilt(SHAPE, VOCABULARY)
-    micro = GLOBAL_ROWS // PASSES // ranks.world_size
-    preset = TRAIN.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro, "on_spike": "skip"})
-    engine, guard = deepspeed_engine.initialize(model, preset, ranks, bf16), Guard("skip", 10)
-    guard.load({"losses": [6.0] * ENOUGH, "skipped_in_a_row": 0})
+    settings = TRAIN.model_copy(update={"zero_stage": stage, "on_spike": "skip"})
+    engine, guard = (
+        deepspeed_engine.initialize(model, settings, shape_of_step(ranks), ranks, bf16),
+        StabilityGuard("skip", 10),
+    )
+    guard.load({"losses": [6.0] * MIN_LOSSES, "skipped_in_a_row": 0})
+    runner = StepRunner(engine, ranks, 1, settings.gradient_clipping)
     inputs, labels = rows()
     results, untouched = [], True
     for step in range(STEPS):
@@ -56,7 +59,7 @@ def train(kind: str, stage: int, bf16: bool, ranks: Ranks, leave_out: bool) -> t
         before = state(engine)
         labels_in_step = int((labels[step] != -100).sum())
         batch = batch_of(inputs[step], labels[step], ranks)
-        results.append(train_step(engine, batch, labels_in_step, 1, preset.gradient_clipping, guard, ranks))
+        results.append(runner.run(batch, labels_in_step, guard))
         guard.after_step(results[-1].loss, results[-1].skipped)
         untouched &= equal(before, state(engine)) == results[-1].skipped
         assert engine.micro_steps == PASSES * len(results), "a skipped step's passes count like any other's"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.events import FILE_NAME, Metrics, read, tokens_reached
+from engine.events import FILE_NAME, EventLog, read, tokens_reached
 from engine.screen.console import Console, count, duration
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment
@@ -28,7 +28,7 @@ STEP = {
 
 def test_events_are_appended_as_lines_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for _ in range(2):
-        metrics = Metrics(tmp_path, Console(), enabled=True)
+        metrics = EventLog(tmp_path, Console())
         metrics.write("step", **STEP)
         metrics.close()
     lines = (tmp_path / FILE_NAME).read_text().splitlines()
@@ -51,14 +51,14 @@ def test_events_are_appended_as_lines_and_shown(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(("mfu", "shown"), [(0.4123, True), (None, False)])
 def test_mfu_is_shown_where_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str], mfu, shown: bool):
-    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics = EventLog(tmp_path, Console())
     metrics.write("step", **STEP, mfu=mfu)
     metrics.close()
     assert ("MFU 41.2%" in capsys.readouterr().out) == shown
 
 
 def test_other_ranks_write_and_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    metrics = Metrics(tmp_path, Console(enabled=False), enabled=False)
+    metrics = EventLog(tmp_path, Console(enabled=False), enabled=False)
     metrics.write("step", **STEP)
     metrics.close()
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_line_cut_by_a_kill_hurts_no_other(tmp_path: Path):
     (tmp_path / FILE_NAME).write_text('{"event": "step", "time": 1}\n{"event": "st')
-    metrics = Metrics(tmp_path, Console(enabled=False), enabled=True)
+    metrics = EventLog(tmp_path, Console(enabled=False), enabled=True)
     metrics.write("save", path="x", tokens_total=1, seconds=1.0)
     metrics.close()
     assert [event["event"] for event in read(tmp_path)] == ["step", "save"]
@@ -81,7 +81,7 @@ def test_a_line_that_is_no_event_hurts_no_start(tmp_path: Path, line: str):
 def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     os.mkfifo(tmp_path / FILE_NAME)
     assert read(tmp_path) == []
-    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics = EventLog(tmp_path, Console())
     metrics.write("step", **STEP)
     assert "cannot be written" in capsys.readouterr().out
     (tmp_path / FILE_NAME).unlink()
@@ -90,7 +90,7 @@ def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, caps
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path):
-    metrics = Metrics(tmp_path, Console(enabled=False), enabled=True)
+    metrics = EventLog(tmp_path, Console(enabled=False), enabled=True)
     metrics.write("step", **{**STEP, "loss": float("nan"), "sources": {"a": float("inf")}})
     metrics.close()
     line = (tmp_path / FILE_NAME).read_text()
@@ -98,7 +98,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
 
 
 def test_a_source_named_like_markup_is_printed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    metrics = Metrics(tmp_path, Console(), enabled=True)
+    metrics = EventLog(tmp_path, Console())
     metrics.write("source", name="[red]", what="notice", message="[/] closes nothing")
     metrics.close()
     assert "source [red]: [/] closes nothing" in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytes
     console.say(hostile)
     console.warn(hostile)
     console.error(hostile)
-    metrics = Metrics(tmp_path, console, enabled=True)
+    metrics = EventLog(tmp_path, console, enabled=True)
     metrics.write("source", name=hostile, what="notice", message=hostile)
     figures = {"ce": 1.0, "perplexity": 2.7, "bits_per_byte": 1.0, "tokens": 5, "seconds": 0.1, "sources": {}}
     metrics.write("evaluation", **figures, sample={"prompt": hostile, "text": hostile})
@@ -125,7 +125,7 @@ def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path, capsys: pytes
     outside.write_text("of somebody else")
     folder.mkdir()
     (folder / FILE_NAME).symlink_to(outside)
-    metrics = Metrics(folder, Console(), enabled=True)
+    metrics = EventLog(folder, Console())
     metrics.write("step", **STEP)
     metrics.write("step", **STEP)
     shown = " ".join(capsys.readouterr().out.split())
@@ -141,9 +141,9 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from engine.screen.console import Console
-from engine.events import Metrics
+from engine.events import EventLog
 folder = Path(sys.argv[1])
-metrics = Metrics(folder, Console(), enabled=True)
+metrics = EventLog(folder, Console())
 
 def write(number, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from engine import train
-from engine.checkpoint.background import Saving
+from engine.checkpoint.background import BackgroundSaver
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.device.ranks import Ranks
 from engine.errors import FolderInUse
-from engine.events import Metrics, read
+from engine.events import EventLog, read
 from engine.screen.console import Console
 from tests.helpers import checkpoints
 from tests.helpers.training import TOKENS_PER_STEP, start_main
@@ -99,19 +99,19 @@ def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path:
 
 def test_a_failure_is_told_by_the_save_that_waits_for_it(tmp_path: Path, capsys):
     (tmp_path / "state").write_text("in the way")
-    taken, console = (checkpoints.snapshot(10), checkpoints.optimizer(10), {}), Console()
+    taken = (checkpoints.snapshot(10), checkpoints.optimizer(10), {})
     alone = Ranks(0, 1, torch.device("cpu"), None)
-    journal = Metrics(tmp_path, console, enabled=True)
-    saving = Saving(lambda: taken, 10.0, CheckpointFolder(tmp_path), alone, console, journal, None)
-    saving.save()
-    saving.save()
+    log = EventLog(tmp_path, Console())
+    saver = BackgroundSaver(lambda: taken, 10.0, CheckpointFolder(tmp_path), alone, log, None)
+    saver.save()
+    saver.save()
     assert "could not be written" in " ".join(capsys.readouterr().out.split())
-    saving.close()
-    journal.close()
+    saver.close()
+    log.close()
 
 
 def test_a_finished_run_waits_for_the_disk(tiny, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("engine.checkpoint.background.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("engine.checkpoint.background.FINAL_RETRY_SECONDS", 0.2)
     (tmp_path / "state").write_text("in the way")
 
     def clear() -> None:

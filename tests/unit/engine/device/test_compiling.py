@@ -11,17 +11,19 @@ import torch
 from engine import train
 from engine.config import TrainConfig
 from engine.device import deepspeed_engine
-from engine.device.compiling import NOTE, VARIABLE, Compiling, choose_compile, compile_model
+from engine.device.compiling import MARKER, VARIABLE, CompileCache, choose_compile, compile_model
 from engine.device.ranks import Ranks, join
 from engine.errors import PresetError
-from engine.run.stability import Guard
-from engine.run.step import train_step
+from engine.events import EventLog
+from engine.run.stability import StabilityGuard
+from engine.run.step import StepRunner
 from engine.screen.console import Console
 from model import ModelConfig, TransformerLM
-from sources.loading.loader import Batch
+from sources.loading.loader import Batch, BatchShape
 from tests.helpers.training import TOKENS_PER_STEP
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
+LOG = EventLog(Path(), Console())
 
 
 @pytest.fixture
@@ -35,36 +37,36 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def notes(folder: Path) -> list[Path]:
-    return list(folder.glob(f"{NOTE}*"))
+def markers(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{MARKER}*"))
 
 
 def test_what_was_compiled_in_peace_is_kept(cache: Path):
-    compiling = Compiling(ALONE)
-    assert os.environ[VARIABLE] == str(cache) and len(notes(cache)) == 1
+    compiling = CompileCache(ALONE)
+    assert os.environ[VARIABLE] == str(cache) and len(markers(cache)) == 1
     compiling.done()
     compiling.done()
     compiling.close()
-    again = Compiling(ALONE)
+    again = CompileCache(ALONE)
     assert (cache / "ab" / "library.so").exists() and os.environ[VARIABLE] == str(cache)
     again.close()
 
 
 def test_after_a_kill_the_cache_begins_anew(cache: Path):
-    Compiling(ALONE).close()  # without being done, which is all that a killed process leaves
-    assert len(notes(cache)) == 1
-    compiling = Compiling(ALONE)
-    assert [path.name[: len(NOTE)] for path in cache.iterdir()] == [NOTE]
+    CompileCache(ALONE).close()  # without being done, which is all that a killed process leaves
+    assert len(markers(cache)) == 1
+    compiling = CompileCache(ALONE)
+    assert [path.name[: len(MARKER)] for path in cache.iterdir()] == [MARKER]
     compiling.close()
 
 
 def test_nothing_is_removed_under_a_process_that_compiles(cache: Path):
-    Compiling(ALONE).close()
-    with (cache / f"{NOTE}of-another").open("w") as file:
+    CompileCache(ALONE).close()
+    with (cache / f"{MARKER}of-another").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        compiling = Compiling(ALONE)
+        compiling = CompileCache(ALONE)
     elsewhere = Path(os.environ[VARIABLE])
-    assert elsewhere != cache and len(notes(elsewhere)) == 1 and (cache / "ab" / "library.so").exists()
+    assert elsewhere != cache and len(markers(elsewhere)) == 1 and (cache / "ab" / "library.so").exists()
     compiling.close()
     assert os.environ[VARIABLE] == str(cache)
 
@@ -76,7 +78,7 @@ def test_code_is_only_loaded_from_where_nobody_else_writes(cache: Path, tmp_path
     else:
         monkeypatch.setenv(VARIABLE, str(tmp_path / "x"))
         (tmp_path / "x").symlink_to(cache) if kind == "a link" else (tmp_path / "x").write_text("")
-    compiling = Compiling(ALONE)
+    compiling = CompileCache(ALONE)
     elsewhere = Path(os.environ[VARIABLE])
     assert elsewhere not in (cache, tmp_path / "x") and elsewhere.stat().st_mode & 0o777 == 0o700
     compiling.close()
@@ -84,10 +86,10 @@ def test_code_is_only_loaded_from_where_nobody_else_writes(cache: Path, tmp_path
 
 def test_without_room_for_a_compiler_it_trains_uncompiled(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    assert choose_compile("auto", 1, ALONE, Console()) is None
+    assert choose_compile("auto", 1, ALONE, LOG) is None
     assert "torch.compile is not available here" in capsys.readouterr().out
     with pytest.raises(PresetError, match=r"train\.compile is true but"):
-        choose_compile(True, 1, ALONE, Console())
+        choose_compile(True, 1, ALONE, LOG)
 
 
 def test_stage_3_is_not_compiled_and_that_is_said(tiny, tmp_path: Path, capsys):
@@ -96,7 +98,7 @@ def test_stage_3_is_not_compiled_and_that_is_said(tiny, tmp_path: Path, capsys):
     )
     assert result.tokens == 2 * TOKENS_PER_STEP and "ZeRO-3 is not compiled" in capsys.readouterr().out
     with pytest.raises(PresetError, match=r"does not go with train\.zero_stage 3; set it to \"auto\""):
-        choose_compile(True, 3, ALONE, Console())
+        choose_compile(True, 3, ALONE, LOG)
 
 
 OPTIONS = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"}
@@ -112,17 +114,18 @@ def test_a_step_is_one_graph_in_bf16_and_compiled_once(options: dict, document_m
         return graph.forward
 
     shape = ModelConfig(hidden_size=64, num_layers=2, num_heads=2, seq_length=32, **options)
-    settings = TrainConfig(per_gpu_batch_size=4, accumulation_steps=2)
-    engine = deepspeed_engine.initialize(TransformerLM(shape, 512), settings, join(), bf16=True)
+    engine = deepspeed_engine.initialize(
+        TransformerLM(shape, 512), TrainConfig(), BatchShape(4, 2, 32), join(), bf16=True
+    )
     assert compile_model(engine, backend=counting, fullgraph=True) == 1
-    guard = Guard("log", 10)
+    guard, runner = StabilityGuard("log", 10), StepRunner(engine, ALONE, 1, 1.0, document_mask)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in range(4):
             ids = torch.randint(512, (2, 4, 33), generator=torch.Generator().manual_seed(number))
             segments = (torch.arange(32) > 4 + 7 * number).int().expand(2, 4, 32)
             sources = torch.zeros(2, 4, dtype=torch.int64)
             batch = Batch(ids[..., :-1], ids[..., 1:], segments, sources, 256, number, {}, [])
-            step = train_step(engine, batch, 256, 1, 1.0, guard, ALONE, document_mask=document_mask)
+            step = runner.run(batch, 256, guard)
             assert not step.skipped
     engine.destroy()
     assert len(graphs) == 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from engine import train
-from engine.device.memory import collected_between_steps, never_look_through_again, require_memory, too_large
-from engine.device.ranks import Ranks
+from engine.device.memory import freeze_gc, manual_gc, require_memory, too_large
 from engine.errors import PresetError
-from engine.run import trainer
+from engine.run.step import StepRunner
 from model import TransformerLM
+from sources.loading.loader import BatchShape
 from tests.helpers.training import TOKENS_PER_STEP
 
 
@@ -28,14 +28,14 @@ class Ring:
 def test_garbage_stays_until_it_is_asked_for(enabled: bool):
     gc.enable() if enabled else gc.disable()
     try:
-        with collected_between_steps():
+        with manual_gc():
             ring = weakref.ref(Ring())
             [[] for _ in range(100_000)]  # many times what makes Python collect
             assert ring() is not None
             gc.collect()
             assert ring() is None
             kept = weakref.ref(Ring())
-            never_look_through_again()
+            freeze_gc()
             assert kept() is None, "what is garbage by then is not kept"
             [[] for _ in range(1000)]
             assert len(gc.get_objects()) < 5000 < gc.get_freeze_count()
@@ -51,7 +51,7 @@ def test_no_collection_falls_into_a_step_and_each_report_makes_one(tiny, tmp_pat
         if phase == "start":
             collections[in_step[0]] += 1
 
-    original = trainer.train_step
+    original = StepRunner.run
 
     def watched(*arguments, **options):
         in_step[0] = True
@@ -59,16 +59,13 @@ def test_no_collection_falls_into_a_step_and_each_report_makes_one(tiny, tmp_pat
         in_step[0] = False
         return result
 
-    monkeypatch.setattr(trainer, "train_step", watched)
+    monkeypatch.setattr(StepRunner, "run", watched)
     gc.callbacks.append(counted)
     try:
         train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     finally:
         gc.callbacks.remove(counted)
     assert collections[True] == 0 and collections[False] >= 8  # tiny reports every step
-
-
-ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +83,8 @@ ALONE = Ranks(0, 1, torch.device("cpu"), None)
         (1, 16, True, "One row of 32 tokens does not fit into the memory of CPU"),
     ],
 )
-def test_what_to_lower_keeps_the_batch(tiny, rows: int, passes: int, probe: bool, advice: str):
-    train = {"per_gpu_batch_size": rows, "accumulation_steps": passes, "probe_batch": probe}
-    error = too_large(tiny(train=train), ALONE)
+def test_what_to_lower_keeps_the_batch(rows: int, passes: int, probe: bool, advice: str):
+    error = too_large(BatchShape(rows, passes, 32), torch.device("cpu"), probe)
     assert advice in str(error) and error.status == 2
 
 
@@ -96,13 +92,14 @@ def test_processes_share_a_machine(tiny, monkeypatch):
     preset, model = tiny(), TransformerLM(tiny().model, 512)
     activations = 8 * 32 * 24 * preset.model.num_layers * preset.model.hidden_size
     needed = activations + 16 * model.num_parameters()
+    needs = preset.model, BatchShape(8, 2, 32), 1, torch.device("cpu"), False
     monkeypatch.setattr("engine.device.machine.total_memory", lambda device: needed)
-    require_memory(preset, 8, model, ALONE)
+    require_memory(model, *needs)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(PresetError, match="8 rows of 32 tokens do not fit"):
-        require_memory(preset, 8, model, ALONE)
+        require_memory(model, *needs)
     # two of them divide the moments at stage 1
     monkeypatch.setattr(
         "engine.device.machine.total_memory", lambda device: 2 * activations + 24 * model.num_parameters()
     )
-    require_memory(preset, 8, model, Ranks(0, 2, torch.device("cpu"), None))
+    require_memory(model, preset.model, BatchShape(8, 2, 32, 0, 2), 1, torch.device("cpu"), False)

@@ -36,7 +36,7 @@ def test_a_compiled_run_can_be_looked_at_too(tiny, tmp_path: Path):
     assert train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path).tokens == 2 * TOKENS_PER_STEP
 
 
-def test_a_pass_that_asks_for_a_value_is_named_with_its_place(tiny, tmp_path: Path, monkeypatch):
+def test_a_read_value_is_named_with_its_place(tiny, tmp_path: Path, monkeypatch):
     original = TransformerLM.forward
 
     def asking(self, *arguments, **options):
@@ -47,7 +47,7 @@ def test_a_pass_that_asks_for_a_value_is_named_with_its_place(tiny, tmp_path: Pa
 
     monkeypatch.setattr(TransformerLM, "forward", asking)
     preset = tiny(train={"forbid_synchronization": True})
-    with pytest.raises(Synchronization, match=r"_local_scalar_dense.* asked for at .*/test_synchronization"):
+    with pytest.raises(Synchronization, match=r"_local_scalar_dense.* called at .*/test_synchronization"):
         train(preset, token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 
 

@@ -6,6 +6,7 @@ from engine.device import deepspeed_engine
 from engine.device.ranks import join
 from engine.optim.optimizers import adamw, make_optimizer, parameter_groups
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
+from sources.loading.loader import BatchShape
 
 
 def test_only_matrices_of_linear_layers_decay():
@@ -58,8 +59,9 @@ def test_gradients_that_stay_where_they_are_change_no_bit(optimizer: str):
     for kept in (False, True):
         torch.manual_seed(0)
         model = TransformerLM(ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16), 64)
-        settings = TrainConfig(optimizer=optimizer, per_gpu_batch_size=2, accumulation_steps=2)
-        engine, ranks = deepspeed_engine.initialize(model, settings, join(), bf16=False), join()
+        settings = TrainConfig(optimizer=optimizer)
+        ranks = join()
+        engine = deepspeed_engine.initialize(model, settings, BatchShape(2, 2, 16), ranks, bf16=False)
         if kept:
             deepspeed_engine.keep_gradients(engine)
             places = [parameter.grad.data_ptr() for parameter in model.parameters()]
@@ -87,7 +89,7 @@ def test_gradients_that_stay_where_they_are_change_no_bit(optimizer: str):
 def test_the_cores_learning_rate_follows_the_trunks(stage: int):
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
     model = TransformerLM(config, 64, AuxiliaryConfig(enable_value=True, value_horizons=(2,), learning_rate_factor=3.0))
-    engine = deepspeed_engine.initialize(model, TrainConfig(zero_stage=stage), join(), bf16=False)
+    engine = deepspeed_engine.initialize(model, TrainConfig(zero_stage=stage), BatchShape(1, 1, 16), join(), bf16=False)
     deepspeed_engine.set_learning_rate(engine, 0.01)
     assert deepspeed_engine.learning_rate(engine) == 0.01
     assert sorted({round(group["lr"], 9) for group in engine.optimizer.param_groups}) == [0.01, 0.03]

@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import CONFIGS, load_preset, preset_files
 from engine.errors import PresetError
-from engine.events import Metrics
+from engine.events import EventLog
 from engine.screen import menu
 from engine.screen.console import Console
 from engine.train import TOKENS_PER_RUN
@@ -58,7 +58,7 @@ def test_the_estimate_is_this_presets_own_speed_once_it_was_measured(tmp_path: P
     rate = 1e12
     guessed = menu._seconds_per_run(preset, model, rate, tmp_path)
     assert guessed == pytest.approx(TOKENS_PER_RUN * model.flops_per_token() / rate, rel=2)
-    journal = Metrics(tmp_path, Console(enabled=False), enabled=True)
+    journal = EventLog(tmp_path, Console(enabled=False))
     for name, speed in (("reference", 5000.0), ("another", 9.0)):
         journal.write("run", preset={"name": name})
         journal.write("step", tokens_per_second=speed)
