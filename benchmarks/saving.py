@@ -27,6 +27,7 @@ from engine.checkpoint.background import BackgroundSaver, Checkpoint
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import TrainConfig
 from engine.device import deepspeed_engine, machine
+from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import adamw
 from engine.screen.console import Console
@@ -58,7 +59,7 @@ def main() -> None:
             tokenizer=None,
             progress={"run": 1, "step": 1, "tokens_in_run": 1, "tokens_total": 1},
         )
-        return snapshot, deepspeed_engine.optimizer_state(engine, keep=True), {"loader": None}
+        return snapshot, optimizer_state(engine, keep=True), {"loader": None}
 
     where = f"{machine.describe(ranks.device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     print(f"{where}\n3 x 256, vocabulary {arguments.vocabulary:,}: {model.num_parameters() / 1e6:.1f} M parameters")

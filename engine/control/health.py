@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -42,7 +43,8 @@ class HealthMonitor:
 
     def __init__(self, ranks: Ranks):
         token = ranks.broadcast_json(secrets.token_hex(8))  # separates this run from earlier ones in these processes
-        self._store = dist.PrefixStore(token, dist.distributed_c10d._get_default_store().clone())
+        store: Any = dist.distributed_c10d._get_default_store()  # its stub lacks `clone`
+        self._store = dist.PrefixStore(token, store.clone())
         self._rank = ranks.rank
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         self._watched = self._others if ranks.is_main else [0]

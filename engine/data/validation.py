@@ -36,9 +36,10 @@ class ValidationSet:
         rows = self._rows_of_main(folder, cache) if ranks.is_main else None
         head = ranks.broadcast_json(rows and {"rows": len(rows.input_ids), "bytes": rows.bytes_per_source})
         if rows is None:
-            shape = (head["rows"], self.seq_length)
-            empty = [torch.empty(shape, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
-            rows = HeldOut(*empty, torch.empty(head["rows"], dtype=torch.int64), head["bytes"], {})
+            tokens = torch.empty(head["rows"], self.seq_length, dtype=torch.int64)
+            segment_ids = torch.empty_like(tokens, dtype=torch.int32)
+            source_ids = torch.empty(head["rows"], dtype=torch.int64)
+            rows = HeldOut(tokens, tokens.clone(), segment_ids, source_ids, head["bytes"], {})
         for tensor in (rows.input_ids, rows.labels, rows.segment_ids, rows.source_ids):
             ranks.broadcast_tensor(tensor)
         return rows

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import logger
 from torch import nn
 
 from engine.config import TrainConfig
@@ -27,7 +27,8 @@ from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
 from sources.loading.loader import BatchShape
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+get_full_state = deepspeed.utils.safe_get_full_optimizer_state
+set_full_state = deepspeed.utils.safe_set_full_optimizer_state
 
 Engine: TypeAlias = Any  # Engine, whose attributes are made at run time
 
@@ -95,7 +96,7 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     )
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False
-    base = _base_optimizer(engine)
+    base = base_optimizer(engine)
     if isinstance(base, MuonAdamW) and engine.zero_optimization_stage():
         base.fragments, base.sum_over_ranks = _fragments(engine, base, ranks), dist.all_reduce
     return engine
@@ -116,7 +117,7 @@ def warmup_step(engine: Engine, micro_batches: int) -> Iterator[None]:
     engine.micro_steps = engine.gradient_accumulation_steps() - micro_batches
     yield
     engine.micro_steps = 0
-    _base_optimizer(engine).state.clear()
+    base_optimizer(engine).state.clear()
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
@@ -230,75 +231,6 @@ def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
 
 
-def optimizer_state(engine: Engine, keep: bool) -> dict[str, Any]:
-    """Return the optimizer's full moments by parameter name, on the CPU, and its step count; {} before the first step.
-
-    All ranks must call it; those without `keep` get no moments.
-    """
-    base = _base_optimizer(engine)
-    steps = [int(state["step"]) for state in base.state.values() if "step" in state]
-    if not steps:
-        return {}
-    _link_moments(engine)
-    moments = {}
-    kept = _kept_moments(engine)
-    for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() == 0:
-            state = {key: base.state[parameter][key] for key in kept[name]}
-        else:
-            state = {key: safe_get_full_optimizer_state(parameter, key) for key in kept[name]}
-        if keep:
-            moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
-    return {"step": steps[0], "moments": moments}
-
-
-def load_optimizer_state(engine: Engine, state: dict[str, Any] | None, ranks: Ranks) -> list[str]:
-    """Load rank 0's `state` into every rank's optimizer, whichever stage and world size saved it.
-
-    Returns the names of parameters that the state lacks; their moments start at zero.
-    """
-    step_count, known = ranks.broadcast_json(_shapes(state) if ranks.is_main else None)
-    if step_count == 0:
-        return []
-    base = _base_optimizer(engine)
-    stage = engine.zero_optimization_stage()
-    # Optimizers create their state at the first step; create it here to have something to write into.
-    for partition in _partitions(engine, base):
-        keys = MOMENTS[:1] if isinstance(base, MuonAdamW) and partition in base.fragments else MOMENTS
-        zeros = {key: torch.zeros_like(partition) for key in keys}
-        base.state[partition] = {"step": torch.tensor(float(step_count), device=_step_device(partition)), **zeros}
-    _link_moments(engine)
-    missing = []
-    kept = _kept_moments(engine)
-    for name, parameter in engine.module.named_parameters():
-        shape = list(getattr(parameter, "ds_shape", parameter.shape))
-        if any(known.get(name, {}).get(key) != shape for key in kept[name]):
-            missing.append(name)
-            continue
-        for key in kept[name]:
-            full = state["moments"][name][key] if ranks.is_main else torch.empty(shape)
-            full = ranks.broadcast_tensor(full.contiguous()).to(ranks.device)
-            if stage == 0:
-                base.state[parameter][key].copy_(full)
-            else:
-                safe_set_full_optimizer_state(parameter, full, key)
-    return missing
-
-
-def _shapes(state: dict[str, Any] | None) -> tuple[int, dict[str, list[int]]]:
-    if not state:
-        return 0, {}
-    moments = state["moments"].items()
-    return state["step"], {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in moments}
-
-
-def _kept_moments(engine: Engine) -> dict[str, tuple[str, ...]]:
-    """Return which of MOMENTS the optimizer keeps for each parameter; Muon keeps the first."""
-    base = _base_optimizer(engine)
-    of_muon = base.matrices if isinstance(base, MuonAdamW) else ()
-    return {name: MOMENTS[:1] if name in of_muon else MOMENTS for name, _ in engine.module.named_parameters()}
-
-
 def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tensor, list[Fragment]]:
     """Return which parts of which parameters lie in the flat tensors that `base` steps with Muon on this rank."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
@@ -309,7 +241,9 @@ def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tens
     for flat, parameters in zip(flats, groups, strict=True):
         if parameters[0] not in matrices:
             continue
-        places, end = [], 0  # per parameter: offset of this rank's part in it, offset in `flat`, length
+        # Per parameter: offset of this rank's part in it, offset in `flat`, length.
+        places: list[tuple[int, int, int]] = []
+        end = 0
         for parameter in parameters:
             if stage == 3:
                 size = parameter.partition_numel()
@@ -323,34 +257,13 @@ def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tens
                 places.append((own.start, flat_place.start, own.numel))
         sizes = ranks.gather_json([numel for *_, numel in places])
         shared = [sum(numel > 0 for numel in of_ranks) > 1 for of_ranks in zip(*sizes, strict=True)]
-        found[flat] = [Fragment(matrices[p], *place, s) for p, place, s in zip(parameters, places, shared, strict=True)]
+        found[flat] = [
+            Fragment(matrices[parameter], start, place, numel, is_shared)
+            for parameter, (start, place, numel), is_shared in zip(parameters, places, shared, strict=True)
+        ]
     return found
 
 
-def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
+def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     """Return torch's optimizer inside DeepSpeed's wrapper; stage 0 has no wrapper."""
     return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
-
-
-def _partitions(engine: Engine, base: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return the tensors that key the base optimizer's state on this rank."""
-    stage = engine.zero_optimization_stage()
-    if stage == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return [tensor for group in base.param_groups for tensor in group["params"]]
-
-
-def _link_moments(engine: Engine) -> None:
-    """Map each parameter to its slice of the moments, for stages 1 and 2.
-
-    DeepSpeed 0.19.8 does this after the first parameter group's first step, when the other groups have no moments yet,
-    and never again.
-    """
-    if engine.zero_optimization_stage() in (1, 2):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _step_device(partition: torch.Tensor) -> torch.device:
-    """Fused AdamW keeps its step count beside the parameters."""
-    return partition.device

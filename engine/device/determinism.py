@@ -6,6 +6,7 @@ Both are off unless a preset asks for them: deterministic kernels are slower, an
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ def deterministic(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn: Any = torch.backends.cudnn  # modules whose attributes are settings, which their stubs do not say
+    memory: Any = torch.utils.deterministic
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     switches, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(CUBLAS_WORKSPACE)
     fills = memory.fill_uninitialized_memory

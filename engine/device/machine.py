@@ -145,7 +145,7 @@ def total_memory(device: torch.device) -> int:
     """Return the most bytes that all processes of a run on `device` may use on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min(psutil.virtual_memory().total, *(limit for limit, _ in _limits()))
+    return int(min(psutil.virtual_memory().total, *(limit for limit, _ in _limits())))
 
 
 def total_memory_each(device: torch.device) -> float:

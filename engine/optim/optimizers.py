@@ -3,6 +3,8 @@
 Fused AdamW on CPU and CUDA alike: torch's needs no compiler, DeepSpeed's own "AdamW" compiles a kernel first.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -70,7 +72,7 @@ def _split_core(groups: list[dict], model: nn.Module) -> list[dict]:
     return apart
 
 
-def _matrices_of(model: nn.Module, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
+def _matrices_of(model: Any, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
     """Return (matrices that a weight fuses, their rows, their columns)."""
     module, _, parameter = name.rpartition(".")
     if parameter == "in_proj_weight":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from engine.device.compiling import CompileCache, choose_compile, compile_model
 from engine.device.deepspeed_engine import Engine
 from engine.device.memory import require_memory, require_memory_for_weights
 from engine.device.microbatch import MicroBatchProbe, choose_shape
+from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks
 from engine.errors import Diverged, PresetError
 from engine.events import EventLog
@@ -82,7 +83,7 @@ class Components:
     def capture(self) -> Checkpoint:
         """Copy the run as it is saved. All ranks must call it; raises Diverged on all."""
         weights = deepspeed_engine.weights(self.engine, keep=self.ranks.is_main)
-        optimizer = deepspeed_engine.optimizer_state(self.engine, keep=self.ranks.is_main)
+        optimizer = optimizer_state(self.engine, keep=self.ranks.is_main)
         moments = [tensor for tensors in optimizer.get("moments", {}).values() for tensor in tensors.values()]
         if not self.ranks.on_main(lambda: all_finite([*weights.values(), *moments])):
             self.diverge("The weights are not finite")
@@ -144,7 +145,7 @@ def setup(
     start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
     saved_progress = None if start.is_new or diverged else asdict(start.progress)
     if diverged is not None:
-        start.state, start.progress.skipped = diverged.state, diverged.skipped
+        start.state, start.progress.skipped = cast(RunState, diverged.state), diverged.skipped
         log.write("rollback", step=diverged.step, to_step=start.progress.step, reason=diverged.what)
     state: dict[str, Any] = dict(start.state or {})
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from engine.run.curriculum import CurriculumState
+from engine.run.stability import StabilityState
 from sources.loading.state import LoaderState
 
 
@@ -35,5 +37,5 @@ class RunState(TypedDict):
     adaptive: dict[str, Any] | None  # engine/data/adaptive.py
     rows_of_pass: int  # rows of a micro-batch
     parts_begin: dict[str, int]  # tokens at which each part of the latent core was switched on
-    curriculum: dict[str, Any] | None  # engine/run/curriculum.py
-    guard: dict[str, Any] | None  # engine/run/stability.py
+    curriculum: CurriculumState | None
+    guard: StabilityState | None

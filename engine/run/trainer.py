@@ -17,6 +17,7 @@ from engine.control.signals import Abandoned, SignalWatch
 from engine.device import deepspeed_engine
 from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
+from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
 from engine.errors import Interrupted, SourcesFailed
 from engine.formatting import count
@@ -95,7 +96,7 @@ class Trainer:
         if c.is_new:
             c.saver.save()  # reveals a disk without room, and keeps the tokenizer
         warm_up(c.runner, c.evaluator, c.step_shape, c.warmup_repeats, c.draw)
-        if missing := deepspeed_engine.load_optimizer_state(c.engine, c.optimizer, c.ranks):
+        if missing := load_optimizer_state(c.engine, c.optimizer, c.ranks):
             c.log.say(f"The optimizer's state lacks {len(missing)} parameters; their moments start at zero.")
         c.optimizer = None  # twice the model's size, and the engine has it now
         if c.compile_cache:

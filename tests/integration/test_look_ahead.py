@@ -15,9 +15,8 @@ from engine.config import parse_preset
 from engine.errors import Interrupted, PresetError
 from engine.events import read
 from engine.optim.optimizers import parameter_groups
-from engine.run.ahead import Ahead
 from model import TransformerLM, load
-from model.latent import FIGURES, LookAhead, LookAheadSampler
+from model.latent import FIGURES, LookAhead, LookAheadSampler, LookAheadSchedule
 from tests.helpers.look_ahead import ON
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, by_step, environment, signal_after, train_with
@@ -48,10 +47,13 @@ def test_a_part_is_never_less_than_untrained(tiny):
     """A rollback may lead to before a part was switched on."""
     preset = tiny(auxiliary=ON)
     core = TransformerLM(preset.model, 64, preset.auxiliary).latent
-    begun = Ahead(preset.auxiliary, core, 32, 0, 1000, 500, saved={})
-    behind = Ahead(preset.auxiliary, core, 32, 0, 1000, 300, saved=begun.state())
-    assert set(behind.trained(300)) == {0.0} and set(behind.trained(800)) == {0.5}
-    assert set(begun.trained(600)) == {0.1}
+    begun = LookAheadSchedule(core, 32, 0, 1000, 500, saved={})
+    assert set(begun.state().values()) == {500}
+    behind = LookAheadSchedule(core, 32, 0, 1000, 300, saved=begun.state())
+    assert set(behind.state().values()) == {300}
+    segment_ids = torch.zeros(1, 4, 32, dtype=torch.int32)
+    (first,), (later,) = (behind.sample(segment_ids, 0, tokens, 0) for tokens in (300, 1300))
+    assert not first.weights.any() and first.depth == 1 and later.weights.all() and later.depth == 3
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2

@@ -273,26 +273,26 @@ def test_a_signal_to_a_rank_that_does_not_write_ends_a_run_whose_disk_is_full(st
     assert saved_steps(home) == 0
 
 
-BEGINS_ANEW = """
+RESTARTS = """
 import os, signal, sys
 from engine.screen.console import Console
 from engine.device.ranks import Ranks
-from engine.control.signals import watch
+from engine.control.signals import watch_signals
 import torch
-with watch(Ranks(0, 1, torch.device("cpu"), None), Console()) as stop:
-    stop.training(lambda: "at step 3")
+with watch_signals(Ranks(0, 1, torch.device("cpu"), None), Console()) as watch:
+    watch.training(lambda: "at step 3")
     if sys.argv[1] == "before":
         os.kill(os.getpid(), signal.SIGTERM)
-    stop.beginning_anew()
+    watch.restart()
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 """
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_while_a_rollback_begins_anew_a_signal_leaves_at_once(when: str):
-    """Also one that was a wish in the attempt that diverged."""
-    command = [sys.executable, "-c", BEGINS_ANEW, when]
+def test_a_signal_during_a_rollback_ends_at_once(when: str):
+    """Also one that came in the attempt that diverged."""
+    command = [sys.executable, "-c", RESTARTS, when]
     finished = subprocess.run(
         command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS_AT_ONCE + 20
     )
@@ -317,10 +317,10 @@ import torch.distributed as dist
 from engine.control import health
 from engine.screen.console import Console
 from engine.device.ranks import join
-from engine.control.signals import watch
+from engine.control.signals import watch_signals
 health.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
 ranks = join()
-with watch(ranks, Console(enabled=ranks.is_main)):
+with watch_signals(ranks, Console(enabled=ranks.is_main)):
     dist.barrier()
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)

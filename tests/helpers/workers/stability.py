@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.device import deepspeed_engine
+from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks, join, leave
 from engine.run.stability import MIN_LOSSES, StabilityGuard
 from engine.run.step import StepResult, StepRunner
@@ -69,7 +70,7 @@ def train(kind: str, stage: int, bf16: bool, ranks: Ranks, leave_out: bool) -> t
 
 
 def state(engine: Any) -> list[Any]:
-    return [deepspeed_engine.weights(engine, keep=True), deepspeed_engine.optimizer_state(engine, keep=True)]
+    return [deepspeed_engine.weights(engine, keep=True), optimizer_state(engine, keep=True)]
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -9,6 +9,7 @@ from engine import train
 from engine.checkpoint.folder import CURRENT
 from engine.device import deepspeed_engine
 from engine.device.microbatch import dummy_batch
+from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import join
 from engine.errors import PresetError
 from engine.run.stability import StabilityGuard
@@ -48,7 +49,7 @@ def test_a_warm_up_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer
             warmup_step(runner, shape, lambda batch: draw(batch, 0.0))
             after = deepspeed_engine.weights(engine, keep=True)
             assert all(torch.equal(before[name], after[name]) for name in before)
-            assert deepspeed_engine.optimizer_state(engine, keep=True) == {}
+            assert optimizer_state(engine, keep=True) == {}
         deepspeed_engine.set_learning_rate(engine, 1e-2)
         generator = torch.Generator().manual_seed(1)
         for number in range(3):
@@ -57,7 +58,7 @@ def test_a_warm_up_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer
             batch.labels.random_(512, generator=generator)
             runner.run(batch, batch.num_tokens, StabilityGuard("log", 1), draw(batch, 1.0, number))
         weights = deepspeed_engine.weights(engine, keep=True)
-        state = deepspeed_engine.optimizer_state(engine, keep=True)
+        state = optimizer_state(engine, keep=True)
         assert state["step"] == 3
         moments = {f"{name} {key}": moment for name, own in state["moments"].items() for key, moment in own.items()}
         engine.destroy()
