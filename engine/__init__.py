@@ -12,7 +12,7 @@ import torch
 # DeepSpeed looks for an accelerator when it is imported, and warns where it finds only a CPU.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-# torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
+# torch warns DeepSpeed that some functions will be renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
 from engine.config import Preset, load_preset  # noqa: E402

@@ -1,4 +1,4 @@
-"""engine/report.py: the page of a real run, and of what may stand in a metrics file."""
+"""The page of a real run, and of what may stand in a metrics file."""
 
 import html.parser
 from pathlib import Path
@@ -54,10 +54,10 @@ def test_a_run_leaves_its_page(tiny, tmp_path: Path):
     number = len(passage) // 2
     middle, ahead = page.titles[number], passage[number]
     expected, realised = ahead["expected_nll"]["16"], ahead["realised_nll"]["16"]
-    assert f"next 16 tokens: expected {expected:.2f}" in middle and f"they cost {realised:.2f}" in middle
+    assert f"next 16 tokens: predicted {expected:.2f}\nactual {realised:.2f}" in middle
     for distance, place in enumerate(ahead["guesses"], 1):
         guess, came = place[0][0], passage[number + distance]["token"]
-        line = next(line for line in middle.splitlines() if line.startswith(f"{distance} on: "))
+        line = next(line for line in middle.splitlines() if line.startswith(f"+{distance}: "))
         assert repr(guess) in line and repr(came) in line
 
 
@@ -75,7 +75,7 @@ def test_a_journal_that_has_lost_a_bit_ends_no_run(tiny, tmp_path: Path, capsys)
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
     train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
-    assert "Looking ahead" not in page.text and "A sample" in page.text and page.tags.count("svg") == 1
+    assert "Lookahead at" not in page.text and "A sample" in page.text and page.tags.count("svg") == 1
 
 
 def test_no_text_becomes_markup():

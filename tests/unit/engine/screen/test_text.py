@@ -1,0 +1,33 @@
+import pytest
+
+from engine.screen.text import count, duration, plural, printable
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (950, "950"),
+        (12_345, "12.3k"),
+        (4_560_000, "4.56M"),
+        (1.2e9, "1.20G"),
+        (1e8, "100M"),
+        (989e12, "989T"),
+    ],
+)
+def test_counts_have_three_digits(number: float, text: str):
+    assert count(number) == text
+
+
+def test_durations():
+    assert duration(59.6) == "0:01:00" and duration(90_061) == "1 day, 1:01:01"
+    assert duration(float("inf")) == duration(float("nan")) == "?"
+
+
+def test_plurals():
+    assert plural(1, "row") == "1 row" and plural(1024, "row") == "1,024 rows"
+    assert plural(2, "process") == "2 processes" and plural(2, "micro-batch") == "2 micro-batches"
+
+
+def test_nothing_that_a_terminal_obeys_is_printable():
+    assert printable("\x1b[2J\x9b\x07a\tb\nc") == "\ufffd[2J\ufffd\ufffda\tb\nc"
