@@ -1,4 +1,4 @@
-"""A run of Forethought: who takes part, what one step does, what is written down, what survives.
+"""Trains a preset: the run and its ranks, its optimizer steps, its events and its checkpoints.
 
 from engine import load_preset, train, TOKENS_PER_RUN
 result = train(load_preset("configs/00_best_general.json"))

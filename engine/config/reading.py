@@ -82,5 +82,5 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"the key {key!r} stands twice in one section; remove one of them.")
+            raise ValueError(f"the key {key!r} appears twice in one section; remove one of them.")
     return dict(pairs)

@@ -1,9 +1,8 @@
 """Curves over tokens, drawn as one SVG element without scripts."""
 
-import html
 import math
 
-from engine.screen.text import count, printable
+from engine.screen.text import as_html, count
 
 WIDTH, HEIGHT, MARGIN = 640, 200, 44  # in pixels
 MAX_POINTS = 400  # of a curve; longer ones are averaged
@@ -44,8 +43,3 @@ def _average(points: Curve) -> Curve:
     width = math.ceil(len(points) / MAX_POINTS)
     groups = [points[first : first + width] for first in range(0, len(points), width)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def as_html(value: object) -> str:
-    """Any text as it may stand in HTML, in an attribute too."""
-    return html.escape(printable(str(value)), quote=True)

@@ -87,12 +87,13 @@ def _run(event: Event) -> Iterator[str]:
     precision = derived["precision"] + (f" with {instructions}" if instructions else "")
     alone = f" ({train['zero_stage']} with several processes)" if stage != train["zero_stage"] else ""
     yield (
-        f"A step has {derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens: on each process "
-        f"{plural(steps, 'micro-batch')} of {plural(rows, 'row')}. Precision {precision}, ZeRO stage {stage}{alone}."
+        f"A step has {derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens: "
+        f"{plural(steps, 'micro-batch')} of {plural(rows, 'row')} per process. "
+        f"Precision {precision}, ZeRO stage {stage}{alone}."
     )
     peak, cost = derived["peak_flops"], count(derived["flops_per_token"])
-    mfu = f"relative to the data sheet's {count(peak)}FLOP/s" if peak else "unknown: no table has this device's peak"
-    yield f"A token costs {cost}FLOP (6 per weight of a matrix product, plus attention). MFU is {mfu}."
+    mfu = f"relative to the data sheet's {count(peak)} FLOP/s" if peak else "unknown: no table has this device's peak"
+    yield f"A token costs {cost} FLOP (6 per weight of a matrix product, plus attention). MFU is {mfu}."
     asked, budget = train["train_tokens"], derived["token_budget"]
     if asked not in (None, budget):
         yield f"train.train_tokens {asked:,} is overridden: a run is {budget:,} tokens."
@@ -111,27 +112,30 @@ def _run(event: Event) -> Iterator[str]:
 
 
 def _step(event: Event) -> str:
-    sources = " ".join(f"{literal(name)} {loss:.3f}" for name, loss in event["sources"].items())
-    several = f" ({sources})" if len(event["sources"]) > 1 else ""
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
-    lookahead = f"  lookahead ({figures})" if figures else ""
+    lookahead = f"lookahead ({figures})  " if figures else ""
     if left_out := event.get("core_left_out"):
-        lookahead += f"  [yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]"
+        lookahead += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
-        f"loss [bold]{event['loss']:.4f}[/]{several}{lookahead}  {count(event['tokens_per_second'])} tokens/s  "
-        f"{mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  data stall {event['data_wait']:.1%}  "
-        f"ETA {duration(event['eta_seconds'])}"
+        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{lookahead}"
+        f"{count(event['tokens_per_second'])} tokens/s  {mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  "
+        f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}"
     )
 
 
+def _by_source(losses: dict[str, float]) -> str:
+    """The loss of each of several sources; nothing where the whole loss is one source's."""
+    figures = " ".join(f"{literal(name)} {loss:.3f}" for name, loss in losses.items())
+    return f"({figures})  " if len(losses) > 1 else ""
+
+
 def _evaluation(event: Event) -> str:
-    sources = " ".join(f"{literal(name)} {value['ce']:.3f}" for name, value in event["sources"].items())
+    sources = _by_source({name: figures["ce"] for name, figures in event["sources"].items()})
     line = (
-        f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  perplexity {event['perplexity']:.2f}  "
-        f"bits per byte {event['bits_per_byte']:.4f}  ({sources})  {count(event['tokens'])} tokens "
-        f"in {event['seconds']:.1f} s"
+        f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  {sources}perplexity {event['perplexity']:.2f}  "
+        f"bits per byte {event['bits_per_byte']:.4f}  {count(event['tokens'])} tokens in {event['seconds']:.1f} s"
     )
     if sample := event.get("sample"):
         line += f"\n[dim]sample:[/] [bold]{literal(sample['prompt'])}[/]{literal(sample['text'])}"

@@ -1,7 +1,7 @@
 """A run's page: checkpoints/report.html, one file without scripts or links, drawn from metrics.jsonl alone.
 
 It shows the losses, the objectives of the lookahead core, a passage with the predicted and the actual loss at each
-token, and what happened on the way. Every text in it is escaped.
+token, and counts of saves, spikes and other events. Every text in it is escaped.
 """
 
 import time
@@ -12,8 +12,8 @@ from typing import Any
 
 import storage
 from engine import events
-from engine.screen.chart import COLOURS, Curve, as_html, chart
-from engine.screen.text import count, duration
+from engine.screen.chart import COLOURS, Curve, chart
+from engine.screen.text import as_html, count, duration
 
 FILE_NAME = "report.html"
 STYLE = """
@@ -143,4 +143,4 @@ def _incidents(events: Sequence[Event]) -> str:
     counts = ", ".join(f"{kinds[kind]:,} {word}" for kind, word in INCIDENTS.items())
     dropped = [event for event in events if event["event"] == "source" and event.get("what") == "dropped"]
     lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
-    return f"<h2>On the way</h2><p>{counts}.</p><ul>{lines}</ul>"
+    return f"<h2>Events</h2><p>{counts}.</p><ul>{lines}</ul>"

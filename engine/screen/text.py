@@ -1,5 +1,6 @@
-"""Text as a person reads it: counts, durations, and nothing secret or hostile in names and samples."""
+"""Text for a terminal or a page: counts, durations, and names and samples with nothing secret or hostile."""
 
+import html
 from datetime import timedelta
 
 from rich.markup import escape
@@ -18,6 +19,11 @@ def printable(text: str) -> str:
 def literal(text: str) -> str:
     """Rich markup that shows `text` as it is, printable."""
     return escape(printable(text))
+
+
+def as_html(value: object) -> str:
+    """Any value's printable text, escaped for HTML and its attributes."""
+    return html.escape(printable(str(value)))
 
 
 def count(number: float) -> str:

@@ -38,7 +38,7 @@ RUN: dict[str, Any] = {
 EVALUATION: dict[str, Any] = {
     "event": "evaluation",
     **{"ce": 4.1234, "perplexity": 61.77, "bits_per_byte": 1.5, "tokens": 5000, "seconds": 0.5},
-    "sources": {"wikipedia": {"ce": 4.25}},
+    "sources": {"wikipedia": {"ce": 4.25}, "c4": {"ce": 4.0}},
 }
 
 
@@ -63,9 +63,9 @@ def run_event(train: dict[str, Any] | None = None, **derived: Any) -> dict[str, 
 def test_a_run_begins_with_three_sentences(shown):
     assert shown(RUN) == [
         "Run 3 of tiny: 15.3M parameters, vocabulary 50,257, 1 process on CPU, 2 threads, 8 GiB.",
-        "A step has 16 rows of 32 tokens: on each process 2 micro-batches of 8 rows. Precision fp32, ZeRO stage 1.",
-        "A token costs 93.1MFLOP (6 per weight of a matrix product, plus attention). MFU is unknown: no table has this "
-        "device's peak.",
+        "A step has 16 rows of 32 tokens: 2 micro-batches of 8 rows per process. Precision fp32, ZeRO stage 1.",
+        "A token costs 93.1M FLOP (6 per weight of a matrix product, plus attention). MFU is unknown: no table has "
+        "this device's peak.",
     ]
 
 
@@ -74,8 +74,8 @@ def test_a_run_begins_with_three_sentences(shown):
     [
         (run_event(zero_stage=0), "Precision fp32, ZeRO stage 0 (1 with several processes)."),
         (run_event(precision="bf16", bf16_instructions="AMX"), "Precision bf16 with AMX, ZeRO stage 1."),
-        (run_event({"accumulation_steps": 1}, world_size=2), "on each process 1 micro-batch of 8 rows."),
-        (run_event(peak_flops=989e12), "MFU is relative to the data sheet's 989TFLOP/s."),
+        (run_event({"accumulation_steps": 1}, world_size=2), "1 micro-batch of 8 rows per process."),
+        (run_event(peak_flops=989e12), "MFU is relative to the data sheet's 989T FLOP/s."),
         (run_event({"train_tokens": 5}), "train.train_tokens 5 is overridden: a run is 100,000,000 tokens."),
         (
             run_event(world_size=3, rows_per_pass=9),
@@ -116,7 +116,9 @@ def test_an_evaluation_shows_a_sample_and_a_passage(shown):
         for token in (" a", " b", " c", " d", " e")
     ]
     lines = shown({**EVALUATION, "sample": {"prompt": "Once", "text": " upon"}, "passage": tokens})
-    assert lines[0].startswith("validation  loss 4.1234  perplexity 61.77  bits per byte 1.5000  (wikipedia 4.250)")
+    assert lines[0].startswith(
+        "validation  loss 4.1234  (wikipedia 4.250 c4 4.000)  perplexity 61.77  bits per byte 1.5000"
+    )
     assert lines[1] == "sample: Once upon"
     assert lines[2] == (
         "lookahead: after ' a b c' it predicts ' x y', the text has ' d e'; loss of the next 4 tokens: predicted 2.00, "
