@@ -1,4 +1,4 @@
-"""A run of Forethought: who takes part, what one step does, what is written down, what survives.
+"""Trains a preset: the run and its ranks, its optimizer steps, its events and its checkpoints.
 
 from engine import load_preset, train, TOKENS_PER_RUN
 result = train(load_preset("configs/00_best_general.json"))
@@ -12,7 +12,7 @@ import torch
 # DeepSpeed looks for an accelerator when it is imported, and warns where it finds only a CPU.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-# torch tells DeepSpeed of functions to be renamed; a user can do nothing about it.
+# torch warns DeepSpeed that some functions will be renamed; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
 from engine.config import Preset, load_preset  # noqa: E402

@@ -13,7 +13,5 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, with days where there are some; "?" for infinity and NaN."""
-    if not seconds < 1e11:  # thousands of years
-        return "?"
-    return str(timedelta(seconds=round(seconds)))
+    """Seconds as h:mm:ss, with days in front where there are some; "?" for infinity, NaN and thousands of years."""
+    return str(timedelta(seconds=round(seconds))) if seconds < 1e11 else "?"

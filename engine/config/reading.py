@@ -79,9 +79,8 @@ def _key_with_secret(value: Any, key: str = "") -> str | None:
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict. json.loads silently keeps the last of two equal keys; here they raise ValueError."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {key!r} stands twice in one section; remove one of them.")
-        values[key] = value
-    return values
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} appears twice in one section; remove one of them.")
+    return dict(pairs)

@@ -43,6 +43,12 @@ class TrainResult:
     bits_per_byte: float | None
     snapshot: Path
 
+    def summary(self) -> str:
+        return (
+            f"Done: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} tokens/s. The model is {self.snapshot}; to "
+            "generate with it, start main.py again and answer g."
+        )
+
 
 class Trainer:
     """Trains a run's components. Every method is collective: all ranks must call it."""

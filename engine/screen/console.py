@@ -1,185 +1,161 @@
-"""What a person sees of a run: metrics events as lines, announcements, warnings. Only rank 0 has a console.
+"""The lines of a run in a terminal: events and messages. Only rank 0 shows any.
 
-Names, messages and samples come from presets, hubs and models: nothing is shown that is secret or a terminal obeys.
+Names, messages and samples come from presets, hubs and models, so each passes through `literal`.
 """
 
-import contextlib
-import os
-import sys
-from datetime import timedelta
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 
-from sources.redact import redact, redact_process
+from engine.formatting import count, duration
+from engine.screen.streams import OUTPUT
+from engine.screen.text import literal, plural
 
-__all__ = ["Console", "count", "duration", "open_streams", "printable", "redact_process"]
-
-# Of C0 and C1, all but newline and tab: an escape sequence in a model's sample could write into a terminal's title.
-_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
-
-
-def printable(text: str) -> str:
-    """`text` without secrets and control characters."""
-    return redact(text).translate(_CONTROLS)
-
-
-def open_streams() -> None:
-    """Standard streams that are closed, as a daemon's are: a file that took their numbers would get what libraries
-    print."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
-    sys.stdin.reconfigure(errors="replace")  # a key that is not of the terminal's encoding is a wrong answer, no more
-
-
-class Output:
-    """Standard output whose failures pass: a full disk or a closed pipe under it must not end a run."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            try:
-                sys.stdout.write(text)
-            except UnicodeEncodeError:  # a terminal, or a PYTHONIOENCODING, that has not all characters
-                sys.stdout.write(text.encode("ascii", "replace").decode())
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
+Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
 
 
 class Console:
+    """Prints events and messages; one that is not enabled prints nothing."""
+
     def __init__(self, enabled: bool = True):
-        # Piped output has no width of its own; 80 columns would break the step lines.
-        plain = RichConsole(file=Output())
-        self.rich = plain if plain.is_terminal else RichConsole(file=Output(), width=160)
         self.enabled = enabled
+        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False)
 
     def say(self, text: str) -> None:
-        """A line as it is."""
-        if self.enabled:
-            self.rich.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._print(literal(text))
 
     def warn(self, text: str) -> None:
-        if self.enabled:
-            self.rich.print(f"[yellow]warning:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
+        self._print(f"[yellow]warning:[/] {literal(text)}")
 
     def error(self, text: str) -> None:
+        self._print(f"[red]stopped:[/] {literal(text)}")
+
+    def show(self, event: Event) -> None:
+        """Prints an event, if its kind has lines of its own."""
+        if self.enabled and (lines := _render(event)):
+            self._print(lines)
+
+    def _print(self, markup: str) -> None:
         if self.enabled:
-            self.rich.print(f"[red]stopped:[/] {escape(printable(text))}", highlight=False, soft_wrap=True)
-
-    def show(self, event: dict[str, Any]) -> None:
-        """Prints a metrics event; kinds without a line of their own are only written to the file."""
-        if self.enabled and (line := _LINES.get(event["event"])):
-            self.rich.print(printable(line(event)), highlight=False, soft_wrap=True)
+            self._rich.print(markup)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, or as days where there are some."""
-    if not seconds < 1e11:  # thousands of years, or no number
-        return "?"
-    return str(timedelta(seconds=round(seconds)))
+def _render(event: Event) -> str | None:
+    """An event's lines, in rich's markup; None for a kind that stands in metrics.jsonl only."""
+    match event["event"]:
+        case "run":
+            return "\n".join(map(literal, _run(event)))
+        case "resume":
+            return f"[green]resumed[/]  {literal(event['message'])}"
+        case "step":
+            return _step(event)
+        case "spike":
+            step, loss, threshold = event["step"], event["loss"], event["threshold"]
+            return f"[yellow]spike[/]  step {step:,}: loss {loss:.4f} is above {threshold:.4f}"
+        case "skip":
+            return (
+                f"[yellow]skipped[/]  step {event['step']:,}: {event['reason']} (loss {event['loss']:.4f}); "
+                f"{event['in_a_row']:,} in a row, {event['total']:,} in all"
+            )
+        case "rollback":
+            return (
+                f"[yellow]rollback[/]  {literal(event['reason'])}, after step {event['step']:,}: training continues "
+                f"from step {event['to_step']:,} with text that it has not read yet"
+            )
+        case "evaluation":
+            return _evaluation(event)
+        case "save":
+            tokens, seconds = count(event["tokens_total"]), event["seconds"]
+            return f"[green]saved[/]  {literal(event['path'])} at {tokens} tokens in {seconds:.1f} s"
+        case "source":
+            colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
+            return f"[{colour}]source[/] {literal(event['name'])}: {literal(event['message'])}"
+    return None
 
 
-def count(number: float) -> str:
-    """A count in three digits: 950, 12.3k, 4.56M, 1.20G, 989T."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            scaled = number / limit
-            return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f}{unit}"
-    return f"{number:.0f}"
+def _run(event: Event) -> Iterator[str]:
+    """What a reader should know before the first step, in sentences."""
+    preset, derived = event["preset"], event["derived"]
+    train, seq_length = preset["train"], preset["model"]["seq_length"]
+    processes = plural(derived["world_size"], "process")
+    yield (
+        f"Run {derived['run']} of {preset['name']}: {count(derived['parameters'])} parameters, vocabulary "
+        f"{derived['vocab_size']:,}, {processes} on {event['machine']}."
+    )
+    rows, padded, steps = train["per_gpu_batch_size"], derived["rows_per_pass"], train["accumulation_steps"]
+    instructions, stage = derived.get("bf16_instructions"), derived["zero_stage"]
+    precision = derived["precision"] + (f" with {instructions}" if instructions else "")
+    alone = f" ({train['zero_stage']} with several processes)" if stage != train["zero_stage"] else ""
+    yield (
+        f"A step has {derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens: "
+        f"{plural(steps, 'micro-batch')} of {plural(rows, 'row')} per process. "
+        f"Precision {precision}, ZeRO stage {stage}{alone}."
+    )
+    peak, cost = derived["peak_flops"], count(derived["flops_per_token"])
+    mfu = f"relative to the data sheet's {count(peak)} FLOP/s" if peak else "unknown: no table has this device's peak"
+    yield f"A token costs {cost} FLOP (6 per weight of a matrix product, plus attention). MFU is {mfu}."
+    asked, budget = train["train_tokens"], derived["token_budget"]
+    if asked not in (None, budget):
+        yield f"train.train_tokens {asked:,} is overridden: a run is {budget:,} tokens."
+    if padded > rows:
+        yield (
+            f"{processes} cannot share this checkpoint's {derived['lanes']} data lanes evenly: a micro-batch has "
+            f"{padded} rows instead of {rows}, the others for padding ({padded / rows - 1:.0%} more to compute)."
+        )
+    if idle := derived.get("idle_gpus"):
+        yield f"Idle GPUs: {idle}; start with deepspeed main.py to use them all."
+    tokens, requested = derived["held_out_tokens"], train["eval_tokens"]
+    if not tokens:
+        yield "There is no validation set, so there are no evaluations: the sources are too small."
+    elif tokens < 0.9 * requested:
+        yield f"The validation set has {tokens:,} of the {requested:,} tokens requested, in whole documents."
 
 
-def _step(event: dict[str, Any]) -> str:
-    sources = " ".join(f"{escape(name)} {loss:.3f}" for name, loss in event["sources"].items())
-    several = f" ({sources})" if len(event["sources"]) > 1 else ""
+def _step(event: Event) -> str:
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
-    ahead = f"  ahead ({figures})" if figures else ""
+    lookahead = f"lookahead ({figures})  " if figures else ""
     if left_out := event.get("core_left_out"):
-        ahead += f"  [yellow]the core's gradient was not finite in {left_out} step{'s' if left_out > 1 else ''}[/]"
+        lookahead += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
-        f"loss [bold]{event['loss']:.4f}[/]{several}{ahead}  {count(event['tokens_per_second'])} tok/s  "
-        f"{mfu}lr {event['lr']:.2e}  grad {event['grad_norm']:.2f}  data wait {event['data_wait']:.1%}  "
-        f"ETA {duration(event['eta_seconds'])}"
+        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{lookahead}"
+        f"{count(event['tokens_per_second'])} tokens/s  {mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  "
+        f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}"
     )
 
 
-def _evaluation(event: dict[str, Any]) -> str:
-    sources = " ".join(f"{escape(name)} {value['ce']:.3f}" for name, value in event["sources"].items())
+def _by_source(losses: dict[str, float]) -> str:
+    """The loss of each of several sources; nothing where the whole loss is one source's."""
+    figures = " ".join(f"{literal(name)} {loss:.3f}" for name, loss in losses.items())
+    return f"({figures})  " if len(losses) > 1 else ""
+
+
+def _evaluation(event: Event) -> str:
+    sources = _by_source({name: figures["ce"] for name, figures in event["sources"].items()})
     line = (
-        f"[cyan]held-out[/]  CE [bold]{event['ce']:.4f}[/]  perplexity {event['perplexity']:.2f}  "
-        f"bits per byte {event['bits_per_byte']:.4f}  ({sources})  {count(event['tokens'])} tokens "
-        f"in {event['seconds']:.1f} s"
+        f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  {sources}perplexity {event['perplexity']:.2f}  "
+        f"bits per byte {event['bits_per_byte']:.4f}  {count(event['tokens'])} tokens in {event['seconds']:.1f} s"
     )
-    if event.get("sample"):
-        prompt, text = event["sample"]["prompt"], event["sample"]["text"]
-        line += f"\n[dim]sample:[/] [bold]{escape(prompt)}[/]{escape(text)}"
+    if sample := event.get("sample"):
+        line += f"\n[dim]sample:[/] [bold]{literal(sample['prompt'])}[/]{literal(sample['text'])}"
     if event.get("passage"):
-        line += f"\n[dim]ahead:[/] {_ahead(event['passage'])}"
+        line += f"\n[dim]lookahead:[/] {_lookahead(event['passage'])}"
     return line
 
 
-def _ahead(passage: list[dict[str, Any]]) -> str:
-    """What the model expected after the middle of a passage, and what came."""
+def _lookahead(passage: list[dict[str, Any]]) -> str:
+    """What the model predicted in the middle of a passage, beside the text itself."""
     middle = len(passage) // 2
-    said = passage[middle]
-    read = "".join(ahead["token"] for ahead in passage[: middle + 1])[-60:]
-    guessed = "".join(place[0][0] for place in said["guesses"])
-    came = "".join(ahead["token"] for ahead in passage[middle + 1 : middle + 1 + len(said["guesses"])])
-    line = f"after [bold]{escape(repr(read))}[/] it expected {escape(repr(guessed))}, and {escape(repr(came))} came"
-    for horizon, expected in list(said["expected_nll"].items())[-1:]:
-        realised = said["realised_nll"].get(horizon)
-        line += f"; of the next {horizon} tokens {expected:.2f} nats each"
-        line += "" if realised is None else f", and they cost {realised:.2f}"
+    here = passage[middle]
+    before = "".join(token["token"] for token in passage[: middle + 1])[-60:]
+    guesses = "".join(place[0][0] for place in here["guesses"])
+    actual = "".join(token["token"] for token in passage[middle + 1 : middle + 1 + len(here["guesses"])])
+    line = f"after [bold]{literal(repr(before))}[/] it predicts {literal(repr(guesses))}, the text has "
+    line += literal(repr(actual))
+    for horizon, expected in list(here["expected_nll"].items())[-1:]:
+        realised = here["realised_nll"].get(horizon)
+        line += f"; loss of the next {horizon} tokens: predicted {expected:.2f}"
+        line += "" if realised is None else f", actual {realised:.2f}"
     return line
-
-
-def _save(event: dict[str, Any]) -> str:
-    return (
-        f"[green]saved[/]  {escape(event['path'])} at {count(event['tokens_total'])} tokens in {event['seconds']:.1f} s"
-    )
-
-
-def _source(event: dict[str, Any]) -> str:
-    colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
-    return f"[{colour}]source[/] {escape(event['name'])}: {escape(event['message'])}"
-
-
-def _spike(event: dict[str, Any]) -> str:
-    return f"[yellow]spike[/]  step {event['step']:,}: loss {event['loss']:.4f} is above {event['threshold']:.4f}"
-
-
-def _skip(event: dict[str, Any]) -> str:
-    return (
-        f"[yellow]skipped[/]  step {event['step']:,}: {event['reason']} (loss {event['loss']:.4f}); "
-        f"{event['in_a_row']:,} in a row, {event['total']:,} in all"
-    )
-
-
-def _rollback(event: dict[str, Any]) -> str:
-    return (
-        f"[yellow]rollback[/]  {escape(event['reason'])}, after step {event['step']:,}: back to step "
-        f"{event['to_step']:,}, on with text that was not read yet"
-    )
-
-
-_LINES = {
-    "step": _step,
-    "spike": _spike,
-    "skip": _skip,
-    "rollback": _rollback,
-    "evaluation": _evaluation,
-    "save": _save,
-    "source": _source,
-    "resume": lambda event: f"[green]resumed[/]  {escape(event['message'])}",
-}

@@ -140,8 +140,8 @@ def test_an_open_pipe_that_says_nothing_means_the_default(home: Path):
     assert "(the default)" in begin
 
 
-def test_a_person_at_a_terminal_sees_the_menu_and_is_offered_what_can_be_reached(home: Path):
-    """The first preset's data is not there, so another default is offered, aloud; a bad answer is asked again."""
+def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
+    """The first preset has no data, so the menu says so and offers another default; a bad answer is asked again."""
     values = json.loads((home / "configs" / "00_tiny.json").read_text())
     (home / "configs" / "01_reachable.json").write_text(json.dumps({**values, "name": "reachable"}))
     values["data"]["sources"] = [{"type": "files", "path": "./nowhere"}]

@@ -158,7 +158,7 @@ def test_an_evaluation_is_given_up(start, home: Path):
     rest = job.rest()
     job.ends_within(SECONDS_TO_SAVE, since)
     assert job.process.returncode == 143 and "SIGTERM at step 1;" in rest, job.output
-    assert "held-out" not in rest
+    assert "validation" not in rest
     assert saved_steps(home) == 1
 
 

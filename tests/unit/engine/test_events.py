@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.events import FILE_NAME, EventLog, read, tokens_reached
-from engine.screen.console import Console, count, duration
+from engine.screen.console import Console
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment
 
@@ -66,7 +66,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_line_cut_by_a_kill_hurts_no_other(tmp_path: Path):
     (tmp_path / FILE_NAME).write_text('{"event": "step", "time": 1}\n{"event": "st')
-    metrics = EventLog(tmp_path, Console(enabled=False), enabled=True)
+    metrics = EventLog(tmp_path, Console(enabled=False))
     metrics.write("save", path="x", tokens_total=1, seconds=1.0)
     metrics.close()
     assert [event["event"] for event in read(tmp_path)] == ["step", "save"]
@@ -90,7 +90,7 @@ def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, caps
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path):
-    metrics = EventLog(tmp_path, Console(enabled=False), enabled=True)
+    metrics = EventLog(tmp_path, Console(enabled=False))
     metrics.write("step", **{**STEP, "loss": float("nan"), "sources": {"a": float("inf")}})
     metrics.close()
     line = (tmp_path / FILE_NAME).read_text()
@@ -168,16 +168,3 @@ def test_a_full_disk_is_told_once_until_it_works_again_and_spoils_no_later_line(
     assert run.returncode == 0, run.stderr
     assert " ".join(run.stdout.split()).count("cannot be written: File too large") == 2, run.stdout
     assert [event["number"] for event in read(tmp_path)] == [0, 4, 7]
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (950, "950"), (12_345, "12.3k"), (4_560_000, "4.56M"), (1.2e9, "1.20G"), (1e8, "100M")],
-)
-def test_counts(number: float, text: str):
-    assert count(number) == text
-
-
-def test_durations():
-    assert duration(59.6) == "0:01:00"
-    assert duration(float("inf")) == "?"

@@ -18,7 +18,7 @@ def test_malformed_files_say_where(tmp_path: Path):
     with pytest.raises(PresetError, match="nested too deeply"):
         load_preset(path)
     path.write_text('{"name": "x", "name": "y"}')
-    with pytest.raises(PresetError, match="'name' stands twice"):
+    with pytest.raises(PresetError, match="'name' appears twice"):
         load_preset(path)
     with pytest.raises(PresetError, match=r"no such preset; did you mean broken.json\?"):
         load_preset(tmp_path / "brokn.json")

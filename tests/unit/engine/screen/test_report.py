@@ -1,4 +1,4 @@
-"""engine/screen/report.py: the page of a real run, and of what may stand in a metrics file."""
+"""The page of a real run, and of what may stand in a metrics file."""
 
 import html.parser
 from pathlib import Path
@@ -9,7 +9,7 @@ from engine import train
 from engine.events import read
 from engine.screen import report
 from tests.helpers.look_ahead import ON
-from tests.helpers.training import TOKENS_PER_STEP
+from tests.helpers.training import STEP
 
 
 class Page(html.parser.HTMLParser):
@@ -41,10 +41,10 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_run_leaves_its_page(tiny, tmp_path: Path):
-    train(tiny(auxiliary=ON), token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    train(tiny(auxiliary=ON), token_budget=20 * STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
     evaluation = [event for event in read(tmp_path) if event["event"] == "evaluation"][-1]
-    assert f"{evaluation['ce']:.4f}" in page.text and f"{20 * TOKENS_PER_STEP:,} of this run (100.0%)" in page.text
+    assert f"{evaluation['ce']:.4f}" in page.text and f"{20 * STEP:,} of this run (100.0%)" in page.text
     for figure in ("policy", "value", "dynamics", "span_contrastive", "latent_variance"):
         assert figure in page.text
     assert page.tags.count("svg") == 3 and page.tags.count("polyline") >= 8  # loss; six figures, five a drawing
@@ -54,28 +54,28 @@ def test_a_run_leaves_its_page(tiny, tmp_path: Path):
     number = len(passage) // 2
     middle, ahead = page.titles[number], passage[number]
     expected, realised = ahead["expected_nll"]["16"], ahead["realised_nll"]["16"]
-    assert f"next 16 tokens: expected {expected:.2f}" in middle and f"they cost {realised:.2f}" in middle
+    assert f"next 16 tokens: predicted {expected:.2f}\nactual {realised:.2f}" in middle
     for distance, place in enumerate(ahead["guesses"], 1):
         guess, came = place[0][0], passage[number + distance]["token"]
-        line = next(line for line in middle.splitlines() if line.startswith(f"{distance} on: "))
+        line = next(line for line in middle.splitlines() if line.startswith(f"+{distance}: "))
         assert repr(guess) in line and repr(came) in line
 
 
 def test_a_journal_that_has_lost_a_bit_ends_no_run(tiny, tmp_path: Path, capsys):
-    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
     journal = tmp_path / "metrics.jsonl"
     lost = '{"event": "source", "time": 0, "what": "dropped", "namd": "topics", "message": "gone"}\n'
     journal.write_text(journal.read_text() + lost)
     with pytest.raises(KeyError):
         report.write(tmp_path)
-    assert train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path).tokens == 8 * TOKENS_PER_STEP
+    assert train(tiny(), token_budget=8 * STEP, checkpoint_dir=tmp_path).tokens == 8 * STEP
     assert "training goes on without it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
-    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
-    assert "Looking ahead" not in page.text and "A sample" in page.text and page.tags.count("svg") == 1
+    assert "Lookahead at" not in page.text and "A sample" in page.text and page.tags.count("svg") == 1
 
 
 def test_no_text_becomes_markup():

@@ -1,0 +1,31 @@
+"""Text for a terminal or a page: names and samples without secrets and control characters, plurals."""
+
+import html
+
+from rich.markup import escape
+
+from sources.redact import redact
+
+# All C0 and C1 controls but newline and tab: an escape sequence in a model's sample could write to a terminal's title.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
+
+
+def printable(text: str) -> str:
+    """`text` without secrets and control characters."""
+    return redact(text).translate(_CONTROLS)
+
+
+def literal(text: str) -> str:
+    """Rich markup that shows `text` as it is, printable."""
+    return escape(printable(text))
+
+
+def as_html(value: object) -> str:
+    """Any value's printable text, escaped for HTML and its attributes."""
+    return html.escape(printable(str(value)))
+
+
+def plural(number: int, noun: str) -> str:
+    """A number and its noun: 1 row, 2 rows, 3 micro-batches."""
+    ending = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else ending}"

@@ -1,0 +1,10 @@
+from engine.screen.text import plural, printable
+
+
+def test_plurals():
+    assert plural(1, "row") == "1 row" and plural(1024, "row") == "1,024 rows"
+    assert plural(2, "process") == "2 processes" and plural(2, "micro-batch") == "2 micro-batches"
+
+
+def test_nothing_that_a_terminal_obeys_is_printable():
+    assert printable("\x1b[2J\x9b\x07a\tb\nc") == "\ufffd[2J\ufffd\ufffda\tb\nc"
