@@ -9,7 +9,7 @@ from engine import train
 from engine.events import read
 from engine.screen import report
 from tests.helpers.look_ahead import ON
-from tests.helpers.training import STEP
+from tests.helpers.training import TOKENS_PER_STEP
 
 
 class Page(html.parser.HTMLParser):
@@ -41,10 +41,10 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_run_leaves_its_page(tiny, tmp_path: Path):
-    train(tiny(auxiliary=ON), token_budget=20 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(auxiliary=ON), token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
     evaluation = [event for event in read(tmp_path) if event["event"] == "evaluation"][-1]
-    assert f"{evaluation['ce']:.4f}" in page.text and f"{20 * STEP:,} of this run (100.0%)" in page.text
+    assert f"{evaluation['ce']:.4f}" in page.text and f"{20 * TOKENS_PER_STEP:,} of this run (100.0%)" in page.text
     for figure in ("policy", "value", "dynamics", "span_contrastive", "latent_variance"):
         assert figure in page.text
     assert page.tags.count("svg") == 3 and page.tags.count("polyline") >= 8  # loss; six figures, five a drawing
@@ -62,18 +62,18 @@ def test_a_run_leaves_its_page(tiny, tmp_path: Path):
 
 
 def test_a_journal_that_has_lost_a_bit_ends_no_run(tiny, tmp_path: Path, capsys):
-    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     journal = tmp_path / "metrics.jsonl"
     lost = '{"event": "source", "time": 0, "what": "dropped", "namd": "topics", "message": "gone"}\n'
     journal.write_text(journal.read_text() + lost)
     with pytest.raises(KeyError):
         report.write(tmp_path)
-    assert train(tiny(), token_budget=8 * STEP, checkpoint_dir=tmp_path).tokens == 8 * STEP
+    assert train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path).tokens == 8 * TOKENS_PER_STEP
     assert "training goes on without it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
-    train(tiny(), token_budget=4 * STEP, checkpoint_dir=tmp_path)
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
     assert "Lookahead at" not in page.text and "A sample" in page.text and page.tags.count("svg") == 1
 
