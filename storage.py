@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 # What json.dumps takes. The values of a mapping are `object`, since a TypedDict is no mapping of a narrower type.
 JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
@@ -50,8 +50,8 @@ def seal(record: Mapping[str, object]) -> bytes:
     return json.dumps({"check": digest(record), **record}, indent=1).encode()
 
 
-def unseal(data: bytes) -> dict[str, JSON]:
-    """Return what was sealed. Raises Damaged."""
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the record that was sealed; its owner knows the types of its values. Raises Damaged."""
     try:
         record = json.loads(data)
         intact = record.pop("check") == digest(record)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.folder import CheckpointFolder
+from engine.checkpoint.state import OptimizerState
 from engine.device.ranks import Ranks
 from engine.errors import SaveError
 from engine.events import Metrics
@@ -22,7 +23,7 @@ RETRY_SECONDS = 60.0  # until a save that failed is tried again
 PATIENCE_SECONDS = 600.0  # of a finished run with a disk that does not take its last snapshot
 PAUSE_SECONDS = 10.0  # between its attempts
 
-Copy = tuple[Snapshot, dict[str, Any], dict[str, Any]]  # a snapshot with its optimizer state and data position
+Copy = tuple[Snapshot, OptimizerState, dict[str, Any]]  # a snapshot with its optimizer state and data position
 
 
 @dataclass(frozen=True)

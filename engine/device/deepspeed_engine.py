@@ -20,13 +20,12 @@ import torch.distributed as dist
 from deepspeed.utils import logger, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import nn
 
+from engine.checkpoint.state import MOMENTS, OptimizerState
 from engine.config.preset import TrainConfig
 from engine.device import machine
 from engine.device.ranks import Ranks
 from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def engine_config(train: TrainConfig, world_size: int, bf16: bool) -> dict[str, Any]:
@@ -226,15 +225,15 @@ def weights(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, torch.Te
         return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
 
 
-def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, Any]:
+def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> OptimizerState:
     """The optimizer's moments by parameter name, in full, on the CPU, and its step count.
 
-    All ranks must call it; those that do not `keep` get nothing to hold. Returns {} before the first step.
+    All ranks must call it; those that do not `keep` get nothing to hold. There are no moments before the first step.
     """
     base = _base_optimizer(engine)
     steps = [int(state["step"]) for state in base.state.values() if "step" in state]
     if not steps:
-        return {}
+        return {"step": 0, "moments": {}}
     _link_moments(engine)
     moments = {}
     kept = _kept_moments(engine)
@@ -248,7 +247,7 @@ def optimizer_state(engine: deepspeed.DeepSpeedEngine, keep: bool) -> dict[str, 
     return {"step": steps[0], "moments": moments}
 
 
-def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Any] | None, ranks: Ranks) -> list[str]:
+def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: OptimizerState | None, ranks: Ranks) -> list[str]:
     """Gives the moments that rank 0 has read to every rank's optimizer, whatever stage and world wrote them.
 
     Returns the names of parameters for which the state has nothing; their moments begin at zero.
@@ -281,8 +280,8 @@ def load_optimizer_state(engine: deepspeed.DeepSpeedEngine, state: dict[str, Any
     return missing
 
 
-def _shapes(state: dict[str, Any] | None) -> tuple[int, dict[str, list[int]]]:
-    if not state:
+def _shapes(state: OptimizerState | None) -> tuple[int, dict[str, list[int]]]:
+    if state is None:
         return 0, {}
     moments = state["moments"].items()
     return state["step"], {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in moments}

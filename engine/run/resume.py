@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from engine import events
-from engine.checkpoint.folder import CheckpointFolder, Restored
+from engine.checkpoint.folder import Checkpoint, CheckpointFolder
+from engine.checkpoint.state import OptimizerState
 from engine.config.preset import Preset
 from engine.device.memory import require_memory_for_weights
 from engine.device.ranks import Ranks
@@ -57,7 +58,7 @@ class Beginning:
     model_config: ModelConfig
     cache: ShardCache | None
     data_state: dict[str, Any] | None
-    optimizer: dict[str, Any] | None
+    optimizer: OptimizerState | None
     message: str | None  # what was resumed
     is_new: bool  # a lineage begins here
     saved: dict[str, Any] | None  # the progress of the snapshot on the disk, where that holds all of this
@@ -79,7 +80,7 @@ def begin(
     `may_archive` is asked, with the differences in a sentence, whether a lineage of another architecture or tokenizer
     may be moved to archive/.
     """
-    restored: Restored | None = None
+    restored: Checkpoint | None = None
 
     def find() -> dict[str, Any]:
         nonlocal restored
@@ -140,7 +141,7 @@ def begin(
     )
 
 
-def _progress(restored: Restored, token_budget: int) -> dict[str, Any]:
+def _progress(restored: Checkpoint, token_budget: int) -> dict[str, Any]:
     """The snapshot's progress; a finished run is followed by the next one."""
     saved = restored.snapshot.progress or {}
     progress = Progress(**{key: saved[key] for key in Progress.__dataclass_fields__ if key in saved})
@@ -151,7 +152,7 @@ def _progress(restored: Restored, token_budget: int) -> dict[str, Any]:
     return asdict(progress)
 
 
-def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
+def _still_valid(restored: Checkpoint, preset: Preset) -> dict[str, Any] | None:
     """The saved data position without the sources that the preset now describes differently: those begin anew."""
     data = restored.data
     if data is None:
@@ -169,14 +170,14 @@ def _still_valid(restored: Restored, preset: Preset) -> dict[str, Any] | None:
     return {**data, "pins": {name: pin for name, pin in data["pins"].items() if name not in changed}}
 
 
-def _trained_length(restored: Restored, preset: Preset) -> int:
+def _trained_length(restored: Checkpoint, preset: Preset) -> int:
     """Positions in the snapshot: a preset with shorter rows must not cut what is learned."""
     if restored.snapshot.config is None:  # a bare state dict
         return learned_positions(restored.snapshot.model)
     return restored.snapshot.config.get("seq_length", preset.model.seq_length)
 
 
-def _differences(restored: Restored, preset: Preset) -> list[str]:
+def _differences(restored: Checkpoint, preset: Preset) -> list[str]:
     """What makes a snapshot another model than the preset's, in words. A bare state dict is judged by its shapes."""
     snapshot = restored.snapshot
     if snapshot.config is None:
@@ -201,7 +202,7 @@ def _same_tokenizer(saved_json: str | None, preset: Preset) -> bool:
         return False
 
 
-def _restored_sentence(restored: Restored, report: LoadReport, progress: Progress, has_position: bool) -> str:
+def _restored_sentence(restored: Checkpoint, report: LoadReport, progress: Progress, has_position: bool) -> str:
     optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
     data = "and data position" if has_position else "and without data position"
     parts = [
@@ -249,7 +250,7 @@ def _open_sources(
 
 def _tokenizer(
     preset: Preset,
-    restored: Restored | None,
+    restored: Checkpoint | None,
     opened: OpenedSources,
     cache: ShardCache | None,
     ranks: Ranks,

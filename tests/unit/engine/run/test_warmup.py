@@ -185,7 +185,7 @@ def test_a_rehearsed_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimiz
             rehearse(engine, step, preset, 8, lambda batch: draw(batch, 0.0), ranks)
             after = deepspeed_engine.weights(engine, keep=True)
             assert all(torch.equal(before[name], after[name]) for name in before)
-            assert deepspeed_engine.optimizer_state(engine, keep=True) == {}
+            assert deepspeed_engine.optimizer_state(engine, keep=True)["step"] == 0
         deepspeed_engine.set_learning_rate(engine, 1e-2)
         generator = torch.Generator().manual_seed(1)
         for number in range(3):
