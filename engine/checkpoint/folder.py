@@ -26,8 +26,8 @@ from engine.checkpoint.load import (
     NAMES,
     PREV,
     PREV2,
-    Checkpoint,
     FolderScan,
+    RestoredCheckpoint,
     VerifiedFile,
     records_of,
 )
@@ -40,7 +40,7 @@ from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
 from storage import os_error_reason
 
-__all__ = ["CURRENT", "MIRROR", "PREV", "PREV2", "Checkpoint", "CheckpointFolder"]
+__all__ = ["CURRENT", "MIRROR", "PREV", "PREV2", "CheckpointFolder", "RestoredCheckpoint"]
 
 
 class CheckpointFolder:
@@ -79,7 +79,7 @@ class CheckpointFolder:
                 )
             yield
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> RestoredCheckpoint | None:
         """The newest whole generation, or None in an empty folder; changes nothing.
 
         Where no generation has its state, the newest snapshot that verifies. Raises CheckpointError (exit status 4)
@@ -87,7 +87,7 @@ class CheckpointFolder:
         """
         return load.newest(self.folder, self._scan())
 
-    def repair(self, checkpoint: Checkpoint) -> list[str]:
+    def repair(self, checkpoint: RestoredCheckpoint) -> list[str]:
         """Give every generation its name again, `checkpoint` being the newest, and move other files to archive/.
 
         Returns what was done, in sentences.

@@ -43,7 +43,7 @@ class FolderScan:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RestoredCheckpoint:
     """A generation that verified: the snapshot and, where that is whole, the state that belongs to it."""
 
     snapshot: Snapshot
@@ -97,7 +97,7 @@ def scan(folder: Path) -> FolderScan:
     return found
 
 
-def newest(folder: Path, found: FolderScan) -> Checkpoint | None:
+def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
     """The newest whole generation, or None in an empty folder.
 
     Where no generation has its state, the newest snapshot that verifies, without state. Raises CheckpointError when
@@ -114,13 +114,13 @@ def newest(folder: Path, found: FolderScan) -> Checkpoint | None:
     for file in found.files:
         try:
             optimizer, data = state.read(folder, file.record)
-            return Checkpoint(snapshots.read(file.path), file, optimizer, data, notes)
+            return RestoredCheckpoint(snapshots.read(file.path), file, optimizer, data, notes)
         except SnapshotError as error:
             notes.append(str(error))
     notes.append("The weights are used; the optimizer and the data start over.")
     file = found.files[0]
     try:
-        return Checkpoint(snapshots.read(file.path), file, None, None, notes)
+        return RestoredCheckpoint(snapshots.read(file.path), file, None, None, notes)
     except SnapshotError as error:  # one that the manifest knows and this version cannot read
         raise CheckpointError(f"{error} Nothing was changed.") from None
 

@@ -37,7 +37,7 @@ class StateFile(TypedDict):
 
 def contents_of(generation: str, optimizer: OptimizerState, data: Mapping[str, object]) -> StateFile:
     """What `write` writes."""
-    return {"generation": generation, "optimizer": optimizer if optimizer["step"] else {}, "data": json.dumps(data)}
+    return {"generation": generation, "optimizer": optimizer if optimizer.get("step") else {}, "data": json.dumps(data)}
 
 
 def path_of(folder: Path, generation: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine import events
-from engine.checkpoint.folder import Checkpoint, CheckpointFolder
+from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
 from engine.checkpoint.state import OptimizerState
 from engine.config.preset import Preset
 from engine.device.memory import require_memory_for_weights
@@ -80,7 +80,7 @@ def begin(
     `may_archive` is asked, with the differences in a sentence, whether a lineage of another architecture or tokenizer
     may be moved to archive/.
     """
-    restored: Checkpoint | None = None
+    restored: RestoredCheckpoint | None = None
 
     def find() -> dict[str, Any]:
         nonlocal restored
@@ -141,7 +141,7 @@ def begin(
     )
 
 
-def _progress(restored: Checkpoint, token_budget: int) -> dict[str, Any]:
+def _progress(restored: RestoredCheckpoint, token_budget: int) -> dict[str, Any]:
     """The snapshot's progress; a finished run is followed by the next one."""
     saved = restored.snapshot.progress or {}
     progress = Progress(**{key: saved[key] for key in Progress.__dataclass_fields__ if key in saved})
@@ -152,7 +152,7 @@ def _progress(restored: Checkpoint, token_budget: int) -> dict[str, Any]:
     return asdict(progress)
 
 
-def _still_valid(restored: Checkpoint, preset: Preset) -> dict[str, Any] | None:
+def _still_valid(restored: RestoredCheckpoint, preset: Preset) -> dict[str, Any] | None:
     """The saved data position without the sources that the preset now describes differently: those begin anew."""
     data = restored.data
     if data is None:
@@ -170,14 +170,14 @@ def _still_valid(restored: Checkpoint, preset: Preset) -> dict[str, Any] | None:
     return {**data, "pins": {name: pin for name, pin in data["pins"].items() if name not in changed}}
 
 
-def _trained_length(restored: Checkpoint, preset: Preset) -> int:
+def _trained_length(restored: RestoredCheckpoint, preset: Preset) -> int:
     """Positions in the snapshot: a preset with shorter rows must not cut what is learned."""
     if restored.snapshot.config is None:  # a bare state dict
         return learned_positions(restored.snapshot.model)
     return restored.snapshot.config.get("seq_length", preset.model.seq_length)
 
 
-def _differences(restored: Checkpoint, preset: Preset) -> list[str]:
+def _differences(restored: RestoredCheckpoint, preset: Preset) -> list[str]:
     """What makes a snapshot another model than the preset's, in words. A bare state dict is judged by its shapes."""
     snapshot = restored.snapshot
     if snapshot.config is None:
@@ -202,7 +202,7 @@ def _same_tokenizer(saved_json: str | None, preset: Preset) -> bool:
         return False
 
 
-def _restored_sentence(restored: Checkpoint, report: LoadReport, progress: Progress, has_position: bool) -> str:
+def _restored_sentence(restored: RestoredCheckpoint, report: LoadReport, progress: Progress, has_position: bool) -> str:
     optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
     data = "and data position" if has_position else "and without data position"
     parts = [
@@ -250,7 +250,7 @@ def _open_sources(
 
 def _tokenizer(
     preset: Preset,
-    restored: Checkpoint | None,
+    restored: RestoredCheckpoint | None,
     opened: OpenedSources,
     cache: ShardCache | None,
     ranks: Ranks,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.checkpoint.folder import MIRROR, Checkpoint, CheckpointFolder
+from engine.checkpoint.folder import MIRROR, CheckpointFolder, RestoredCheckpoint
 from engine.errors import CheckpointError
 from tests.faults.lineage import NAMES, differences, duplicate
 
@@ -143,7 +143,7 @@ class Archive:
                     path.unlink()
         return folder
 
-    def _generation(self, age: int) -> Checkpoint:
+    def _generation(self, age: int) -> RestoredCheckpoint:
         folder = self._without(age, self._fresh())
         restored = CheckpointFolder(folder).newest()
         shutil.rmtree(folder)
@@ -153,7 +153,7 @@ class Archive:
     def _fresh(self) -> Path:
         return self.scratch / f"copy-{next(self.numbers)}"
 
-    def _age(self, restored: Checkpoint) -> int:
+    def _age(self, restored: RestoredCheckpoint) -> int:
         steps = [generation.snapshot.progress["step"] for generation in self.generations]
         return steps.index(restored.snapshot.progress["step"])
 
