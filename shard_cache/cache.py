@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shard_cache.lane import CachedLane
-from shard_cache.space import Entry, Space, entries, sweep_removed
+from shard_cache.space import CacheEntry, Space, entries, sweep_removed
 from storage import JSON, Damaged, digest, os_error_reason, read_regular, seal, slug, sweep, unseal, write_atomic
 
 _ABOUT = "source.json"
@@ -26,7 +26,7 @@ class CachedSource:
     It can be pickled; the copy writes and takes notices for itself.
     """
 
-    def __init__(self, entry: Entry, source_digest: str, space: Space):
+    def __init__(self, entry: CacheEntry, source_digest: str, space: Space):
         self._entry, self._digest, self._space = entry, source_digest, space
 
     @property
@@ -48,7 +48,7 @@ class ShardCache:
     def __init__(self, folder: str | Path, max_gb: float):
         self.folder = Path(folder).absolute()
         self._space = Space(self.folder, max_gb)
-        self._kept: dict[str, Entry] = {}
+        self._kept: dict[str, CacheEntry] = {}
         with self._stopping_at(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         for parent, _, _ in os.walk(self.folder):
@@ -78,7 +78,7 @@ class ShardCache:
         """
         identity = digest(fingerprint)
         name = fingerprint.get("name") if isinstance(fingerprint, dict) else None
-        entry = Entry(self.folder / f"{slug(str(name or 'source'))}-{identity[:16]}")
+        entry = CacheEntry(self.folder / f"{slug(str(name or 'source'))}-{identity[:16]}")
         about = {"fingerprint": fingerprint, "description": description, "pin": pin}
         with self._stopping_at(entry.folder):
             entry.hold()
@@ -94,7 +94,7 @@ class ShardCache:
         It is in use as long as this cache, or a pickled copy of it, exists.
         """
         name = slug(key)
-        entry = self._kept.setdefault(key, Entry(self.folder / f"kept-{name}-{digest(key)[:16]}"))
+        entry = self._kept.setdefault(key, CacheEntry(self.folder / f"kept-{name}-{digest(key)[:16]}"))
         path = entry.folder / name
         with self._stopping_at(entry.folder):
             for link in (entry.folder, path):
