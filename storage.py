@@ -62,6 +62,17 @@ def unseal(data: bytes) -> dict[str, Any]:
     return record
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that `write_record` wrote, or None where there is no file. Raises Damaged."""
+    data = read_regular(path)
+    return None if data is None else unseal(data)
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    """Write a JSON file that carries a digest of its own contents. Raises OSError."""
+    write_atomic(path, seal(record))
+
+
 def slug(name: str) -> str:
     """Return a readable part of a file name that cannot leave its folder, whatever `name` holds."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")[:60] or "unnamed"

@@ -7,7 +7,7 @@ import numpy as np
 
 from shard_cache.shard import BLOCKS_PER_SHARD, CachedBlock, Shard, encode, paths, read_shard, write_shard
 from shard_cache.space import CacheEntry, Space
-from storage import JSON, Damaged, digest, exclusive, os_error_reason, refuse_links
+from storage import JSON, Damaged, digest, exclusive, refuse_links
 
 _SIDECAR = re.compile(r"([0-9]{6,18})\.json")
 
@@ -68,7 +68,7 @@ class CachedLane:
             return
         tar = shard.pack()
         sidecar = shard.describe(tar, self._owner)
-        try:
+        with self._space.writing_to(self.folder):
             refuse_links(self._source.folder, self.folder)
             if not self._space.take(len(tar) + len(sidecar)):
                 return
@@ -80,8 +80,6 @@ class CachedLane:
                 if there is None or there.before[: len(shard.before)] != shard.before:
                     write_shard(self.folder, shard.first, tar, sidecar)
                     self._damaged.discard(shard.first)
-        except OSError as error:
-            self._space.stop(f"{self.folder} cannot be written ({os_error_reason(error)})")
 
     def skip(self, number: int) -> JSON | None:
         """Return the state before the first whole block after block `number`, or None when there is none.

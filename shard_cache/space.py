@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from storage import refuse_links
+from storage import os_error_reason, refuse_links
 
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
 MEASURE_SHARE = 64  # measured again after 1/64 of the room left: so many processes may write there at once
@@ -103,6 +103,14 @@ class Space:
         if not self.stopped:
             self.stopped = True
             self.notices.append(f"{notice}; nothing more is cached in this run, what is cached is still read.")
+
+    @contextlib.contextmanager
+    def writing_to(self, folder: Path) -> Iterator[None]:
+        """Stop writing when the block cannot write to `folder`."""
+        try:
+            yield
+        except OSError as error:
+            self.stop(f"{folder} cannot be written ({os_error_reason(error)})")
 
     def take(self, size: int) -> bool:
         """Make room for `size` more bytes, or stop writing and return False. Raises OSError."""

@@ -19,18 +19,7 @@ from pathlib import Path
 
 import storage
 from engine.checkpoint import load, manifest, state
-from engine.checkpoint.load import (
-    CURRENT,
-    GENERATIONS,
-    MIRROR,
-    NAMES,
-    PREV,
-    PREV2,
-    FolderScan,
-    RestoredCheckpoint,
-    VerifiedFile,
-    records_of,
-)
+from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, FolderScan, RestoredCheckpoint
 from engine.checkpoint.manifest import GenerationRecord, Records
 from engine.checkpoint.rotation import ARCHIVE, archive_folder, arrange, rotate
 from engine.checkpoint.state import OptimizerState
@@ -114,7 +103,7 @@ class CheckpointFolder:
 
     def save(self, snapshot: Snapshot, optimizer: OptimizerState, data: Mapping[str, object]) -> Path:
         """Write one generation and rotate the older ones. Raises SaveError, leaving those as they were."""
-        known = records_of(self._scan().files) if self._records is None else self._records
+        known = load.records_of(self._scan().files) if self._records is None else self._records
         kept = sorted(known.items(), key=lambda item: item[1].number)[-len(GENERATIONS) :]
         generation = manifest.next_generation(known.values())
         snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
@@ -159,20 +148,19 @@ class CheckpointFolder:
 
     def _scan(self) -> FolderScan:
         found = load.scan(self.folder)
-        self._records = records_of(found.files)
+        self._records = load.records_of(found.files)
         return found
 
-    def _arrange(self, found: FolderScan, kept: list[VerifiedFile], why: str) -> list[str]:
+    def _arrange(self, found: FolderScan, kept: list[load.VerifiedFile], why: str) -> list[str]:
         kept = kept[: len(GENERATIONS)]
-        self._records = records_of(kept)
+        self._records = load.records_of(kept)
         return arrange(self.folder, found, kept, why)
 
     def _require_space(self, needed: int, known: Records) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        if shutil.disk_usage(self.folder).free < needed:
             with contextlib.suppress(OSError):
                 state.remove_others(self.folder, known)  # a killed save may have left one
-            free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise SaveError(
                 f"{self.folder}: a snapshot needs {needed / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f} MiB "

@@ -59,8 +59,9 @@ def read(folder: Path) -> Records:
     """The records in `folder`. Raises Damaged when the file is there and not whole."""
     path = folder / FILE_NAME
     try:
-        data = storage.read_regular(path)
-        contents = storage.unseal(data) if data is not None else {"format": FORMAT, "generations": {}}
+        contents = storage.read_record(path)
+        if contents is None:
+            return {}
         if contents["format"] != FORMAT:
             raise Damaged("another format")
         records: Records = {}
@@ -77,4 +78,4 @@ def read(folder: Path) -> Records:
 def write(folder: Path, records: Records) -> None:
     """Replaces the manifest. Raises OSError."""
     generations = {sha256: asdict(record) for sha256, record in records.items()}
-    storage.write_atomic(folder / FILE_NAME, storage.seal({"format": FORMAT, "generations": generations}))
+    storage.write_record(folder / FILE_NAME, {"format": FORMAT, "generations": generations})

@@ -87,12 +87,11 @@ def arrange(folder: Path, found: FolderScan, kept: list[VerifiedFile], why: str)
         for name in unwanted:
             os.rename(folder / name, aside / name)
         told += f" The files that had these names are in {aside}."
+    _rename([(path, folder / name) for name, path in fresh.items()], undo=[])
     for name in changed:
-        if name in fresh:
-            os.replace(fresh[name], folder / name)
-        else:
+        if name not in wanted:
             (folder / name).unlink(missing_ok=True)
-        storage.sync(folder)
+    storage.sync(folder)
     storage.sweep(folder)
     return [told]
 

@@ -27,31 +27,23 @@ class OptimizerState(TypedDict):
     moments: dict[str, dict[str, Tensor]]  # by parameter name, then by name of the moment; fp32, on the CPU
 
 
-class StateFile(TypedDict):
-    """What the file holds."""
-
-    generation: str
-    optimizer: OptimizerState | dict[str, None]  # an empty one before the first step
-    data: str  # the data position as JSON, which keeps every bit of a float
-
-
-def contents_of(generation: str, optimizer: OptimizerState, data: Mapping[str, object]) -> StateFile:
-    """What `write` writes."""
-    return {"generation": generation, "optimizer": optimizer if optimizer.get("step") else {}, "data": json.dumps(data)}
-
-
 def path_of(folder: Path, generation: str) -> Path:
     return folder / FOLDER / f"{generation}.pt"
 
 
-def write(folder: Path, contents: StateFile) -> str:
+def contents_of(generation: str, optimizer: OptimizerState, data: Mapping[str, object]) -> dict[str, Any]:
+    """What `write` writes: plain tensors and JSON, which keeps every bit of a float."""
+    return {"generation": generation, "optimizer": optimizer if optimizer.get("step") else {}, "data": json.dumps(data)}
+
+
+def write(folder: Path, contents: dict[str, Any]) -> str:
     """Write a generation's state and return the file's SHA-256. Raises OSError or SnapshotError."""
     path = path_of(folder, contents["generation"])
     path.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(PermissionError):  # on a mount that shows another owner
         path.parent.chmod(0o700)
     with storage.replacing(path) as fresh:
-        return container.write(fresh, dict(contents))
+        return container.write(fresh, contents)
 
 
 def read(folder: Path, record: GenerationRecord | None) -> tuple[OptimizerState, dict[str, Any]]:
