@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 # What json.dumps takes. The values of a mapping are `object`, since a TypedDict is no mapping of a narrower type.
 JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
@@ -50,8 +50,8 @@ def seal(record: Mapping[str, object]) -> bytes:
     return json.dumps({"check": digest(record), **record}, indent=1).encode()
 
 
-def unseal(data: bytes) -> dict[str, JSON]:
-    """Return what was sealed. Raises Damaged."""
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the record that was sealed; its owner knows the types of its values. Raises Damaged."""
     try:
         record = json.loads(data)
         intact = record.pop("check") == digest(record)
@@ -60,6 +60,17 @@ def unseal(data: bytes) -> dict[str, JSON]:
     if not intact:
         raise Damaged("its own digest differs")
     return record
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that `write_record` wrote, or None where there is no file. Raises Damaged."""
+    data = read_regular(path)
+    return None if data is None else unseal(data)
+
+
+def write_record(path: Path, record: Mapping[str, object]) -> None:
+    """Write a JSON file that carries a digest of its own contents. Raises OSError."""
+    write_atomic(path, seal(record))
 
 
 def slug(name: str) -> str:

@@ -9,13 +9,13 @@ Several processes may use one folder at the same time. A cache never ends a run:
 
 import contextlib
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from shard_cache.lane import CachedLane
-from shard_cache.space import Entry, Space, entries, sweep_removed
-from storage import JSON, Damaged, digest, os_error_reason, read_regular, seal, slug, sweep, unseal, write_atomic
+from shard_cache.space import CacheEntry, Space, entries, sweep_removed
+from storage import JSON, Damaged, digest, read_record, slug, sweep, write_record
 
 _ABOUT = "source.json"
 
@@ -26,7 +26,7 @@ class CachedSource:
     It can be pickled; the copy writes and takes notices for itself.
     """
 
-    def __init__(self, entry: Entry, source_digest: str, space: Space):
+    def __init__(self, entry: CacheEntry, source_digest: str, space: Space):
         self._entry, self._digest, self._space = entry, source_digest, space
 
     @property
@@ -48,8 +48,8 @@ class ShardCache:
     def __init__(self, folder: str | Path, max_gb: float):
         self.folder = Path(folder).absolute()
         self._space = Space(self.folder, max_gb)
-        self._kept: dict[str, Entry] = {}
-        with self._stopping_at(self.folder):
+        self._kept: dict[str, CacheEntry] = {}
+        with self._space.writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         for parent, _, _ in os.walk(self.folder):
             with contextlib.suppress(OSError):  # such as another user's files
@@ -61,8 +61,8 @@ class ShardCache:
         """Sentences to announce; whoever announces them empties the list."""
         return self._space.notices
 
-    def find(self, description: JSON) -> JSON | None:
-        """Return the newest pin that was cached under this description, so that a run can begin without a network."""
+    def find(self, description: JSON) -> Any:
+        """Return the newest pin that was cached under this description, or None: a run can start without a network."""
         wanted = digest(description)
         found = []
         for folder in entries(self.folder):
@@ -78,14 +78,14 @@ class ShardCache:
         """
         identity = digest(fingerprint)
         name = fingerprint.get("name") if isinstance(fingerprint, dict) else None
-        entry = Entry(self.folder / f"{slug(str(name or 'source'))}-{identity[:16]}")
+        entry = CacheEntry(self.folder / f"{slug(str(name or 'source'))}-{identity[:16]}")
         about = {"fingerprint": fingerprint, "description": description, "pin": pin}
-        with self._stopping_at(entry.folder):
+        with self._space.writing_to(entry.folder):
             entry.hold()
             known = self._about(entry.folder)
             if known is None or digest({key: known[key] for key in about}) != digest(about):
                 about["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
-                write_atomic(entry.folder / _ABOUT, seal(about))
+                write_record(entry.folder / _ABOUT, about)
         return CachedSource(entry, identity, self._space)
 
     def remember(self, key: str) -> Path:
@@ -94,31 +94,23 @@ class ShardCache:
         It is in use as long as this cache, or a pickled copy of it, exists.
         """
         name = slug(key)
-        entry = self._kept.setdefault(key, Entry(self.folder / f"kept-{name}-{digest(key)[:16]}"))
+        entry = self._kept.setdefault(key, CacheEntry(self.folder / f"kept-{name}-{digest(key)[:16]}"))
         path = entry.folder / name
-        with self._stopping_at(entry.folder):
+        with self._space.writing_to(entry.folder):
             for link in (entry.folder, path):
                 if link.is_symlink():  # the caller opens this path by its name, and would follow it
                     link.unlink()
             entry.hold()
         return path
 
-    def _about(self, folder: Path) -> dict[str, JSON] | None:
+    def _about(self, folder: Path) -> dict[str, Any] | None:
         """Return what a source's folder says of itself, or None where it is missing or damaged."""
         path = folder / _ABOUT
         try:
-            text = read_regular(path)
-            about = unseal(text) if text is not None else None
+            about = read_record(path)
             if about is None or about.keys() >= {"fingerprint", "description", "pin", "created"}:
                 return about
             raise Damaged("it lacks a key")
         except Damaged as error:
             self.notices.append(f"{path} is damaged ({error}); it is written again when its source is used.")
             return None
-
-    @contextlib.contextmanager
-    def _stopping_at(self, folder: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._space.stop(f"{folder} cannot be written ({os_error_reason(error)})")

@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ _MEMBER = re.compile(r"(?P<number>[0-9]{6,18})\.(?P<part>[a-z][a-z0-9_]*\.npy|js
 _KINDS = "biuf"  # truth values, integers, floats
 
 
+Members = dict[str, bytes | memoryview]  # a block in a tar: bytes by what follows the number in a member's name
+
+
 @dataclass(frozen=True)
 class CachedBlock:
     """What was appended: arrays by name, and the state after the block."""
@@ -41,12 +45,12 @@ class CachedBlock:
 
 @dataclass
 class Shard:
-    """Consecutive blocks in the form they have in a tar: a member's bytes by what follows the number in its name."""
+    """Consecutive blocks as they are in a tar."""
 
     first: int
     begins: JSON  # the state before block `first`, if whoever appended it said
     before: list[str] = field(default_factory=list)  # digests of the states before the blocks
-    blocks: list[Mapping[str, bytes | memoryview]] = field(default_factory=list)
+    blocks: list[Members] = field(default_factory=list)
 
     @property
     def last(self) -> int:
@@ -75,7 +79,7 @@ class Shard:
                     tar.addfile(info, io.BytesIO(data))
         return buffer.getvalue()
 
-    def describe(self, tar: bytes, owner: dict[str, JSON]) -> bytes:
+    def describe(self, tar: bytes, owner: Mapping[str, JSON]) -> bytes:
         """Return the sidecar's bytes."""
         return seal(
             {
@@ -106,17 +110,17 @@ def write_shard(folder: Path, first: int, tar: bytes, sidecar: bytes) -> None:
     write_atomic(sidecar_path, sidecar)
 
 
-def read_shard(folder: Path, first: int, owner: dict[str, JSON], reaching: int) -> Shard | None:
+def read_shard(folder: Path, first: int, owner: Mapping[str, JSON], reaching: int) -> Shard | None:
     """Return the verified shard that begins with block `first`; None if there is none, or it ends before `reaching`.
 
     Raises Damaged.
     """
     tar_path, sidecar_path = paths(folder, first)
-    described, failure = None, None
+    tried, failure = None, Damaged("")
     while (sidecar := read_regular(sidecar_path)) is not None:
-        if sidecar == described:
+        if sidecar == tried:
             raise failure
-        described = sidecar
+        tried = sidecar
         try:
             about = _checked(unseal(sidecar), tar_path, first, owner)
             return _verified(about, tar_path) if reaching < first + about["blocks"] else None
@@ -125,9 +129,9 @@ def read_shard(folder: Path, first: int, owner: dict[str, JSON], reaching: int) 
     return None
 
 
-def encode(arrays: dict[str, np.ndarray], after: JSON) -> dict[str, bytes]:
+def encode(arrays: dict[str, np.ndarray], after: JSON) -> Members:
     """Return a block as a tar's members. Raises ValueError for arrays of other things than numbers."""
-    members = {}
+    members: Members = {}
     for name, array in arrays.items():
         array = np.asarray(array, order="C")
         if not _NAME.fullmatch(name) or array.dtype.kind not in _KINDS:
@@ -139,7 +143,7 @@ def encode(arrays: dict[str, np.ndarray], after: JSON) -> dict[str, bytes]:
     return members
 
 
-def decode(members: Mapping[str, bytes | memoryview]) -> CachedBlock:
+def decode(members: Members) -> CachedBlock:
     """Return the block that these members are. Raises Damaged."""
     try:
         arrays = {
@@ -166,18 +170,18 @@ def _array(data: memoryview) -> np.ndarray:
     return np.ndarray(shape, dtype, buffer=content).copy()
 
 
-def _checked(about: dict[str, JSON], path: Path, first: int, owner: dict[str, JSON]) -> dict[str, JSON]:
+def _checked(about: dict[str, Any], path: Path, first: int, owner: Mapping[str, JSON]) -> dict[str, Any]:
     """Return a sidecar's content if it belongs to this shard. Raises Damaged."""
     expected = {"format": FORMAT, **owner, "shard": path.name, "first": first}
     if {key: about.get(key) for key in expected} != expected:
         raise Damaged("its sidecar is another shard's")
     before = about.get("before")
-    if not isinstance(before, list) or not 0 < len(before) == about.get("blocks") <= BLOCKS_PER_SHARD:
+    if not isinstance(before, list) or not 0 < len(before) <= BLOCKS_PER_SHARD or len(before) != about.get("blocks"):
         raise Damaged("its sidecar does not say what its blocks are")
     return about
 
 
-def _verified(about: dict[str, JSON], path: Path) -> Shard:
+def _verified(about: dict[str, Any], path: Path) -> Shard:
     first, before = about["first"], about["before"]
     tar = read_regular(path, size=about.get("size"))
     if tar is None:
@@ -187,9 +191,9 @@ def _verified(about: dict[str, JSON], path: Path) -> Shard:
     return Shard(first, about.get("begins"), before, _blocks(tar, first, len(before)))
 
 
-def _blocks(tar: bytes, first: int, count: int) -> list[Mapping[str, memoryview]]:
+def _blocks(tar: bytes, first: int, count: int) -> list[Members]:
     """Return the members of each block of a tar. Raises Damaged for all that `pack` would not have written."""
-    blocks: list[dict[str, memoryview]] = [{} for _ in range(count)]
+    blocks: list[Members] = [{} for _ in range(count)]
     view, offset = memoryview(tar), 0
     while any(header := tar[offset : offset + tarfile.BLOCKSIZE]):
         try:

@@ -8,6 +8,7 @@ however it ends. Only a folder whose stamp can be locked exclusively is removed:
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from storage import refuse_links
+from storage import os_error_reason, refuse_links
 
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
 MEASURE_SHARE = 64  # measured again after 1/64 of the room left: so many processes may write there at once
@@ -25,7 +26,7 @@ _REMOVED = ".removed-"
 _ATTEMPTS = 10
 
 
-class Entry:
+class CacheEntry:
     """A folder directly in the cache that is in use from `hold` on, until this object or its process ends.
 
     A pickled copy holds the folder for itself.
@@ -94,14 +95,22 @@ class Space:
         self.folder, self.max_gb = folder, max_gb
         self.notices: list[str] = []
         self.stopped = False
-        self._bytes: int | None = None  # in the folder, as far as this process knows
-        self._written = 0  # by this process since it looked
+        self._bytes = 0  # in the folder, as far as this process knows
+        self._written = math.inf  # by this process since it measured: it has not yet
 
     def stop(self, notice: str) -> None:
         """Write nothing more in this process; only the first reason is told."""
         if not self.stopped:
             self.stopped = True
             self.notices.append(f"{notice}; nothing more is cached in this run, what is cached is still read.")
+
+    @contextlib.contextmanager
+    def writing_to(self, folder: Path) -> Iterator[None]:
+        """Stop writing when the block cannot write to `folder`."""
+        try:
+            yield
+        except OSError as error:
+            self.stop(f"{folder} cannot be written ({os_error_reason(error)})")
 
     def take(self, size: int) -> bool:
         """Make room for `size` more bytes, or stop writing and return False. Raises OSError."""
@@ -110,7 +119,7 @@ class Space:
             self.stop(f"The disk of {self.folder} has less than {reserve} left, which is kept free for checkpoints")
             return False
         limit = self.max_gb * 1e9
-        if self._bytes is None or self._bytes + size > limit or self._written > (limit - self._bytes) / MEASURE_SHARE:
+        if self._bytes + size > limit or self._written > (limit - self._bytes) / MEASURE_SHARE:
             self._measure()
         while not self.stopped and self._bytes + size > limit:
             if not self._remove_oldest():
@@ -136,7 +145,7 @@ class Space:
         for folder in entries(self.folder):
             with contextlib.suppress(OSError):
                 used[folder] = os.lstat(folder / _STAMP).st_mtime_ns
-        for folder in sorted(used, key=used.get):
+        for folder in sorted(used, key=used.__getitem__):
             if _remove(folder):
                 self.notices.append(
                     f"{folder} was removed from the cache, as the least recently used, to stay under cache_max_gb."

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import storage
 from shard_cache import CachedSource, ShardCache
 from sources.config import DataConfig, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.rows.pipeline import PART_CHARACTERS, Recipe
 from sources.source import JSON, Source, SourceError
-from storage import Damaged, digest, read_regular, seal, unseal, write_atomic
+from storage import Damaged, digest
 
 __all__ = [
     "LazySource",
@@ -60,14 +61,13 @@ def open_cache(config: DataConfig) -> ShardCache | None:
 def read_record(path: Path | None) -> dict[str, JSON] | None:
     """What `write_record` left there; None where it is absent or damaged, for it can be made again."""
     with contextlib.suppress(OSError, Damaged):
-        data = None if path is None else read_regular(path)
-        return None if data is None else unseal(data)
+        return None if path is None else storage.read_record(path)
     return None
 
 
 def write_record(path: Path, record: dict[str, JSON]) -> None:
     with contextlib.suppress(OSError):  # only a cache
-        write_atomic(path, seal(record))
+        storage.write_record(path, record)
 
 
 def description(spec: Spec, config: DataConfig) -> JSON:

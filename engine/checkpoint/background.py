@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.folder import CheckpointFolder
+from engine.checkpoint.state import OptimizerState
 from engine.device.ranks import Ranks
 from engine.errors import SaveError
 from engine.events import EventLog
@@ -22,7 +23,7 @@ FINAL_RETRY_SECONDS = 10.0  # the same for the last save of a run
 FINAL_TIMEOUT_SECONDS = 600.0  # until the last save gives up
 
 # A snapshot, its optimizer state and its RunState (engine/run/state.py): what CheckpointFolder.save takes.
-Checkpoint = tuple[Snapshot, dict[str, Any], dict[str, Any]]
+Checkpoint = tuple[Snapshot, OptimizerState, dict[str, Any]]
 
 
 @dataclass(frozen=True)

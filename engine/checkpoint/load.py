@@ -1,41 +1,31 @@
-"""What stands in a checkpoint folder: which snapshots verify, which generation each one is, whether its state is whole.
+"""Reads a checkpoint folder: which files verify, and the newest generation that is whole. Changes nothing."""
 
-Reading changes nothing; only `arrange` does.
-"""
-
-import json
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import storage
-from engine.checkpoint import manifest
-from engine.checkpoint.manifest import Record
-from engine.run.stability import all_finite
-from model.snapshot import container
+from engine.checkpoint import manifest, state
+from engine.checkpoint.manifest import GenerationRecord, Records
+from engine.checkpoint.state import OptimizerState
+from engine.errors import CheckpointError
 from model.snapshot import file as snapshots
-from model.snapshot.file import SnapshotError
-from storage import Damaged, os_error_reason
+from model.snapshot.file import Snapshot, SnapshotError
+from storage import Damaged
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
 MIRROR = "simple_lm_trained.pth"
 GENERATIONS = (CURRENT, PREV, PREV2)
 NAMES = (*GENERATIONS, MIRROR)
-STATE, ARCHIVE = "state", "archive"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A snapshot file that verified."""
+class VerifiedFile:
+    """A snapshot file that is what was written."""
 
     path: Path
     sha256: str
-    record: Record | None  # None: it does not say which generation it is
+    record: GenerationRecord | None  # None: it does not say which generation it is
 
     @property
     def number(self) -> int:
@@ -43,140 +33,107 @@ class Found:
 
 
 @dataclass
-class Seen:
-    """What stands in a folder."""
+class FolderScan:
+    """What is in a checkpoint folder."""
 
-    found: list[Found] = field(default_factory=list)  # what verified, the newest generation first, none twice
-    names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that are there: SHA-256, None if damaged
+    files: list[VerifiedFile] = field(default_factory=list)  # the newest generation first, each once
+    names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that exist: SHA-256, None if damaged
     notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
-    missing: bool = False  # the manifest knows generations that were there, and none of NAMES is
+    missing: bool = False  # the manifest knows generations, and none of NAMES exists
 
 
-def look(folder: Path) -> Seen:
-    """Reads and checks every snapshot file.
+@dataclass(frozen=True)
+class RestoredCheckpoint:
+    """A generation that verified: the snapshot and, where that is whole, the state that belongs to it."""
 
-    One that the manifest knows is what was verified when it was written, to the bit. One that claims to be a known
-    generation and is another file has been changed. Any other is read and checked by itself.
+    snapshot: Snapshot
+    file: VerifiedFile
+    optimizer: OptimizerState | None
+    data: dict[str, Any] | None
+    notes: list[str]
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+
+def records_of(files: list[VerifiedFile]) -> Records:
+    return {file.sha256: file.record for file in files if file.record}
+
+
+def scan(folder: Path) -> FolderScan:
+    """Read and check every snapshot file.
+
+    A file that the manifest knows is, to the bit, what was verified when it was written. A file that claims to be a
+    known generation and has other bytes has been changed. Any other file is read and checked by itself.
     """
-    seen = Seen()
+    found = FolderScan()
     try:
         records = manifest.read(folder)
     except Damaged as error:
         records = {}
-        seen.notes.append(f"{error}.")
-    for name in NAMES:
-        path = folder / name
-        if not os.path.lexists(path):
-            continue
+        found.notes.append(f"{error}.")
+    for path in (folder / name for name in NAMES if os.path.lexists(folder / name)):
         try:
-            found = _verified(path, records)
+            file = _verify(path, records)
         except SnapshotError as error:
-            seen.names[name] = None
-            if name != MIRROR or not _is_same(path, folder / CURRENT):  # whose damage was told
-                seen.notes.append(f"{str(error).split(';')[0].rstrip('.')}.")  # what to do about it is done here
+            found.names[path.name] = None
+            if path.name != MIRROR or not _is_same(path, folder / CURRENT):  # whose damage is in the notes already
+                found.notes.append(f"{str(error).split(';')[0].rstrip('.')}.")  # the remedy is applied here
             continue
-        if found.sha256 not in seen.names.values():
-            seen.found.append(found)
-        seen.names[name] = found.sha256
-    seen.found.sort(key=lambda found: -found.number)
-    # A single one may have come no further than the manifest; a second shows that the first had its name.
-    if len(records) > 1 and not seen.names:
-        seen.missing = True
-        seen.notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
+        if file.sha256 not in found.names.values():
+            found.files.append(file)
+        found.names[path.name] = file.sha256
+    found.files.sort(key=lambda file: -file.number)
+    # One record alone may be of a first save that was cut short; a second shows that the first had its name.
+    if len(records) > 1 and not found.names:
+        found.missing = True
+        found.notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
     newest = max(records.values(), key=lambda record: record.number, default=None)
-    if seen.found and newest and newest.number > seen.found[0].number:
-        seen.notes.append(
-            f"The snapshot at {newest.tokens_total:,} tokens is not there whole: its save was cut short, or it is "
-            "damaged."
+    if found.files and newest and newest.number > found.files[0].number:
+        found.notes.append(
+            f"The snapshot at {newest.tokens_total:,} tokens is missing: its save was cut short, or it is damaged."
         )
-    return seen
+    return found
 
 
-def read_state(folder: Path, record: Record | None) -> dict[str, Any]:
-    """A generation's state, `optimizer` and `data` as they were given to be saved. Raises SnapshotError when it is
-    missing, damaged, or another generation's."""
-    if record is None:
-        raise SnapshotError("It holds weights only.")
-    path = folder / STATE / record.state_name
-    if record.state_sha256 not in (None, _sha256(path, folder)):
-        raise SnapshotError(f"{path}: is damaged, or belongs to another generation.")
-    state = container.read(path)
-    if not isinstance(state, dict) or state.get("generation") != record.generation:
-        raise SnapshotError(f"{path}: belongs to another generation.")
-    try:
-        optimizer, data = state["optimizer"], json.loads(state["data"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        optimizer = data = None
-    if not (_is_optimizer(optimizer) and isinstance(data, dict) and isinstance(data.get("loader"), dict | None)):
-        raise SnapshotError(f"{path}: is not what this program writes.")
-    return {"optimizer": optimizer, "data": data}
+def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
+    """The newest whole generation, or None in an empty folder.
 
-
-def _is_optimizer(optimizer: Any) -> bool:
-    """Whether it is empty, or a step count and the moments of each parameter, of one shape and finite."""
-    if not isinstance(optimizer, dict) or not optimizer:
-        return optimizer == {}
-    moments = optimizer.get("moments")
-    return (
-        isinstance(optimizer.get("step"), int)
-        and isinstance(moments, dict)
-        and all(
-            isinstance(tensors, dict) and {MOMENTS[0]} <= tensors.keys() <= {*MOMENTS} for tensors in moments.values()
-        )
-        and all(isinstance(tensor, torch.Tensor) for tensors in moments.values() for tensor in tensors.values())
-        and all(len({tensor.shape for tensor in tensors.values()}) == 1 for tensors in moments.values())
-        and all(all_finite(tensors.values()) for tensors in moments.values())
-    )
-
-
-def arrange(folder: Path, seen: Seen, kept: list[Found], why: str) -> list[str]:
-    """Gives the names to the `kept` generations, newest first; other files that stand under them are moved to archive/.
-
-    Returns what was done, in a sentence, or nothing where all is in order. Raises OSError.
+    Where no generation has its state, the newest snapshot that verifies, without state. Raises CheckpointError when
+    there are files and none can be trusted.
     """
-    wanted = dict(zip(GENERATIONS, kept, strict=False)) | {MIRROR: kept[0]}
-    changed = [n for n in NAMES if seen.names.get(n, "") != (wanted[n].sha256 if n in wanted else "")]
-    if not changed:
-        return []
-    fresh = {}  # first of all, every file gets a name that no other one takes
-    for name in changed:
-        if name in wanted:
-            fresh[name] = storage.temporary(folder / name)
-            storage.hard_link_or_copy(wanted[name].path, fresh[name])
-    lost = [n for n in changed if n in seen.names and seen.names[n] not in {found.sha256 for found in wanted.values()}]
-    aside = archive_folder(folder, f"-{why}") if lost else None
-    for name in changed:
-        if name in lost:
-            os.rename(folder / name, aside / name)
-        if name in fresh:
-            os.replace(fresh[name], folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
-        storage.sync(folder)
-    storage.sweep(folder)
-    sentence = f"Put in order: {', '.join(changed)}."
-    return [f"{sentence} What stood there before is in {aside}." if aside else sentence]
+    if not found.files:
+        if not found.names and not found.missing:
+            return None
+        raise CheckpointError(
+            " ".join(found.notes) + f" No snapshot in {folder} can be trusted; nothing was changed. "
+            "Restore one from a backup, or move the folder away to start over."
+        )
+    notes = [*found.notes]
+    for file in found.files:
+        try:
+            optimizer, data = state.read(folder, file.record)
+            return RestoredCheckpoint(snapshots.read(file.path), file, optimizer, data, notes)
+        except SnapshotError as error:
+            notes.append(str(error))
+    notes.append("The weights are used; the optimizer and the data start over.")
+    file = found.files[0]
+    try:
+        return RestoredCheckpoint(snapshots.read(file.path), file, None, None, notes)
+    except SnapshotError as error:  # one that the manifest knows and this version cannot read
+        raise CheckpointError(f"{error} Nothing was changed.") from None
 
 
-def archive_folder(folder: Path, ending: str = "") -> Path:
-    """Makes archive/TIME and returns it. Raises OSError."""
-    target = folder / ARCHIVE / (time.strftime("%Y%m%d-%H%M%S") + ending)
-    storage.refuse_escape(folder / ARCHIVE, folder)
-    while target.exists():
-        target = target.with_name(f"{target.name}-more")
-    target.mkdir(parents=True)
-    return target
-
-
-def _verified(path: Path, records: dict[str, Record]) -> Found:
+def _verify(path: Path, records: Records) -> VerifiedFile:
     """Raises SnapshotError."""
-    sha256 = _sha256(path, path.parent)
+    sha256 = state.sha256(path, path.parent)
     record = records.get(sha256)
     if record is None:
-        record = manifest.of_progress(snapshots.read(path).progress)
+        record = GenerationRecord.of_progress(snapshots.read(path).progress)
         if record and record.generation in {known.generation for known in records.values()}:
             raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
-    return Found(path, sha256, record)
+    return VerifiedFile(path, sha256, record)
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -184,14 +141,3 @@ def _is_same(path: Path, other: Path) -> bool:
         return path.samefile(other)
     except OSError:
         return False
-
-
-def _sha256(path: Path, folder: Path) -> str:
-    """Raises SnapshotError, also where a symbolic link leads out of the folder."""
-    try:
-        storage.refuse_escape(path, folder)
-        return container.sha256(path)
-    except FileNotFoundError:
-        raise SnapshotError(f"{path}: is missing.") from None
-    except OSError as error:
-        raise SnapshotError(f"{path}: cannot be read ({os_error_reason(error)}).") from None

@@ -1,13 +1,15 @@
-"""Which generations a checkpoint folder holds, by the digest of their snapshots, and the state that belongs to each.
+"""manifest.json: which generations a checkpoint folder holds, by the digest of their snapshots.
 
 Names move from file to file as generations are rotated, and a file and a note beside it cannot be replaced together: so
-a record is found by what a file holds, never by how it is called. manifest.json carries a digest of itself; where it is
+a record is found by what a file holds, never by how it is called. The manifest carries a digest of itself; where it is
 lost or damaged, snapshots are known by what they say of themselves.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import storage
@@ -19,8 +21,8 @@ _GENERATION = re.compile(r"\d{6,15}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One generation: its name, how far it had come, and the digest of its state where that is known."""
+class GenerationRecord:
+    """One generation: its name, how far it had come, and the SHA-256 of its state where that is known."""
 
     generation: str  # NUMBER-RANDOM; a newer generation has a higher number
     run: int = 0
@@ -34,38 +36,46 @@ class Record:
     def number(self) -> int:
         return int(self.generation.split("-")[0])
 
-    @property
-    def state_name(self) -> str:
-        return f"{self.generation}.pt"
+    @classmethod
+    def of_progress(cls, progress: Mapping[str, Any], state_sha256: str | None = None) -> "GenerationRecord | None":
+        """The record of a snapshot by its own words; None where it names no generation that could be one of ours."""
+        if not _GENERATION.fullmatch(str(progress.get("generation"))):  # it becomes a file's name
+            return None
+        known = {field.name: progress[field.name] for field in fields(cls) if field.name in progress}
+        if not all(isinstance(known.get(key, 0), int) for key in ("run", "step", "tokens_in_run", "tokens_total")):
+            return None
+        return cls(**{**known, "state_sha256": state_sha256})
 
 
-def of_progress(progress: dict[str, Any], state_sha256: str | None = None) -> Record | None:
-    """The record of a snapshot by its own words; None where it names no generation that could be one of ours."""
-    if not _GENERATION.fullmatch(str(progress.get("generation"))):  # it becomes a file's name
-        return None
-    known = {key: progress[key] for key in Record.__dataclass_fields__ if key in progress}
-    if not all(isinstance(known.get(key, 0), int) for key in ("run", "step", "tokens_in_run", "tokens_total")):
-        return None
-    return Record(**{**known, "state_sha256": state_sha256})
+Records = dict[str, GenerationRecord]  # by the SHA-256 of a snapshot
 
 
-def read(folder: Path) -> dict[str, Record]:
-    """The records by the SHA-256 of their snapshots. Raises Damaged when the file is there and not whole."""
+def next_generation(records: Iterable[GenerationRecord]) -> str:
+    """A name for the generation that follows these."""
+    return f"{1 + max((record.number for record in records), default=0):06d}-{token_hex(4)}"
+
+
+def read(folder: Path) -> Records:
+    """The records in `folder`. Raises Damaged when the file is there and not whole."""
     path = folder / FILE_NAME
     try:
-        data = storage.read_regular(path)
-        contents = storage.unseal(data) if data is not None else {"format": FORMAT, "generations": {}}
+        contents = storage.read_record(path)
+        if contents is None:
+            return {}
         if contents["format"] != FORMAT:
-            raise Damaged("it has another format")
-        records = {sha: of_progress(record, record["state_sha256"]) for sha, record in contents["generations"].items()}
-        if None in records.values():
-            raise Damaged("a generation is none of ours")
+            raise Damaged("another format")
+        records: Records = {}
+        for sha256, progress in contents["generations"].items():
+            record = GenerationRecord.of_progress(progress, progress["state_sha256"])
+            if record is None:
+                raise Damaged("a generation of another program")
+            records[sha256] = record
         return records
-    except Exception as error:  # a damaged text fails in many ways
+    except Exception as error:  # contents of another program fail in many ways
         raise Damaged(f"{path} is damaged and was not used") from error
 
 
-def write(folder: Path, records: dict[str, Record]) -> None:
+def write(folder: Path, records: Records) -> None:
     """Replaces the manifest. Raises OSError."""
-    generations = {sha: asdict(record) for sha, record in records.items()}
-    storage.write_atomic(folder / FILE_NAME, storage.seal({"format": FORMAT, "generations": generations}))
+    generations = {sha256: asdict(record) for sha256, record in records.items()}
+    storage.write_record(folder / FILE_NAME, {"format": FORMAT, "generations": generations})

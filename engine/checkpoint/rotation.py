@@ -1,17 +1,21 @@
-"""A new file takes the first of several names; each older file moves one name along, and the last is gone."""
+"""Which file has which name: a new generation moves the older ones along, and a repair gives the names back."""
 
 import contextlib
 import itertools
 import os
+import time
 from pathlib import Path
 
 import storage
+from engine.checkpoint.load import GENERATIONS, MIRROR, NAMES, FolderScan, VerifiedFile
+
+ARCHIVE = "archive"
 
 Renames = list[tuple[Path, Path]]  # (source, target)
 
 
 def rotate(fresh: Path, names: list[Path]) -> None:
-    """Make `fresh` the first of `names`, what was there the second, and so on.
+    """Make `fresh` the first of `names`, what was there the second, and so on; what was last is gone.
 
     With hard links no name is ever missing. At every moment each file but the last has some name, so a reader that
     takes the newest finds it. Raises OSError when a step fails; then every name is again what it was before.
@@ -62,3 +66,41 @@ def _rename(renames: Renames, undo: Renames | None) -> None:
             with contextlib.suppress(OSError):  # as much of it as the disk allows
                 os.replace(source, target)
         raise
+
+
+def arrange(folder: Path, found: FolderScan, kept: list[VerifiedFile], why: str) -> list[str]:
+    """Give the names to the `kept` generations, newest first; other files under these names go to archive/TIME-`why`.
+
+    Returns what was done, in a sentence, or nothing where all is in order. Raises OSError.
+    """
+    wanted = dict(zip(GENERATIONS, kept, strict=False)) | {MIRROR: kept[0]}
+    changed = [name for name in NAMES if found.names.get(name, "") != (wanted[name].sha256 if name in wanted else "")]
+    if not changed:
+        return []
+    fresh = {name: storage.temporary(folder / name) for name in changed if name in wanted}
+    for name, path in fresh.items():  # a second name for each file, before any name goes to another file
+        storage.hard_link_or_copy(wanted[name].path, path)
+    told = f"Put in order: {', '.join(changed)}."
+    kept_digests = {file.sha256 for file in wanted.values()}
+    if unwanted := [name for name in changed if name in found.names and found.names[name] not in kept_digests]:
+        aside = archive_folder(folder, f"-{why}")
+        for name in unwanted:
+            os.rename(folder / name, aside / name)
+        told += f" The files that had these names are in {aside}."
+    _rename([(path, folder / name) for name, path in fresh.items()], undo=[])
+    for name in changed:
+        if name not in wanted:
+            (folder / name).unlink(missing_ok=True)
+    storage.sync(folder)
+    storage.sweep(folder)
+    return [told]
+
+
+def archive_folder(folder: Path, ending: str = "") -> Path:
+    """Make archive/TIME in `folder` and return it. Raises OSError."""
+    target = folder / ARCHIVE / (time.strftime("%Y%m%d-%H%M%S") + ending)
+    storage.refuse_escape(folder / ARCHIVE, folder)
+    while target.exists():
+        target = target.with_name(f"{target.name}-more")
+    target.mkdir(parents=True)
+    return target

@@ -4,22 +4,21 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.state import MOMENTS, OptimizerState
 from engine.device.deepspeed_engine import Engine, base_optimizer, get_full_state, set_full_state
 from engine.device.ranks import Ranks
 from engine.optim.muon import MuonAdamW
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-def optimizer_state(engine: Engine, keep: bool) -> dict[str, Any]:
-    """Return the optimizer's full moments by parameter name, on the CPU, and its step count; {} before the first step.
+def optimizer_state(engine: Engine, keep: bool) -> OptimizerState:
+    """Return the optimizer's full moments by parameter name, on the CPU, and its step count (0: no moments yet).
 
     All ranks must call it; those without `keep` get no moments.
     """
     base = base_optimizer(engine)
     steps = [int(state["step"]) for state in base.state.values() if "step" in state]
     if not steps:
-        return {}
+        return {"step": 0, "moments": {}}
     _link_moments(engine)
     moments: dict[str, dict[str, torch.Tensor]] = {}
     kept = _kept_moments(engine)
@@ -33,7 +32,7 @@ def optimizer_state(engine: Engine, keep: bool) -> dict[str, Any]:
     return {"step": steps[0], "moments": moments}
 
 
-def load_optimizer_state(engine: Engine, state: dict[str, Any] | None, ranks: Ranks) -> list[str]:
+def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ranks) -> list[str]:
     """Load rank 0's `state` into every rank's optimizer, whichever stage and world size saved it.
 
     Returns the names of parameters that the state lacks; their moments start at zero.
@@ -66,8 +65,8 @@ def load_optimizer_state(engine: Engine, state: dict[str, Any] | None, ranks: Ra
     return missing
 
 
-def _shapes(state: dict[str, Any] | None) -> tuple[int, dict[str, dict[str, list[int]]]]:
-    if not state:
+def _shapes(state: OptimizerState | None) -> tuple[int, dict[str, dict[str, list[int]]]]:
+    if state is None:
         return 0, {}
     moments = state["moments"].items()
     return state["step"], {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in moments}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine import events
-from engine.checkpoint.folder import CheckpointFolder, Restored
+from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
 from engine.device.ranks import Ranks
 from engine.errors import PresetError
 from engine.events import EventLog
@@ -28,7 +28,7 @@ class Start:
     state: RunState | None  # None where the text starts over
     seq_length: int  # of the model, which never loses positions
     is_new: bool  # a new lineage
-    restored: Restored | None
+    restored: RestoredCheckpoint | None
 
 
 def find_start(
@@ -45,7 +45,7 @@ def find_start(
     `may_archive` is asked, with the differences in a sentence, whether a lineage with another architecture or tokenizer
     may be moved to archive/.
     """
-    restored: Restored | None = None
+    restored: RestoredCheckpoint | None = None
 
     def find() -> dict[str, Any]:
         nonlocal restored
@@ -88,7 +88,7 @@ def restore_weights(model: TransformerLM, start: Start, folder: CheckpointFolder
     return message
 
 
-def _resumed(restored: Restored, report: str, start: Start) -> str:
+def _resumed(restored: RestoredCheckpoint, report: str, start: Start) -> str:
     progress = start.progress
     optimizer = "with its optimizer" if restored.optimizer is not None else "without optimizer state"
     position = "and data position" if start.state is not None else "and without data position"
@@ -99,7 +99,7 @@ def _resumed(restored: Restored, report: str, start: Start) -> str:
     return " ".join([sentence, *restored.notes])
 
 
-def _next_progress(restored: Restored, token_budget: int) -> Progress:
+def _next_progress(restored: RestoredCheckpoint, token_budget: int) -> Progress:
     """The snapshot's progress; a finished run is followed by the next one."""
     saved = restored.snapshot.progress or {}
     progress = Progress.from_json(saved)
@@ -110,7 +110,7 @@ def _next_progress(restored: Restored, token_budget: int) -> Progress:
     return progress
 
 
-def _valid_state(restored: Restored, data: DataConfig) -> dict[str, Any] | None:
+def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, Any] | None:
     """The saved state without the sources that the preset now describes differently: those start over."""
     state = restored.data
     if state is None:
@@ -127,14 +127,14 @@ def _valid_state(restored: Restored, data: DataConfig) -> dict[str, Any] | None:
     }
 
 
-def _trained_length(restored: Restored, model: ModelConfig) -> int:
+def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:
     """Positions in the snapshot: a preset with shorter rows must not cut what is learned."""
     if restored.snapshot.config is None:  # a bare state dict
         return learned_positions(restored.snapshot.model)
     return restored.snapshot.config.get("seq_length", model.seq_length)
 
 
-def _differences(restored: Restored, model: ModelConfig, data: DataConfig) -> list[str]:
+def _differences(restored: RestoredCheckpoint, model: ModelConfig, data: DataConfig) -> list[str]:
     """What makes a snapshot another model than the preset's, in words. A bare state dict is judged by its shapes."""
     snapshot = restored.snapshot
     if snapshot.config is None:

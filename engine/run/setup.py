@@ -8,6 +8,7 @@ import torch
 
 from engine.checkpoint.background import BackgroundSaver, Checkpoint
 from engine.checkpoint.folder import CheckpointFolder
+from engine.checkpoint.state import OptimizerState
 from engine.config import Preset, TrainConfig
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
@@ -51,7 +52,7 @@ class Components:
     engine: Engine
     compile_cache: CompileCache | None
     warmup_repeats: int
-    optimizer: dict[str, Any] | None  # the checkpoint's, until it is loaded after the warm-up
+    optimizer: OptimizerState | None  # the checkpoint's, until it is loaded after the warm-up
     is_new: bool  # a new lineage
     ranks: Ranks
     log: EventLog
@@ -84,7 +85,7 @@ class Components:
         """Copy the run as it is saved. All ranks must call it; raises Diverged on all."""
         weights = deepspeed_engine.weights(self.engine, keep=self.ranks.is_main)
         optimizer = optimizer_state(self.engine, keep=self.ranks.is_main)
-        moments = [tensor for tensors in optimizer.get("moments", {}).values() for tensor in tensors.values()]
+        moments = [tensor for tensors in optimizer["moments"].values() for tensor in tensors.values()]
         if not self.ranks.on_main(lambda: all_finite([*weights.values(), *moments])):
             self.diverge("The weights are not finite")
         tokenizer = {"vocab_size": self.tokenizer.vocab_size, "eos_token_id": self.tokenizer.eos_id}

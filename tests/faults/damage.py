@@ -10,10 +10,10 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.checkpoint.folder import MIRROR, CheckpointFolder, Restored
+from engine.checkpoint.folder import MIRROR, CheckpointFolder, RestoredCheckpoint
 from engine.errors import CheckpointError
 from tests.faults.lineage import NAMES, differences, duplicate
 
@@ -71,7 +71,7 @@ class Archive:
         used = self._age(restored)
         if restored.optimizer is None and not whole and restored.notes:
             truth = self.generations[used]
-            restored = Restored(restored.snapshot, restored.path, truth.optimizer, truth.data, restored.notes)
+            restored = replace(restored, optimizer=truth.optimizer, data=truth.data)
         found = [f"generation {used} was loaded with {part}" for part in differences(restored, self.generations[used])]
         if whole and used > whole[0]:
             found.append(f"generation {used} was used, and {whole[0]} is whole")
@@ -119,7 +119,7 @@ class Archive:
         for one, other in itertools.permutations(range(len(NAMES)), 2):
             paths = self.files[one][1], self.files[other][1]
             name = f"{paths[0]} also as {paths[1]}"
-            yield Damage(name, lambda f, p=paths: replace(f / p[0], f / p[1]), frozenset({other}))
+            yield Damage(name, lambda f, p=paths: replace_file(f / p[0], f / p[1]), frozenset({other}))
 
     def total(self) -> Iterator[Damage]:
         """Every file damaged, in one way each time."""
@@ -143,7 +143,7 @@ class Archive:
                     path.unlink()
         return folder
 
-    def _generation(self, age: int) -> Restored:
+    def _generation(self, age: int) -> RestoredCheckpoint:
         folder = self._without(age, self._fresh())
         restored = CheckpointFolder(folder).newest()
         shutil.rmtree(folder)
@@ -153,7 +153,7 @@ class Archive:
     def _fresh(self) -> Path:
         return self.scratch / f"copy-{next(self.numbers)}"
 
-    def _age(self, restored: Restored) -> int:
+    def _age(self, restored: RestoredCheckpoint) -> int:
         steps = [generation.snapshot.progress["step"] for generation in self.generations]
         return steps.index(restored.snapshot.progress["step"])
 
@@ -179,7 +179,7 @@ def swap(one: Path, other: Path) -> None:
     aside.rename(other)
 
 
-def replace(source: Path, target: Path) -> None:
+def replace_file(source: Path, target: Path) -> None:
     target.unlink()
     shutil.copyfile(source, target)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from engine import events
-from engine.checkpoint.folder import CURRENT, PREV, PREV2, CheckpointFolder, Restored
+from engine.checkpoint.folder import CURRENT, PREV, PREV2, CheckpointFolder, RestoredCheckpoint
 from model.snapshot import file as snapshots
 from tests.faults import Action, Call, read_log
 from tests.faults.worker import Job, Outcome, read_record
@@ -172,13 +172,13 @@ def duplicate(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 
-def newest(folder: Path) -> Restored:
+def newest(folder: Path) -> RestoredCheckpoint:
     restored = CheckpointFolder(folder).newest()
     assert restored is not None, f"{folder} holds no snapshot"
     return restored
 
 
-def differences(ours: Restored, theirs: Restored) -> list[str]:
+def differences(ours: RestoredCheckpoint, theirs: RestoredCheckpoint) -> list[str]:
     """The parts of two generations that are not equal to the bit."""
     pairs = {
         "weights": (ours.snapshot.model, theirs.snapshot.model),

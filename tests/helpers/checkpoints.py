@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.folder import CheckpointFolder, Restored
+from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
 from model import ModelConfig, TransformerLM
 from model.snapshot.file import Snapshot
 
@@ -40,5 +40,5 @@ def flip(path: Path) -> None:
     path.write_bytes(contents)
 
 
-def tokens(restored: Restored) -> int:
+def tokens(restored: RestoredCheckpoint) -> int:
     return restored.snapshot.progress["tokens_total"]

@@ -4,8 +4,10 @@ Run as a program, it appends blocks to a cache in a process of its own (FOLDER L
 cache's notices.
 """
 
+import contextlib
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from shard_cache import CachedBlock, CachedLane, CachedSource, ShardCache
 from storage import JSON, digest
+from tests.helpers.text import REPOSITORY
 
 TEXT = "".join(topics[name] for name in sorted(topics)).encode()
 FINGERPRINT = {"tokenizer": "bytes", "seq_length": 64}
@@ -83,6 +86,26 @@ def open_lane(folder: Path, number: int = 0) -> CachedLane:
 def lane_folder(folder: Path, number: int = 0) -> Path:
     (found,) = folder.glob(f"*/lane-{number:04d}")
     return found
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Gives a function that starts this program, or `python -c CODE`, with arguments; all end with the block."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, code: str | None = None) -> subprocess.Popen[str]:
+        program = ["-c", code] if code else ["-m", "tests.helpers.shard_chain"]
+        command = [sys.executable, *program, *map(str, arguments)]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 if __name__ == "__main__":

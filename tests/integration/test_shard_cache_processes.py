@@ -4,12 +4,25 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.shard_chain import fill, held, lane_folder, open_lane, open_source
+from tests.helpers.shard_chain import fill, held, lane_folder, open_lane, open_source, processes
 from tests.helpers.text import REPOSITORY
+
+
+@pytest.fixture
+def start() -> Iterator[Callable]:
+    """Starts a process of its own that writes to a cache."""
+    with processes() as start:
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
 
 
 def test_a_killed_writer_leaves_only_whole_blocks(folder: Path, start):

@@ -176,7 +176,7 @@ def test_opening_and_removing_at_the_same_time(folder: Path):
     thread.start()
     try:
         for _ in range(300):
-            entry = space.Entry(folder / "entry")
+            entry = space.CacheEntry(folder / "entry")
             entry.hold()
             (entry.folder / "file").write_bytes(b"mine")
             assert (entry.folder / "used").exists()

@@ -102,7 +102,7 @@ def test_what_is_damaged_is_kept_aside_and_named(folder: CheckpointFolder):
     damaged = folder.current.read_bytes()
     restored = folder.newest()
     (told,) = folder.repair(restored)
-    assert told.startswith(f"Put in order: {CURRENT}, {PREV}, {PREV2}, {MIRROR}. What stood there before is in")
+    assert told.startswith(f"Put in order: {CURRENT}, {PREV}, {PREV2}, {MIRROR}. The files that had these names are in")
     assert tokens_of(folder) == [20, 10, 20]
     (aside,) = (folder.folder / "archive").iterdir()
     assert (aside / CURRENT).read_bytes() == damaged

@@ -49,7 +49,7 @@ def test_a_warm_up_step_leaves_no_trace(tiny, monkeypatch, stage: int, optimizer
             warmup_step(runner, shape, lambda batch: draw(batch, 0.0))
             after = deepspeed_engine.weights(engine, keep=True)
             assert all(torch.equal(before[name], after[name]) for name in before)
-            assert optimizer_state(engine, keep=True) == {}
+            assert optimizer_state(engine, keep=True)["step"] == 0
         deepspeed_engine.set_learning_rate(engine, 1e-2)
         generator = torch.Generator().manual_seed(1)
         for number in range(3):

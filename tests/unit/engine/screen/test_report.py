@@ -69,7 +69,7 @@ def test_a_journal_that_has_lost_a_bit_ends_no_run(tiny, tmp_path: Path, capsys)
     with pytest.raises(KeyError):
         report.write(tmp_path)
     assert train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path).tokens == 8 * TOKENS_PER_STEP
-    assert "training goes on without it" in " ".join(capsys.readouterr().out.split())
+    assert "Training goes on without it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
