@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub.hf_file_system as hub_files
 
+from sources import source as source_module
 from sources.config import HubSpec
 from sources.readers import hub
 from sources.source import SourceError
@@ -38,7 +39,7 @@ def read_on(source, shard: int, cursor) -> tuple[list[list], list[list]]:
 
 def main() -> None:
     # Shorter waits between tries: the hub client's own are 1 to 8 s.
-    hub.FIRST_WAIT = 0.1
+    source_module.FIRST_WAIT = 0.1
     hub_files.http_backoff = functools.partial(hub_files.http_backoff, base_wait_time=0.01, max_wait_time=0.01)
     task = json.load(sys.stdin)
     answer = {}
