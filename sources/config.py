@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.types import StrictBool, StrictInt
 
 from sources.readers.endpoint import is_local
@@ -32,6 +32,22 @@ def _check_home(path: str) -> str:
     except RuntimeError:
         raise ValueError(f"the home folder in {path!r} is not known here; write the whole path.") from None
     return path
+
+
+def _check_glob(glob: str) -> str:
+    parts = Path(glob).parts
+    if Path(glob).is_absolute() or ".." in parts:
+        raise ValueError(f'the pattern {glob!r} leaves the folder; put the folder into "path".')
+    if not parts:
+        raise ValueError(f'the pattern {glob!r} names no files; write one such as "**/*.md".')
+    if any("**" in part and part != "**" for part in parts):  # which some versions of Python refuse
+        raise ValueError(f'"**" in the pattern {glob!r} is not a folder of its own; write it as in "**/*.md".')
+    return glob
+
+
+def _check_text_field(field: str) -> str:
+    compile_template(None, [field])
+    return field
 
 
 LocalPath = Annotated[str, AfterValidator(_check_home)]
@@ -95,26 +111,8 @@ class FilesSpec(Spec):
 
     type: Literal["files"]
     path: LocalPath = Field(min_length=1)
-    glob: str = Field(default="**/*", min_length=1)
-    text_field: str = Field(default="text", min_length=1)
-
-    @field_validator("text_field")
-    @classmethod
-    def _check_text_field(cls, text_field: str) -> str:
-        compile_template(None, [text_field])
-        return text_field
-
-    @field_validator("glob")
-    @classmethod
-    def _check_glob(cls, glob: str) -> str:
-        parts = Path(glob).parts
-        if Path(glob).is_absolute() or ".." in parts:
-            raise ValueError(f'the pattern {glob!r} leaves the folder; put the folder into "path".')
-        if not parts:
-            raise ValueError(f'the pattern {glob!r} names no files; write one such as "**/*.md".')
-        if any("**" in part and part != "**" for part in parts):  # which some versions of Python refuse
-            raise ValueError(f'"**" in the pattern {glob!r} is not a folder of its own; write it as in "**/*.md".')
-        return glob
+    glob: Annotated[str, AfterValidator(_check_glob)] = Field(default="**/*", min_length=1)
+    text_field: Annotated[str, AfterValidator(_check_text_field)] = Field(default="text", min_length=1)
 
 
 class PythonPackagesSpec(Spec):
@@ -128,6 +126,41 @@ SOURCE_TYPES = ("hf", "pdf", "files", "python_packages")
 SourceSpec = Annotated[HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec, Field(discriminator="type")]
 
 
+def _expand_builtins(sources: Any) -> Any:
+    if not isinstance(sources, (list, tuple)):
+        raise ValueError('"sources" is a list of built-in names and source objects, such as ["wikipedia"].')
+    if not sources:
+        raise ValueError('"sources" is empty; name at least one source, such as "wikipedia".')
+    return tuple(map(_expand, sources))
+
+
+def _expand(source: Any) -> Any:
+    """Turn a built-in name into its specification and refuse unknown names and types; objects pass as they are."""
+    if isinstance(source, str):
+        if source not in BUILTIN_SOURCES:
+            raise ValueError(
+                f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; the built-in sources are '
+                f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
+            )
+        return {**BUILTIN_SOURCES[source], "name": source}
+    if isinstance(source, dict) and (kind := source.get("type")) not in SOURCE_TYPES:
+        problem = "has no type" if kind is None else f'has the unknown type "{kind}"{nearest(str(kind), SOURCE_TYPES)}'
+        raise ValueError(f'a source {problem}; write "type": one of {", ".join(SOURCE_TYPES)}.')
+    return source
+
+
+def _check_names(sources: tuple[Spec, ...]) -> tuple[Spec, ...]:
+    names = [spec.source_name for spec in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
+    return sources
+
+
+Sources = Annotated[tuple[SourceSpec, ...], BeforeValidator(_expand_builtins), AfterValidator(_check_names)]
+DEFAULT_SOURCES: Any = ("wikipedia",)  # becomes a specification when it is validated
+
+
 class TrainBPE(Section):
     """Train a byte-level BPE of this many ids on the run's own text (256 bytes, the end mark, and merges)."""
 
@@ -137,17 +170,15 @@ class TrainBPE(Section):
 Tokenizer = Annotated[
     Annotated[str, Tag("name")] | Annotated[TrainBPE, Tag("train_bpe")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "train_bpe"),
+    AfterValidator(lambda value: _check_home(value) if isinstance(value, str) else value),
 ]
-
-
-DEFAULT_SOURCES: Any = ("wikipedia",)  # becomes a specification when it is validated
 
 
 class DataConfig(Section):
     """The `data` section."""
 
     model_config = ConfigDict(validate_default=True)
-    sources: tuple[SourceSpec, ...] = DEFAULT_SOURCES
+    sources: Sources = DEFAULT_SOURCES
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
     source_weights: dict[str, float] = Field(default={}, description="relative shares of tokens; 1.0 where not given")
@@ -166,29 +197,6 @@ class DataConfig(Section):
     cache: StrictBool = Field(default=False, description="keep packed rows on disk and read them in later runs")
     cache_max_gb: float = Field(default=20.0, gt=0, description="above it, the least recently used source is removed")
     cache_dir: LocalPath = Field(default="shard_cache/store", min_length=1, description="the folder of the cache")
-
-    @field_validator("tokenizer")
-    @classmethod
-    def _check_tokenizer(cls, tokenizer: str | TrainBPE) -> str | TrainBPE:
-        return _check_home(tokenizer) if isinstance(tokenizer, str) else tokenizer
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _expand_builtins(cls, sources: Any) -> Any:
-        if not isinstance(sources, (list, tuple)):
-            raise ValueError('"sources" is a list of built-in names and source objects, such as ["wikipedia"].')
-        if not sources:
-            raise ValueError('"sources" is empty; name at least one source, such as "wikipedia".')
-        return tuple(_expand(source) for source in sources)
-
-    @field_validator("sources")
-    @classmethod
-    def _check_names(cls, sources: tuple[Spec, ...]) -> tuple[Spec, ...]:
-        names = [spec.source_name for spec in sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
-        return sources
 
     @model_validator(mode="after")
     def _check_weights(self) -> "DataConfig":
@@ -211,18 +219,3 @@ class DataConfig(Section):
     def weights(self) -> dict[str, float]:
         """Each source's share of the tokens, relative to the others, in the configuration's order."""
         return {spec.source_name: self.source_weights.get(spec.source_name, 1.0) for spec in self.sources}
-
-
-def _expand(source: Any) -> Any:
-    """Turn a built-in name into its specification and refuse unknown names and types; objects pass as they are."""
-    if isinstance(source, str):
-        if source not in BUILTIN_SOURCES:
-            raise ValueError(
-                f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; the built-in sources are '
-                f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
-            )
-        return {**BUILTIN_SOURCES[source], "name": source}
-    if isinstance(source, dict) and (kind := source.get("type")) not in SOURCE_TYPES:
-        problem = "has no type" if kind is None else f'has the unknown type "{kind}"{nearest(str(kind), SOURCE_TYPES)}'
-        raise ValueError(f'a source {problem}; write "type": one of {", ".join(SOURCE_TYPES)}.')
-    return source

@@ -19,7 +19,7 @@ Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 # What `counts` holds once per reading of a shard; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
 
-TRYING_SECONDS = 20.0  # before training: no further try begins later than this
+TRYING_SECONDS = 20.0  # of retries before training; no further try begins later than this
 FIRST_WAIT = 0.5  # seconds before the second try on average, doubled before each further one
 
 
@@ -60,16 +60,16 @@ class Source(Protocol[Cursor]):
 
 
 class Backoff:
-    """Random pauses between tries, growing from FIRST_WAIT; no try begins more than TRYING_SECONDS after the first."""
+    """Random pauses between tries, growing from FIRST_WAIT; no try begins later than TRYING_SECONDS from now."""
 
     def __init__(self):
-        self._first_try = time.monotonic()
+        self._started = time.monotonic()
         self._wait = FIRST_WAIT
 
     def sleep(self) -> bool:
         """Sleep before the next try; returns False at once when that would begin too late."""
         pause = self._wait * random.uniform(0.5, 1.5)  # ranks must not try again all at once
-        if time.monotonic() + pause - self._first_try > TRYING_SECONDS:
+        if time.monotonic() + pause - self._started > TRYING_SECONDS:
             return False
         time.sleep(pause)
         self._wait *= 2

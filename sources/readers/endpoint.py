@@ -1,7 +1,7 @@
-"""The hub's endpoint: whether a repository is there, which commit is the newest, and what its refusals mean.
+"""Asks the hub's endpoint whether a repository exists and which commit is the newest, and explains its errors.
 
-Every question is one small request with a time limit; HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are honoured by the
-library that sends it.
+Every question is one small request with a time limit; the library that sends it honours HF_ENDPOINT, HF_HUB_OFFLINE
+and HF_TOKEN.
 """
 
 import os
@@ -13,12 +13,12 @@ from huggingface_hub import HfApi, constants, errors
 
 from sources.source import SourceError
 
-# HTTP libraries of the hub's client, by its version.
+# The HTTP libraries that versions of the hub's client use.
 NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
 def is_local(name: str) -> bool:
-    """Tell whether a dataset's or tokenizer's name means a local folder rather than a repository on the hub."""
+    """Return whether the name of a dataset or tokenizer means a local folder, not a repository on the hub."""
     return name.startswith(("./", "../", "/", "~")) or os.path.isdir(name)  # pathlib's raises where a name is too long
 
 
@@ -37,7 +37,7 @@ def unreachable(kind: Literal["dataset", "model"], name: str, timeout: float) ->
     def question() -> str | None:
         try:
             ask(name, timeout=timeout)
-        except Exception as error:  # network libraries differ between hub versions; explain() sorts them
+        except Exception as error:  # the client's HTTP library, and so its errors, depends on its version
             return explain(error, name).reason
         return None
 
@@ -45,8 +45,10 @@ def unreachable(kind: Literal["dataset", "model"], name: str, timeout: float) ->
 
 
 def within(timeout: float, question: Callable[[], str | None], too_slow: str) -> str | None:
-    """Return what `question` answers within `timeout` seconds (name resolution knows no limit of its own), else
-    `too_slow`; an OSError is an answer, too."""
+    """Return the answer to `question`, or `too_slow` after `timeout` seconds: name resolution has no limit of its own.
+
+    An OSError is an answer, too.
+    """
     answer: list[str | None] = [too_slow]
 
     def ask() -> None:
@@ -63,9 +65,9 @@ def within(timeout: float, question: Callable[[], str | None], too_slow: str) ->
 
 
 def explain(error: BaseException, name: str) -> SourceError:
-    """Say in a sentence what went wrong with repository `name`; looks at the error's causes too.
+    """Return a SourceError that says what went wrong with repository `name`; looks at the error's causes too.
 
-    Lost connections, stalls, rate limits and server errors are transient, refusals are not.
+    Lost connections, stalls, rate limits and server errors are transient; refusals are not.
     """
     chain: list[BaseException] = []
     link: BaseException | None = error

@@ -115,16 +115,14 @@ def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]
     for _, field, spec, conversion in parsed:
         if field is None:
             continue
-        if spec or conversion:
-            raise FieldError(f'"format" asks for "{field}" with a conversion or a width; write only {{{field}}}.')
+        if spec or conversion or (field not in known and (not field or field.isdigit() or set(field) & set(".[]"))):
+            raise FieldError(
+                f'"format" holds {{{field}}} in another form than a bare field name such as {{question}}; '
+                'name a nested column in "fields", such as {"answer": "answers.text"}.'
+            )
         if known and field not in known:
             raise FieldError(
                 f'"format" uses {{{field}}}, which is not among "fields"{nearest(field, known)}: {", ".join(known)}.'
-            )
-        if field not in known and (not field or field.isdigit() or any(mark in field for mark in ".[]")):
-            raise FieldError(
-                f'"format" holds {{{field}}}; a placeholder is a bare field name such as {{question}}, '
-                'and a nested column is named in "fields", such as {"answer": "answers.text"}.'
             )
     if not any(field for _, field, _, _ in parsed):
         raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')

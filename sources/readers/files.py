@@ -28,7 +28,7 @@ LONGEST_LINE = 32 * 1024**2  # bytes of a JSON line; a file can be one line of g
 
 
 class FilesSource(FolderSource):
-    """See the module's docstring."""
+    """Documents of all kinds of files, chosen by their extension."""
 
     def __init__(self, spec: FilesSpec, pin: FolderPin | None = None):
         files = [file for file in list_files(spec.path, spec.glob) if file.size > 0]
@@ -97,7 +97,7 @@ class FilesSource(FolderSource):
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):  # the latter where it is nested too deeply
+            except (ValueError, RecursionError):  # RecursionError: nested too deeply
                 self.counts["lines that are not JSON"] += 1
                 continue
             if isinstance(row, dict) and list(row) != columns:
@@ -131,7 +131,7 @@ class FilesSource(FolderSource):
 
 
 def _is_json_lines(stream: BufferedIOBase) -> bool:
-    """Tell JSON lines from one object or list spread over many lines; leaves the stream at its beginning."""
+    """Return whether the first line is an object by itself, not the start of a longer one; rewinds the stream."""
     first = stream.readline(LONGEST_LINE + 1)
     stream.seek(0)
     if len(first) > LONGEST_LINE:

@@ -1,9 +1,10 @@
 """Sources made of files below folders: the files' fixed order, their shards and their cursors.
 
-The order of files is pseudo-random but fixed, by a hash of each file's key (its path below the source's folder): then
-neighbours in a folder do not follow each other in training, and nothing depends on where the folder lies. A cursor
-names a file and a position in it: files that appear or vanish between two runs move nothing else in large folders (in
-small ones files are dealt to the shards evenly instead, and a change may repeat or skip some).
+Files are ordered by a hash of their keys (a key is a file's path below the source's folder), so that neighbours in a
+folder do not follow each other in training and the order does not depend on where the folder is. A cursor names a file
+and a position in it. In a large folder, the hash also assigns files to shards, and files that appear or vanish between
+two runs do not move the others. In a small one, files are dealt to the shards evenly, and a change may repeat or skip
+some.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from sources.readers.base import Reader
 from sources.source import SourceError
 
 MAX_SHARDS = 64
-FILES_PER_HASHED_SHARD = 16  # from here on a hash spreads files evenly enough
+FILES_PER_HASHED_SHARD = 16  # with this many, a hash spreads files evenly enough
 
 
 class FolderPin(TypedDict):
@@ -59,23 +60,18 @@ class FolderSource(Reader, ABC):
 
     def __init__(self, name: str, location: str, files: list[File], pin: FolderPin | None):
         super().__init__(name)
-        self.location = location
         self.files = sorted(files, key=lambda file: file.order)
         self.num_shards = pin["num_shards"] if pin else max(1, min(len(files), MAX_SHARDS))
-        self._digest = _digest("\n".join(f"{file.size} {file.key}" for file in self.files))
-        if pin and pin["digest"] != self._digest:
+        digest = _hash("\n".join(f"{file.size} {file.key}" for file in self.files))
+        self._pin = FolderPin(location=location, num_files=len(files), digest=digest, num_shards=self.num_shards)
+        if pin and pin["digest"] != digest:
             self.announce_change(location, f" (it had {pin['num_files']}, now {len(files)})")
 
     def pin(self) -> FolderPin:
-        return {
-            "location": self.location,
-            "num_files": len(self.files),
-            "digest": self._digest,
-            "num_shards": self.num_shards,
-        }
+        return self._pin
 
     def fingerprint(self) -> dict[str, object]:
-        """Any change of a file's name, size or time changes this; a subclass adds what else its documents depend on."""
+        """Changes with any file's name, size or time; a subclass adds what else its documents depend on."""
         files = files_fingerprint((file.key, file.path) for file in self.files)
         return {"files": files, "num_shards": self.num_shards}
 
@@ -102,25 +98,25 @@ class FolderSource(Reader, ABC):
 
 def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
     """Return a hash over the keys, sizes and modification times of `files`, given as (key, path)."""
-    return _digest("".join(f"{_size_and_time(path)} {key}\n" for key, path in files))
+    return _hash("".join(f"{_size_and_time(path)} {key}\n" for key, path in files))
 
 
 def _size_and_time(path: Path) -> str:
     try:
         now = path.stat()
-    except OSError:  # it vanished since it was listed
+    except OSError:  # the file vanished since it was listed
         return "-1 0"
     return f"{now.st_size} {now.st_mtime_ns}"
 
 
-def _digest(text: str) -> str:
+def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def list_files(path: str, glob: str = "**/*") -> list[File]:
     """List a file, or the files below a folder that match `glob`, hidden files and folders left out.
 
-    Raises SourceError when `path` does not exist or may not be looked at.
+    Raises SourceError when `path` does not exist or cannot be opened.
     """
     root = Path(path).expanduser()
     try:

@@ -1,10 +1,12 @@
-"""Datasets in hub layout, on a hub or in a local folder, as the `datasets` library finds and streams them.
+"""Datasets in hub layout, on a hub or in a local folder: opened, pinned and read.
 
-The commit is resolved once and pinned, so that every rank and every resume reads the same data. A shard is a data file,
-or a parquet row group where there are few files. Parquet is read here, through the hub's file system: the library would
-open a file anew for each row group, read ahead each time, and fetch columns that nobody asked for. A cursor is then a
-row number, and resuming costs the file's footer and one row group. Other formats are streamed by the library, and a
-cursor is its own state before a batch of rows plus the rows of it that are done.
+The `datasets` library finds a dataset's files. The commit is resolved once and pinned, so that every rank and every
+resume reads the same data. A shard is a data file, or a parquet row group where there are few files.
+
+Parquet is read by `parquet.py`, through the hub's file system: the library would reopen a file for each row group, read
+ahead each time, and fetch columns that are not needed. A cursor is then a row number, and resuming costs the file's
+footer and one row group. Other formats are streamed by the library; a cursor is its own state before a batch of rows,
+plus the number of rows of the batch that are done.
 """
 
 import functools
@@ -28,8 +30,8 @@ from sources.source import Backoff, SourceError
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# By itself the hub's client tries a read five times more, over half a minute, and warns of each. One more is for a
-# connection that drops; the rest are the reader's, who announces them and ends them at data.retry_minutes.
+# By default the hub's client retries a read five times, over half a minute, with a warning each. One retry stays, for a
+# connection that drops; further ones are the caller's, who announces them and ends them at data.retry_minutes.
 hf_file_system.http_backoff = functools.partial(http_backoff, max_retries=1)  # pyright: ignore[reportPrivateImportUsage]
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -58,7 +60,7 @@ class StreamCursor(TypedDict):
 
 
 class HubSource(Reader):
-    """See the module's docstring. Raises SourceError with the reason when the dataset cannot be opened."""
+    """A dataset in hub layout. Raises SourceError with the reason when it cannot be opened."""
 
     def __init__(self, spec: HubSpec, pin: CommitPin | FilesPin | None = None):
         super().__init__(spec.source_name)
@@ -169,8 +171,8 @@ def _import_datasets() -> ModuleType:
     import datasets  # takes seconds to import; parquet is read without it once it is open
     from datasets import config
 
-    # The library's defaults retry a dead endpoint for half an hour. Further tries than the hub client's are the
-    # reader's, where they are announced.
+    # By default the library retries a dead endpoint for half an hour. Retries beyond the hub client's are the caller's,
+    # who announces them.
     config.STREAMING_READ_MAX_RETRIES = 1
     config.STREAMING_READ_RETRY_INTERVAL = 0
     config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
@@ -182,7 +184,7 @@ def _import_datasets() -> ModuleType:
 
 
 def _parquet_files(builder: Any, split: str) -> list[str]:
-    """Return the addresses of a split's files when they are bare parquet and nothing else is asked of them."""
+    """Return the addresses of a split's files where all are plain parquet and read unfiltered, else nothing."""
     if builder.name != "parquet" or builder.config.filters is not None:
         return []
     files = list((builder.config.data_files or {}).get(split, []))
@@ -190,7 +192,7 @@ def _parquet_files(builder: Any, split: str) -> list[str]:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Tell whether a column's Arrow values are the values meant, unlike those of pictures or packed JSON."""
+    """Return whether a column's Arrow values need no decoding, unlike those of pictures or packed JSON."""
     if isinstance(feature, dict):
         return all(map(_is_plain, feature.values()))
     inner = getattr(feature, "feature", None)  # of a list

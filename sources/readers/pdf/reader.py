@@ -30,7 +30,7 @@ SKIPPED = {
 
 
 class PdfSource(FolderSource):
-    """See the module's docstring. Raises SourceError when there is nothing to read."""
+    """PDF files as documents. Raises SourceError when none of them can be read."""
 
     def __init__(self, spec: PdfSpec, pin: FolderPin | None = None):
         files = [file for file in list_files(spec.path) if file.path.suffix.lower() == ".pdf"]

@@ -65,7 +65,7 @@ class Extract:
 
 
 class Sandbox:
-    """See the module's docstring."""
+    """The parent's handle on a server process; usable by many threads, picklable, a context manager."""
 
     def __init__(self, limits: Limits | None = None):
         self.limits = limits or Limits()

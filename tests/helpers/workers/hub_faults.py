@@ -1,7 +1,7 @@
-"""Run by test_hub_faults.py in a process of its own: reads sources as the loader does, going on at the cursor.
+"""Run by test_hub_faults.py in a process of its own: reads sources as the loader does, resuming at the cursor.
 
 Reads {"open": {name: {"spec": ..., "pin": ...}}, "unpickle": {name: {"shard": ..., "cursor": ...}}} from standard
-input; leaves each opened source in NAME.pickle and prints what reading gave, a text being told by its hash.
+input; writes each opened source to NAME.pickle and prints what was read, with a hash for each text.
 """
 
 import functools
@@ -21,7 +21,7 @@ from sources.source import SourceError
 TRIES = 3
 
 
-def read_on(source, shard: int, cursor) -> tuple[list[list], list[list]]:
+def read_with_retries(source, shard: int, cursor) -> tuple[list[list], list[list]]:
     """Return [hash, cursor] of every document of a shard, and [reason, transient] of every failure on the way."""
     documents, failures = [], []
     while len(failures) < TRIES:
@@ -45,7 +45,7 @@ def main() -> None:
     answer = {}
     for name, place in task.get("unpickle", {}).items():
         source = pickle.loads(Path(f"{name}.pickle").read_bytes())
-        documents, failures = read_on(source, place["shard"], place["cursor"])
+        documents, failures = read_with_retries(source, place["shard"], place["cursor"])
         datasets = sys.modules.get("datasets")
         answer[name] = {
             "documents": documents,
@@ -59,7 +59,7 @@ def main() -> None:
         except SourceError as error:
             answer[name] = {"refused": [error.reason, error.transient]}
             continue
-        shards = [read_on(source, shard, None) for shard in range(source.num_shards)]
+        shards = [read_with_retries(source, shard, None) for shard in range(source.num_shards)]
         Path(f"{name}.pickle").write_bytes(pickle.dumps(source))
         answer[name] = {
             "shards": [documents for documents, _ in shards],
