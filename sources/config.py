@@ -1,6 +1,6 @@
 """The `data` section of a preset: which sources, how they are mixed, which tokenizer.
 
-Everything a preset can get wrong about data without touching a disk or a network is refused here, each with one
+Whatever a preset can get wrong about data that shows without a disk or a network is refused here, each with one
 sentence. A source's name (in weights, logs and metrics) is its "name", its built-in name, or its dataset or path.
 """
 
@@ -89,13 +89,13 @@ class HubSpec(Spec):
         return self
 
     def template(self) -> Template:
-        """How a row becomes a text."""
+        """Return how a row becomes a text."""
         one_field = self.fields is None and self.format is None
         return compile_template(self.format, [self.text_field or "text"] if one_field else self.fields)
 
     @property
     def folder(self) -> Path | None:
-        """The local folder meant by `dataset`, or None when it names a repository on the hub."""
+        """The local folder that `dataset` means, or None when it names a repository on the hub."""
         return Path(self.dataset).expanduser() if is_local(self.dataset) else None
 
 

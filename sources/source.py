@@ -16,7 +16,7 @@ from sources.redact import redact
 JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
 Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 
-# What `counts` holds once per reading of a shard; whole files are counted once.
+# Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
 
 TRYING_SECONDS = 20.0  # of retries before training; no further try begins later than this
@@ -46,8 +46,8 @@ class Source(Protocol[Cursor]):
     notices: list[str]  # facts to announce; whoever announces them empties the list
     counts: Counter[str]  # what was skipped: reason -> number of rows or files
 
-    def pin(self) -> Mapping[str, object]:
-        """Return the JSON that reopens the same data on another rank or after a restart."""
+    def pin(self) -> JSON:
+        """Return what reopens the same data on another rank or after a restart."""
         ...
 
     def fingerprint(self) -> JSON:
@@ -60,7 +60,7 @@ class Source(Protocol[Cursor]):
 
 
 class Backoff:
-    """Random pauses between tries, growing from FIRST_WAIT; no try begins later than TRYING_SECONDS from now."""
+    """Random pauses between tries, growing from FIRST_WAIT; none begins after TRYING_SECONDS are over."""
 
     def __init__(self):
         self._started = time.monotonic()

@@ -39,7 +39,7 @@ class Reader:
             if sentence:
                 self.announce(file, sentence)
 
-    def bound(self, template: Template, columns: Columns, file: str, usual: Template | None = None) -> Template | None:
+    def bind(self, template: Template, columns: Columns, file: str, usual: Template | None = None) -> Template | None:
         """Return the template for a file's columns; None where it lacks one, and the file is skipped.
 
         Announces columns that stand for others, unless the result is the `usual` one.

@@ -79,7 +79,7 @@ def explain(error: BaseException, name: str) -> SourceError:
         return any(isinstance(link, kinds) for link in chain)
 
     if has(errors.OfflineModeIsEnabled):
-        return SourceError("HF_HUB_OFFLINE is set and it is not in the cache")
+        return SourceError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache")
     if has(errors.HFValidationError):
         return SourceError(f'"{name}" is not a repository name such as "owner/name", and no such local folder exists')
     endpoint = constants.ENDPOINT

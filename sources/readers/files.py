@@ -123,7 +123,7 @@ class FilesSource(FolderSource):
     def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         try:
             with pq.ParquetFile(file.path) as parquet:
-                if template := self.bound(self.template, columns_of(parquet.schema_arrow), file.key):
+                if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
                     yield from self.texts(template, read_columns(parquet, template.columns, start))
         except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
             reason = str(error).splitlines()[0]

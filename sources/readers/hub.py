@@ -100,7 +100,7 @@ class HubSource(Reader):
     def _read_parquet(self, shard: ParquetShard, start: int) -> Iterator[tuple[str, int]]:
         with shard.open() as parquet:
             columns = columns_of(parquet.schema_arrow)
-            if template := self.bound(self._spec.template(), columns, shard.path, usual=self._template):
+            if template := self.bind(self._spec.template(), columns, shard.path, usual=self._template):
                 yield from self.texts(template, read_columns(parquet, template.columns, start, shard.group))
 
     def _stream(self, dataset: "IterableDataset", cursor: StreamCursor | None) -> Iterator[tuple[str, StreamCursor]]:
