@@ -1,7 +1,7 @@
-"""Secrets that must never be shown or written down: the hub's tokens, and names and passwords inside addresses.
+"""Keeps secrets out of everything that is shown or written: the hub's tokens, and logins inside addresses.
 
-`redact` is applied where text leaves the program (console, metrics, reasons of failures); `redact_process` sees to what
-other libraries log and to tracebacks.
+`redact` is applied where text leaves the program (console, metrics, reasons of failures); `redact_process` covers what
+libraries log and warn of, and tracebacks.
 """
 
 import functools
@@ -22,7 +22,7 @@ _PATTERNS = (
     (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
 )
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SHORTEST = 8  # characters; a shorter value is no token, and may be part of any word
+_SHORTEST = 8  # characters; a shorter value is no token and may be part of any word
 
 
 def redact(text: str) -> str:
@@ -36,21 +36,21 @@ def redact(text: str) -> str:
 
 
 def redact_process() -> None:
-    """Redact what this process's libraries log and warn of, and the traceback of what ends it or one of its threads."""
+    """Redact log records, warnings and the tracebacks of uncaught exceptions in this process and its threads."""
     make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
 
     def redacted_record(*arguments, **options) -> logging.LogRecord:
         record = make_record(*arguments, **options)
         try:
             message = record.getMessage()
-        except Exception:  # arguments that do not fit: logging itself would print them as they are
+        except Exception:  # arguments that do not fit the message, which logging itself would print unredacted
             message = f"{record.msg} {record.args}"
         record.msg, record.args = redact(message), None
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = _traceback(*record.exc_info)
         return record
 
-    def tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    def print_thread_failure(failed: threading.ExceptHookArgs) -> None:
         if failed.exc_type is not SystemExit:
             name = failed.thread.name if failed.thread else "unknown"
             print(f"In thread {redact(name)}: {_traceback(*failed[:3])}", file=sys.stderr)
@@ -58,12 +58,12 @@ def redact_process() -> None:
     logging.setLogRecordFactory(redacted_record)
     warnings.formatwarning = lambda *arguments, **options: redact(format_warning(*arguments, **options))
     sys.excepthook = lambda *failed: print(_traceback(*failed), file=sys.stderr)
-    threading.excepthook = tell_of_thread
+    threading.excepthook = print_thread_failure
 
 
 @functools.cache
 def _stored_token() -> str | None:
-    """The token of an earlier `hf auth login`, read once: the hub library's own function may ask the network for it."""
+    """Return the token of an earlier `hf auth login`, read once; the hub library's own function may use the network."""
     try:
         return Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8", errors="replace")
     except OSError:

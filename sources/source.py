@@ -1,29 +1,32 @@
-"""What every kind of source offers, and how a source says that it cannot be read.
+"""What every source of text offers, and how a source says that it cannot be read.
 
-A source is a fixed number of shards, each a fixed sequence of documents. Every document leaves together with a cursor:
-a small JSON value from which `read` goes on with exactly the documents that follow.
+A source is a fixed number of shards, each a fixed sequence of documents. A document comes with a cursor: a small JSON
+value from which `read` continues with exactly the documents that follow.
 """
 
 import random
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 from sources.redact import redact
 
-JSON = Any  # whatever json.dumps takes: None, bool, int, float, str, and lists and dicts of these
+# What json.dumps takes. A TypedDict is a Mapping[str, object], not a Mapping[str, JSON].
+JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
+Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 
-# What `counts` tells at every reading; whole files are counted once.
+# Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
 
-TRYING_SECONDS = 20.0  # at a start, before training: no further try begins after this
-FIRST_WAIT = 0.5  # seconds before the second try, doubled for each further one
+TRYING_SECONDS = 20.0  # of retries before training; no further try begins later than this
+FIRST_WAIT = 0.5  # seconds before the second try on average, doubled before each further one
 
 
 class SourceError(Exception):
     """A source cannot be opened or read; `reason` is one sentence for the user and holds no secrets.
 
-    `transient` tells that trying again may help: a lost connection, a stall, a busy hub.
+    `transient`: trying again may help, as after a lost connection, a stall or a busy hub.
     """
 
     def __init__(self, reason: str, *, transient: bool = False):
@@ -32,7 +35,7 @@ class SourceError(Exception):
         super().__init__(self.reason)
 
 
-class Source(Protocol):
+class Source(Protocol[Cursor]):
     """Where documents come from. `num_shards` is at least 1; shards are independent of each other.
 
     A source can be pickled, and reads the same documents in whichever process it is unpickled.
@@ -41,9 +44,9 @@ class Source(Protocol):
     name: str
     num_shards: int
     notices: list[str]  # facts to announce; whoever announces them empties the list
-    counts: dict[str, int]  # what was skipped: reason -> how many rows or files
+    counts: Counter[str]  # what was skipped: reason -> number of rows or files
 
-    def pin(self) -> dict[str, JSON]:
+    def pin(self) -> JSON:
         """Return what reopens the same data on another rank or after a restart."""
         ...
 
@@ -51,30 +54,43 @@ class Source(Protocol):
         """Return a small value that changes when the documents or their order do: the key of what is cached of them."""
         ...
 
-    def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
+    def read(self, shard: int, cursor: Cursor | None) -> Iterator[tuple[str, Cursor]]:
         """Yield (text, cursor right after this text) from `cursor`, or from the shard's start; raises SourceError."""
         ...
 
 
-def read_on(source: Source, shard: int) -> Iterator[tuple[str, JSON]]:
-    """Read a shard from its start; a failure that may pass is tried again from the last cursor for TRYING_SECONDS.
+class Backoff:
+    """Random pauses between tries, growing from FIRST_WAIT; none begins after TRYING_SECONDS are over."""
 
-    For what is read at a start, where one lost connection must not decide what a lineage is made of.
+    def __init__(self):
+        self._started = time.monotonic()
+        self._wait = FIRST_WAIT
+
+    def sleep(self) -> bool:
+        """Sleep before the next try; returns False at once when that would begin too late."""
+        pause = self._wait * random.uniform(0.5, 1.5)  # ranks must not try again all at once
+        if time.monotonic() + pause - self._started > TRYING_SECONDS:
+            return False
+        time.sleep(pause)
+        self._wait *= 2
+        return True
+
+
+def read_on(source: Source[Cursor], shard: int) -> Iterator[tuple[str, Cursor]]:
+    """Read a shard from its start; after a transient failure, read on from the last cursor for TRYING_SECONDS.
+
+    For what is read before training, where one lost connection must not decide what a run is made of.
     """
-    cursor, failing_since, wait = None, None, FIRST_WAIT
+    cursor: Cursor | None = None
+    backoff: Backoff | None = Backoff()
     while True:
-        began = time.monotonic()
         try:
             for text, after in source.read(shard, cursor):
-                cursor, began, failing_since, wait = after, None, None, FIRST_WAIT
-                yield text, cursor
+                cursor, backoff = after, None
+                yield text, after
             return
         except SourceError as error:
-            now = time.monotonic()
-            failing_since = failing_since or began or now
-            pause = wait * random.uniform(0.5, 1.5)  # ranks must not come back all at once
-            if not error.transient or now + pause - failing_since > TRYING_SECONDS:
+            backoff = backoff or Backoff()
+            if not error.transient or not backoff.sleep():
                 raise
-            source.notices.append(f"{error.reason}; reading it again from there")
-        time.sleep(pause)
-        wait *= 2
+            source.notices.append(f"{error.reason}; reading it again from where it stopped")

@@ -8,14 +8,16 @@ columns ("answers.text"); a list gives its first text.
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from string import Formatter
+from typing import TypeAlias
 
 # Columns that published datasets use for the same thing; used only when the asked one is absent, and announced.
 SYNONYMS = {"question": "query", "query": "question"}
 
-
-# A dataset's columns: what each holds inside by name (lists are looked through), None where it is plain or not known.
-Columns = Mapping[str, "Columns | None"]
+# The columns of a dataset by name: their nested fields (of a list: those of its items), or None where plain or unknown.
+Columns: TypeAlias = Mapping[str, "Columns | None"]
+Path: TypeAlias = tuple[str, ...]  # a column, and what to look up in it
 
 
 class FieldError(ValueError):
@@ -30,38 +32,37 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """Literal texts and the placeholders after them; `paths` says which column each placeholder is read from."""
+    """Literal texts, each with the placeholder after it; `paths` says where each placeholder is read from."""
 
     parts: tuple[tuple[str, str | None], ...]
-    paths: Mapping[str, tuple[str, ...]]
+    paths: Mapping[str, Path]
 
     @property
     def columns(self) -> list[str]:
         """The top-level columns this template reads, in order, each once."""
         return list(dict.fromkeys(path[0] for path in self.paths.values()))
 
-    def bind(self, available: "Columns | Sequence[str]", where: str) -> tuple["Template", list[str]]:
-        """Match the paths with the columns there are; where `available` says what a column holds, look inside too.
+    def bind(self, columns: Columns, where: str) -> tuple["Template", list[str]]:
+        """Match the paths with the columns there are, nested ones included.
 
         Returns the bound template and what to announce. Raises FieldError naming the columns of `where`.
         """
-        columns = available if isinstance(available, Mapping) else dict.fromkeys(available)
-        bound, notices = {}, []
+        bound: dict[str, Path] = {}
+        notices: list[str] = []
         for field, path in self.paths.items():
-            whole, synonym = ".".join(path), SYNONYMS.get(path[0])
-            if whole in columns:  # a flat column may have a dot in its name
-                bound[field] = (whole,)
-            elif path[0] in columns:
-                bound[field] = path
-            elif synonym in columns:
-                bound[field] = (synonym, *path[1:])
-                notices.append(f"field {path[0]} is read from the column {synonym}, since there is no column {path[0]}")
-            else:
+            column, *rest = path
+            other = SYNONYMS.get(column)
+            if ".".join(path) in columns:  # a flat column may have a dot in its name
+                path = (".".join(path),)
+            elif column not in columns and other is not None and other in columns:
+                path = (other, *rest)
+                notices.append(f"field {column} is read from the column {other}, since there is no column {column}")
+            elif column not in columns:
                 raise FieldError(
-                    f"{where} has no column {path[0]!r}{nearest(path[0], columns)}; "
-                    f"its columns are {', '.join(columns)}."
+                    f"{where} has no column {column!r}{nearest(column, columns)}; its columns are {', '.join(columns)}."
                 )
-            _look_inside(columns, bound[field], where)
+            _check_nested(columns, path, where)
+            bound[field] = path
         return replace(self, paths=bound), notices
 
     def render(self, row: Mapping[str, object]) -> str | None:
@@ -72,7 +73,7 @@ class Template:
         """Return each row's text as `render` does, of rows given as equally long columns."""
         num_rows = len(next(iter(columns.values())))
         texts = [
-            [_lookup(value, path[1:]) for value in columns.get(path[0]) or [None] * num_rows]
+            [_first_text(value, path[1:]) for value in columns.get(path[0]) or [None] * num_rows]
             for path in self.paths.values()
         ]
         if len(texts) == 1 and len(self.parts) == 1 and not self.parts[0][0]:
@@ -114,36 +115,35 @@ def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]
     for _, field, spec, conversion in parsed:
         if field is None:
             continue
-        if spec or conversion:
-            raise FieldError(f'"format" asks for "{field}" with a conversion or a width; write only {{{field}}}.')
+        if spec or conversion or (field not in known and (not field or field.isdigit() or set(field) & set(".[]"))):
+            raise FieldError(
+                f'"format" holds {{{field}}} in another form than a bare field name such as {{question}}; '
+                'name a nested column in "fields", such as {"answer": "answers.text"}.'
+            )
         if known and field not in known:
             raise FieldError(
                 f'"format" uses {{{field}}}, which is not among "fields"{nearest(field, known)}: {", ".join(known)}.'
-            )
-        if field not in known and (not field or field.isdigit() or any(mark in field for mark in ".[]")):
-            raise FieldError(
-                f'"format" holds {{{field}}}; a placeholder is a bare field name such as {{question}}, '
-                'and a nested column is named in "fields", such as {"answer": "answers.text"}.'
             )
     if not any(field for _, field, _, _ in parsed):
         raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')
     return [(literal, field) for literal, field, _, _ in parsed]
 
 
-def _look_inside(columns: Columns, path: tuple[str, ...], where: str) -> None:
-    """Raise FieldError when the path's column is known to hold nothing of that name."""
-    inside = columns[path[0]]
-    if len(path) == 1 or inside is None:
-        return
-    if path[1] not in inside:
-        raise FieldError(
-            f"the column {path[0]!r} of {where} has no field {path[1]!r}{nearest(path[1], inside)}; "
-            f"its fields are {', '.join(inside)}."
-        )
-    _look_inside(inside, path[1:], where)
+def _check_nested(columns: Columns, path: Path, where: str) -> None:
+    """Raise FieldError when a column of the path is known to hold no field of the next name."""
+    for column, field in pairwise(path):
+        nested = columns[column]
+        if nested is None:
+            return
+        if field not in nested:
+            raise FieldError(
+                f"the column {column!r} of {where} has no field {field!r}{nearest(field, nested)}; "
+                f"its fields are {', '.join(nested)}."
+            )
+        columns = nested
 
 
-def _lookup(value: object, path: tuple[str, ...]) -> str | None:
+def _first_text(value: object, path: Path) -> str | None:
     """Return the first text below `path`. Not by recursion: a row may be nested deeper than Python can call."""
     waiting = [(value, path)]
     while waiting:

@@ -1,26 +1,26 @@
 """Text, Markdown, source code, JSON lines and parquet files below a folder; `.gz` of the first four too.
 
 A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
-file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so that going on late in a file
-reads none of its beginning unless it is packed. Binary files are skipped and counted, damaged ones and JSON lines over
-32 MiB named as well.
+file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so resuming late in a file reads
+none of its beginning unless it is packed. Binary files are skipped and counted; damaged ones and JSON lines over 32 MiB
+are named as well.
 """
 
 import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import PurePosixPath
-from typing import BinaryIO
 
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sources.config import FilesSpec
 from sources.readers.fields import FieldError, Template, compile_template
-from sources.readers.folder import File, FolderSource, list_files
+from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.parquet import columns_of, read_columns
-from sources.source import JSON, SourceError
+from sources.source import SourceError
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
@@ -28,9 +28,9 @@ LONGEST_LINE = 32 * 1024**2  # bytes of a JSON line; a file can be one line of g
 
 
 class FilesSource(FolderSource):
-    """See the module's docstring."""
+    """Documents of all kinds of files, chosen by their extension."""
 
-    def __init__(self, spec: FilesSpec, pin: dict[str, JSON] | None = None):
+    def __init__(self, spec: FilesSpec, pin: FolderPin | None = None):
         files = [file for file in list_files(spec.path, spec.glob) if file.size > 0]
         if not files:
             raise SourceError(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
@@ -38,7 +38,7 @@ class FilesSource(FolderSource):
         self.text_field = spec.text_field
         self.template = compile_template(None, [spec.text_field])
 
-    def fingerprint(self) -> JSON:
+    def fingerprint(self) -> dict[str, object]:
         return {**super().fingerprint(), "text_field": self.text_field}
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
@@ -46,23 +46,22 @@ class FilesSource(FolderSource):
         packed = path.suffix == ".gz"
         kind = path.with_suffix("").suffix if packed else path.suffix
         if kind == ".parquet" and not packed:
-            yield from self._rows_of_parquet(file, start)
+            yield from self._parquet_rows(file, start)
             return
         with gzip.open(file.path) if packed else file.path.open("rb") as stream:
             try:
-                head = stream.read(8192)
-                if b"\0" in head:
-                    self.skip(file, "binary files")
+                if b"\0" in stream.read(8192):
+                    self.skip(file.key, "binary files")
                     return
                 stream.seek(0)
-                if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_object(stream)):
-                    yield from self._rows_of_json_lines(file, stream, start)
+                if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(stream)):
+                    yield from self._json_rows(file, stream, start)
                 else:
                     yield from self._pieces(file, stream, start)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                self.skip(file, "damaged files", f"is damaged ({error}); what follows is skipped")
+                self.skip(file.key, "damaged files", f"is damaged ({error}); what follows is skipped")
 
-    def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+    def _pieces(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
         data = stream.read(LARGE + 1)
         if start == 0 and 0 < len(data) <= LARGE:
@@ -80,10 +79,10 @@ class FilesSource(FolderSource):
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self.skip(file, "files with bytes that are not UTF-8 (left out)")
+            self.skip(file.key, "files with bytes that are not UTF-8 (left out)")
             return data.decode("utf-8", errors="ignore")
 
-    def _rows_of_json_lines(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
+    def _json_rows(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
         position, columns, template = start, None, None
         while line := stream.readline(LONGEST_LINE + 1):
@@ -92,13 +91,13 @@ class FilesSource(FolderSource):
                 while not line.endswith(b"\n") and (line := stream.readline(LARGE)):
                     position += len(line)
                 self.counts["lines that are too long"] += 1
-                self.announce(file, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
+                self.announce(file.key, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
                 continue
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):  # the latter where it is nested too deeply
+            except (ValueError, RecursionError):  # RecursionError: nested too deeply
                 self.counts["lines that are not JSON"] += 1
                 continue
             if isinstance(row, dict) and list(row) != columns:
@@ -111,45 +110,28 @@ class FilesSource(FolderSource):
                 yield text, position
 
     def _bind_row(self, file: File, columns: list[str]) -> Template | None:
-        """Return the template for rows of these columns; of what is amiss only a file's first row is announced."""
+        """Return the template for rows of these columns; announces only the first row of a file that lacks a field."""
         try:
-            template, notices = self.template.bind(columns, "this file's row")
+            template, substitutions = self.template.bind(dict.fromkeys(columns), "this file's row")
         except FieldError as error:
-            self.announce(file, str(error), about="missing field")
+            self.announce(file.key, str(error), topic="missing field")
             return None
-        for notice in notices:
-            self.announce(file, notice)
+        for sentence in substitutions:
+            self.announce(file.key, sentence)
         return template
 
-    def _rows_of_parquet(self, file: File, start: int) -> Iterator[tuple[str, int]]:
+    def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         try:
             with pq.ParquetFile(file.path) as parquet:
-                template = self._bind(file, parquet)
-                if template is None:
-                    return
-                for first, columns in read_columns(parquet, template.columns, start):
-                    for position, text in enumerate(template.render_columns(columns), start=first + 1):
-                        if text is None:
-                            self.counts["rows without text"] += 1
-                        else:
-                            yield text, position
+                if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
+                    yield from self.texts(template, read_columns(parquet, template.columns, start))
         except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
             reason = str(error).splitlines()[0]
-            self.skip(file, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")
-
-    def _bind(self, file: File, parquet: pq.ParquetFile) -> Template | None:
-        try:
-            template, notices = self.template.bind(columns_of(parquet.schema_arrow), "this file")
-        except FieldError as error:
-            self.skip(file, "files without the text field", str(error))
-            return None
-        for notice in notices:
-            self.announce(file, notice)
-        return template
+            self.skip(file.key, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")
 
 
-def _is_json_object(stream: BinaryIO) -> bool:
-    """Tell JSON lines from one object or list spread over many lines; leaves the stream at its beginning."""
+def _is_json_lines(stream: BufferedIOBase) -> bool:
+    """Return whether the first line is an object by itself, not the start of a longer one; rewinds the stream."""
     first = stream.readline(LONGEST_LINE + 1)
     stream.seek(0)
     if len(first) > LONGEST_LINE:

@@ -1,19 +1,59 @@
-"""Parquet files, row by row from any row on, at the cost of whole columns.
+"""Parquet files, read row by row from any row on, at the cost of whole columns.
 
-A position is a row number. The file's footer says which row group holds it, so that going on late in a file reads the
-footer and that row group, nothing before. Rows come in batches of Python lists, column by column, which costs less than
-a dictionary per row.
+A position is a row number. The file's footer says which row group holds it, so resuming late in a file reads the footer
+and that row group, nothing before. Rows come in batches of Python lists, column by column, which costs less than a
+dictionary per row.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sources.readers.fields import Columns
+from sources.source import SourceError
 
-BATCH_BYTES = 2**20  # a batch holds about so much: rows can be books, and a batch of few small rows is slow
+BATCH_BYTES = 2**20  # a batch holds about this much: rows can be books, and a batch of few small rows is slow
 MAX_ROWS = 1024
+FEW_FILES = 16  # fewer files are divided into their row groups
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """A parquet file, or one row group of it together with the file's footer."""
+
+    files: fsspec.AbstractFileSystem
+    path: str
+    group: int | None = None
+    footer: pq.FileMetaData | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[pq.ParquetFile]:
+        """Open the file, reading ahead where all of it is read; raises SourceError naming a damaged file."""
+        try:
+            with (
+                self.files.open(self.path, cache_type="readahead" if self.group is None else "none") as stream,
+                pq.ParquetFile(stream, metadata=self.footer) as parquet,
+            ):
+                yield parquet
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{self.path} is damaged ({str(error).splitlines()[0]})") from error
+
+
+def parquet_shards(addresses: Sequence[str]) -> list[ParquetShard]:
+    """Return a shard per file, or per row group where there are fewer than FEW_FILES files."""
+    shards = [ParquetShard(*fsspec.core.url_to_fs(address)) for address in addresses]
+    if len(shards) >= FEW_FILES:
+        return shards
+    groups = []
+    for shard in shards:
+        with shard.open() as parquet:
+            footer = parquet.metadata
+        groups += [ParquetShard(shard.files, shard.path, group, footer) for group in range(footer.num_row_groups)]
+    return groups or shards
 
 
 def read_columns(
@@ -37,10 +77,10 @@ def read_columns(
 
 def columns_of(schema: pa.Schema) -> Columns:
     """Return a schema's columns and what is nested in them."""
-    return {field.name: _inside(field.type) for field in schema}
+    return {field.name: _nested(field.type) for field in schema}
 
 
-def _inside(kind: pa.DataType) -> Columns | None:
+def _nested(kind: pa.DataType) -> Columns | None:
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
-    return {field.name: _inside(field.type) for field in kind} if pa.types.is_struct(kind) else None
+    return {field.name: _nested(field.type) for field in kind} if pa.types.is_struct(kind) else None

@@ -5,44 +5,42 @@ The one large source that every machine has without a network: about 200 MB with
 
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from sources.config import PythonPackagesSpec
-from sources.readers.folder import File, FolderSource
-from sources.source import JSON
+from sources.readers.folder import File, FolderPin, FolderSource
 
 MAX_BYTES = 1_000_000  # larger ones are generated tables
 
 
+class PackagesPin(FolderPin):
+    roots: dict[str, str]
+
+
 class PythonPackagesSource(FolderSource):
-    """Each .py file is a document."""
+    """Each .py file is a document; the position behind it is 1."""
 
-    def __init__(self, spec: PythonPackagesSpec, pin: dict[str, JSON] | None = None):
+    def __init__(self, spec: PythonPackagesSpec, pin: FolderPin | None = None):
         listed = [file for label, root in python_roots().items() for file in _python_files(label, root)]
-        super().__init__(
-            spec.source_name, "the Python packages", [file for file in listed if 0 < file.size <= MAX_BYTES], pin
-        )
-        for reason, skipped in (
-            ("empty files", sum(file.size == 0 for file in listed)),
-            (f"files over {MAX_BYTES} bytes", sum(file.size > MAX_BYTES for file in listed)),
-        ):
-            if skipped:
-                self.counts[reason] = skipped
+        usable = [file for file in listed if 0 < file.size <= MAX_BYTES]
+        super().__init__(spec.source_name, "the Python packages", usable, pin)
+        num_empty = sum(file.size == 0 for file in listed)
+        num_large = len(listed) - len(usable) - num_empty
+        self.counts += Counter({"empty files": num_empty, f"files over {MAX_BYTES} bytes": num_large})
 
-    def pin(self) -> dict[str, JSON]:
+    def pin(self) -> PackagesPin:
         return {**super().pin(), "roots": {label: str(root) for label, root in python_roots().items()}}
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
-        if start:
-            return
-        data = file.path.read_bytes()
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.skip(file, "files that are not UTF-8")
-            return
-        yield text, 1
+        if start == 0:
+            try:
+                text = file.path.read_bytes().decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.skip(file.key, "files that are not UTF-8")
+            else:
+                yield text, 1
 
 
 def python_roots() -> dict[str, Path]:
@@ -59,11 +57,8 @@ def _python_files(label: str, root: Path) -> Iterator[File]:
     for folder, subfolders, names in os.walk(root):
         # Packages may lie inside the standard library's folder; they are a root of their own.
         subfolders[:] = [name for name in subfolders if name not in ("__pycache__", "site-packages", "dist-packages")]
-        for name in names:
-            if name.endswith(".py"):
-                path = Path(folder, name)
-                try:
-                    size = path.stat().st_size
-                except OSError:  # a dangling link
-                    continue
-                yield File(f"{label}/{path.relative_to(root).as_posix()}", path, size)
+        for path in (Path(folder, name) for name in names if name.endswith(".py")):
+            try:
+                yield File(f"{label}/{path.relative_to(root).as_posix()}", path, path.stat().st_size)
+            except OSError:  # a dangling link
+                continue

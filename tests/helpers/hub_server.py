@@ -1,7 +1,7 @@
 """A small hub on this machine: the calls that the real libraries make for datasets and models, over HTTP.
 
 It serves repositories from memory with byte ranges (`repositories[name] = {path: bytes}`, a model's name being
-"models/..."), keeps the commits that `push` replaces, knows gated repositories, and fails as told by `faults`.
+"models/..."), keeps the commits that `push` replaces, knows gated repositories, and fails as `faults` say.
 """
 
 import gzip
@@ -164,7 +164,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def push(self, name: str, files: dict[str, bytes]) -> None:
-        """Make a new commit of a repository; the ones before stay readable by their own names."""
+        """Make a new commit of a repository; earlier ones stay readable by their SHAs."""
         self._replaced.setdefault(name, []).append(self.repositories[name])
         self.repositories[name] = files
 

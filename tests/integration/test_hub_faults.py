@@ -1,4 +1,4 @@
-"""What goes wrong on the way from a hub, by real connections that fail: every row once, or a plain refusal."""
+"""Reading from a hub over real connections that fail: every row is read once, or the source is refused."""
 
 import hashlib
 import json
@@ -115,7 +115,7 @@ def story(tmp_path_factory, pieces, sources):
 
 @pytest.mark.parametrize("kind", ["parquet", "lines"])
 @pytest.mark.parametrize("fault", ["dropped", "stalled", "busy"])
-def test_what_the_hub_client_overcomes_is_not_noticed(story, pieces, kind, fault):
+def test_short_failures_are_handled_by_the_hub_client(story, pieces, kind, fault):
     found = story["first"][f"{kind} {fault}"]
     assert sorted(texts_of(found)) == sorted(map(hashed, pieces))
     assert found["failures"] == []
@@ -133,7 +133,7 @@ def test_a_hub_that_is_down_for_longer_is_a_transient_failure(story, pieces, nam
 
 
 @pytest.mark.parametrize("name, failures", [("parquet large", 2), ("lines large", 1)])
-def test_a_failure_in_the_middle_of_a_file_loses_and_repeats_nothing(story, pieces, sources, name, failures):
+def test_a_failure_inside_a_file_loses_and_repeats_nothing(story, pieces, sources, name, failures):
     found = story["first"][name]
     expected = list(map(hashed, sources))
     if name == "parquet large":
@@ -155,7 +155,7 @@ def test_a_failure_in_the_middle_of_a_file_loses_and_repeats_nothing(story, piec
         ("lines cut", ["lines/cut", "ended before"]),
     ],
 )
-def test_a_refusal_or_a_damaged_file_is_final_and_its_rows_are_only_missing(story, pieces, name, parts):
+def test_refusals_and_damaged_files_are_final(story, pieces, name, parts):
     found = story["first"][name]
     ((reason, transient),) = found["failures"]
     assert not transient and "\n" not in reason and len(reason) < 300
@@ -181,7 +181,7 @@ def test_every_fault_struck(story):
     assert not story["unused"]
 
 
-def test_a_source_sent_to_a_fresh_process_goes_on_at_the_pinned_commit(story):
+def test_an_unpickled_source_resumes_at_the_pinned_commit(story):
     first, second = story["first"], story["second"]
     for name, shard in RESUMED:
         assert second[name]["documents"] == first[name]["shards"][shard][-19:]
@@ -191,21 +191,21 @@ def test_a_source_sent_to_a_fresh_process_goes_on_at_the_pinned_commit(story):
     assert second["lines 503"]["library_retries"] == 1
 
 
-def test_going_on_late_in_a_parquet_file_reads_nothing_of_its_beginning(story):
+def test_resuming_late_in_parquet_reads_only_the_end(story):
     size = len(story["large"])
     ranges = [(begin, end) for path, begin, end in story["ranges"] if path.endswith(LARGE)]
     assert ranges and min(begin for begin, _ in ranges) > 0.8 * size
     assert sum(end - begin for begin, end in ranges) < 0.2 * size
 
 
-def test_a_folder_is_told_apart_by_its_files(story):
+def test_a_folder_is_identified_by_its_files(story):
     before, after = story["first"]["folder"], story["again"]["folder"]
     assert texts_of(before) == texts_of(after)
     assert before["fingerprint"] != after["fingerprint"]
     assert after["notices"] == [], "no file has changed in size"
 
 
-def test_a_pin_keeps_the_commit_that_it_was_made_of(story, pieces):
+def test_a_pin_keeps_its_commit(story, pieces):
     first, pinned, newest = story["first"]["lines 503"], story["again"]["pinned"], story["again"]["newest"]
     assert sorted(texts_of(pinned)) == sorted(map(hashed, pieces))
     assert pinned["fingerprint"] == first["fingerprint"]

@@ -1,25 +1,25 @@
-"""From lines on pages to running text: what a page's layout did to a text is undone.
+"""Turns the lines of a document's pages into running text; `process.py` calls it in the child.
 
-Running headers, footers and page numbers go, words cut at line ends are whole again, the lines of a paragraph become
-one line, and paragraphs are separated by blank lines. Lines are joined only where they look like prose that filled its
-column; code, tables, formulas and lists keep their lines. The text depends on the lines alone: the same file always
-gives the same text.
+Removes running headers, footers and page numbers, joins words that are cut at line ends and the lines of a paragraph,
+and separates paragraphs by blank lines. Lines are joined only where they look like prose that fills its column; code,
+tables, formulas and lists keep their lines. The text depends on the lines alone: the same file always gives the same
+text.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 EDGE_LINES = 2  # lines at a page's top and at its bottom that may be running ones
 RUNNING_PAGES = 3  # a running line is on this many pages at least, one of them at most NEAR pages away
 NEAR = 2  # left and right pages may have headers of their own
 WINDOW = 5  # lines that, with as many before and after them, show how wide their column is
-FULL = 0.9  # of the column's width: had the next word fitted into less, the line would have been ended on purpose
+FULL = 0.9  # of the column's width: a line that ends although the next word fits into this was ended on purpose
 FULL_AT_SENTENCE_END = 0.97  # a paragraph may end there too
-LONG = 0.6  # of the column's width: a line this long may go on in one that begins with a small letter
+LONG = 0.6  # of the column's width: a line this long may continue in one that begins with a small letter
 PROSE_WIDTH = 38  # characters; narrower columns (indexes, tables) keep their lines
 SYMBOLS_IN_PROSE = 0.2  # more digits and punctuation than this are a table, code or a formula
 
@@ -37,6 +37,8 @@ _SENTENCE_ENDS = tuple(".!?:;\u2026\u3002\uff01\uff1f\u061f\u06d4")
 _CLOSING = "\"')]\u2019\u201d\u201c\u00bb\u00ab"
 _SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uff00-\uff60\u3000-\u303f]")
 
+Shape: TypeAlias = tuple[str, tuple[int, ...]]  # a line without its numbers; its numbers
+
 
 @dataclass(slots=True)
 class Line:
@@ -53,7 +55,7 @@ class Line:
 
 
 def plain_lines(text: str) -> list[Line]:
-    """Return a page's lines where nothing is known but its text: as if a typewriter had written it."""
+    """Return the lines of a page of which only the text is known: placed as a typewriter would."""
     lines = []
     for number, line in enumerate(text.split("\n")):
         tidy = clean(line).rstrip()
@@ -63,30 +65,29 @@ def plain_lines(text: str) -> list[Line]:
 
 
 def clean(text: str) -> str:
-    """Return `text` with ligatures spelt out and without characters that stand for nothing."""
+    """Return `text` with ligatures spelt out and without control and other meaningless characters."""
     return _ODD.sub(lambda match: _REPLACED.get(match[0], ""), text)
 
 
 def running_text(pages: list[list[Line]]) -> str:
     """Return a document's text: paragraphs, separated by blank lines."""
     pages = [_whole_rows(page) for page in pages]
-    words: Counter[str] = Counter()
-    for page in pages:
-        words.update(" ".join(line.text for line in page).lower().split())
+    words = Counter(word for page in pages for line in page for word in line.text.lower().split())
     _drop_running_lines(pages)
-    blocks: list[Block] = []
+    paragraphs: list[Paragraph] = []
     for page in pages:
         for column in _columns(page):
-            _add_column(blocks, column, words)
-    return "".join(block.separator + "".join(block.texts) for block in blocks).replace(SOFT_HYPHEN, "").strip()
+            _add_column(paragraphs, column, words)
+    text = "".join(paragraph.separator + "".join(paragraph.texts) for paragraph in paragraphs)
+    return text.replace(SOFT_HYPHEN, "").strip()
 
 
 def _whole_rows(lines: list[Line]) -> list[Line]:
-    """Put together what stands side by side on the page, such as a letter and its exponent."""
+    """Join lines that stand side by side on the page, such as a letter and its exponent."""
     rows: list[Line] = []
     for line in lines:
         row = rows[-1] if rows else None
-        if row and _goes_on(row, line):
+        if row and _continues_row(row, line):
             row.text += (" " if line.left - row.right > 0.12 * row.height else "") + line.text
             row.right = line.right
             if line.height > row.height:
@@ -96,27 +97,27 @@ def _whole_rows(lines: list[Line]) -> list[Line]:
     return rows
 
 
-def _goes_on(row: Line, line: Line) -> bool:
+def _continues_row(row: Line, line: Line) -> bool:
     overlap = min(row.bottom + row.height, line.bottom + line.height) - max(row.bottom, line.bottom)
     near = -0.3 * row.height < line.left - row.right < 2 * row.height
     return near and overlap > 0.5 * min(row.height, line.height)
 
 
 def _drop_running_lines(pages: list[list[Line]]) -> None:
-    """Remove the lines at pages' edges that stand on near pages too, up to numbers that count the pages."""
+    """Remove lines at the edges of pages that near pages have too, alike but for numbers that count the pages."""
     for step in (1, -1):
         edges = [[_shape(line.text) for line in page[::step][:EDGE_LINES]] for page in pages]
         totals = Counter(shape for edge in edges for shape in {shape for shape, _ in edge})
         for number, page in enumerate(pages):
             running = 0
-            for shape, counters in edges[number]:
-                if totals[shape] < RUNNING_PAGES or not _is_near(edges, number, shape, counters):
+            for line in edges[number]:
+                if totals[line[0]] < RUNNING_PAGES or not _is_near(edges, number, line):
                     break
                 running += 1
             pages[number] = page[running:] if step == 1 else page[: len(page) - running]
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def _shape(text: str) -> Shape:
     """Return a line without its numbers, and the numbers; roman ones where they are the whole line."""
     values = [_ROMAN.get(letter, 0) for letter in text.lower()]
     if len(values) <= 7 and all(values):
@@ -125,9 +126,9 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return _NUMBER.sub("#", text), tuple(int(number) for number in _NUMBER.findall(text))
 
 
-def _is_near(
-    edges: list[list[tuple[str, tuple[int, ...]]]], number: int, shape: str, counters: tuple[int, ...]
-) -> bool:
+def _is_near(edges: list[list[Shape]], number: int, line: Shape) -> bool:
+    """Return whether a near page has the line too, with the same numbers or numbers that count the pages."""
+    shape, counters = line
     for other in range(max(0, number - NEAR), min(len(edges), number + NEAR + 1)):
         for other_shape, other_counters in edges[other]:
             steps = (theirs - ours for theirs, ours in zip(other_counters, counters, strict=False))
@@ -136,41 +137,40 @@ def _is_near(
     return False
 
 
-def _columns(page: list[Line]) -> Iterator[list[Line]]:
-    """Split a page where its lines jump upwards: there a column ends and the next one begins."""
-    start = 0
-    for number in range(1, len(page)):
-        if page[number].bottom > page[number - 1].bottom + 0.5 * page[number].height:
-            yield page[start:number]
-            start = number
-    if page[start:]:
-        yield page[start:]
+def _columns(page: list[Line]) -> list[list[Line]]:
+    """Split a page where its lines jump upwards, which is where the next column begins."""
+    columns: list[list[Line]] = []
+    for line in page:
+        if not columns or line.bottom > columns[-1][-1].bottom + 0.5 * line.height:
+            columns.append([])
+        columns[-1].append(line)
+    return columns
 
 
 @dataclass(slots=True)
-class Block:
-    """A paragraph's lines, or a line that belongs to none; `separator` parts it from the block before it."""
+class Paragraph:
+    """A paragraph's lines, or a line that belongs to none; `separator` stands before it."""
 
     separator: str
     texts: list[str]
     last: Line
 
 
-def _add_column(blocks: list[Block], column: list[Line], words: Counter[str]) -> None:
+def _add_column(paragraphs: list[Paragraph], column: list[Line], words: Counter[str]) -> None:
     pitch = _usual_pitch(column)
     starts = range(0, len(column), WINDOW)
     frames = [_frame(column[max(0, start - WINDOW) : start + 2 * WINDOW]) for start in starts]
     for number, line in enumerate(column):
-        block = blocks[-1] if blocks else None
-        previous = column[number - 1] if number else None
-        apart = previous is None or previous.bottom - line.bottom > 1.4 * pitch
-        if block and (_resumes(block.last, line) if apart else _joins(previous, line, *frames[number // WINDOW])):
-            block.texts[-1] = _before(block.texts[-1], line.text, words)
-            block.texts.append(line.text)
-            block.last = line
+        paragraph = paragraphs[-1] if paragraphs else None
+        apart = paragraph is None or number == 0 or paragraph.last.bottom - line.bottom > 1.4 * pitch
+        frame = frames[number // WINDOW]
+        if paragraph and (_resumes(paragraph.last, line) if apart else _joins(paragraph.last, line, *frame)):
+            paragraph.texts[-1] = _joint(paragraph.texts[-1], line.text, words)
+            paragraph.texts.append(line.text)
+            paragraph.last = line
         else:
-            after_single = block is not None and len(block.texts) == 1 and not apart
-            blocks.append(Block("\n" if after_single else "\n\n", [line.text], line))
+            after_single_line = paragraph is not None and not apart and len(paragraph.texts) == 1
+            paragraphs.append(Paragraph("\n" if after_single_line else "\n\n", [line.text], line))
 
 
 def _usual_pitch(column: list[Line]) -> float:
@@ -185,7 +185,7 @@ def _frame(lines: list[Line]) -> tuple[float, float]:
 
 
 def _joins(previous: Line, line: Line, left: float, width: float) -> bool:
-    """Tell whether `line` goes on with the sentence or the word of the one above it, in a column of this frame."""
+    """Return whether `line` continues the sentence or the word of the line above it; `left`, `width`: of the column."""
     if _is_cut(previous.text, line.text):
         return True
     if not _same_font(previous, line) or _LIST_ITEM.match(line.text):
@@ -203,16 +203,16 @@ def _joins(previous: Line, line: Line, left: float, width: float) -> bool:
 
 
 def _resumes(previous: Line, line: Line) -> bool:
-    """Tell whether a paragraph goes on over a column's or a page's end."""
+    """Return whether a paragraph continues over the end of a column or a page."""
     if _is_cut(previous.text, line.text):
         return True
     long = min(len(previous.text), len(line.text)) >= PROSE_WIDTH
-    goes_on = line.text[0].islower() and not _ends_sentence(previous.text)
-    return long and goes_on and _same_font(previous, line) and _is_prose(previous.text)
+    same_sentence = line.text[0].islower() and not _ends_sentence(previous.text)
+    return long and same_sentence and _same_font(previous, line) and _is_prose(previous.text)
 
 
 def _is_cut(text: str, line: str) -> bool:
-    """Tell whether a word or a number with a hyphen goes on in the next line."""
+    """Return whether a word, or a number with a hyphen, continues in the next line."""
     if text[-1] != "-":
         return text[-1] == SOFT_HYPHEN
     before, after = text[-2:-1], line[0]
@@ -232,10 +232,10 @@ def _is_prose(text: str) -> bool:
     return not dotted and len(_SYMBOL.findall(text)) <= max(SYMBOLS_IN_PROSE * len(text), 3)
 
 
-def _before(text: str, line: str, words: Counter[str]) -> str:
-    """Return a line as it reads before the one that it goes on in: without a hyphen that only its end needed.
+def _joint(text: str, line: str, words: Counter[str]) -> str:
+    """Return a line with what joins it to the next one: a space, or nothing and without the hyphen of a cut word.
 
-    The `words` of the whole document tell a cut word from one that has a hyphen anyway.
+    The `words` of the whole document show whether a word is cut or has a hyphen anyway.
     """
     if not _is_cut(text, line):
         spaceless = _SPACELESS.match(text[-1]) and _SPACELESS.match(line)

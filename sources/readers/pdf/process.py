@@ -1,9 +1,10 @@
-"""The process that reads PDFs for `pdf_sandbox.py`: a server that forks one child a file.
+"""The processes that read PDFs for `sandbox.py`: a server that forks one child a file.
 
-A request is a line of JSON on standard input, an answer is eight bytes of length and an `Extract`. The server itself
-touches no file's content. A child gives up what it could do harm with before it looks at the file: it keeps one pipe,
-can open nothing more (pypdfium2) and write nothing, and has limits on its memory and its processor time. The server
-ends when its input does, and takes the child with it.
+The parent writes a request to the server's standard input: a line of JSON with the file's path, the reader and the
+`Limits`. The server forks a child, takes its answer from a pipe, and writes it to standard output: eight bytes of
+length and a packed `Extract`. The server itself touches no file's content. A child gives up what it could do harm with
+before it looks at the file: it keeps one pipe, can open nothing more (pypdfium2) and write nothing, and has limits on
+its memory and its processor time. The server ends when its input does, and takes the child with it.
 """
 
 import contextlib
@@ -13,42 +14,37 @@ import logging
 import mmap
 import os
 import re
+import resource
 import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pypdfium2
 import pypdfium2.raw as pdfium
 
 from sources.readers.pdf.layout import SOFT_HYPHEN, Line, clean, plain_lines, running_text
-from sources.readers.pdf.sandbox import Extract
-
-try:
-    import resource
-except ImportError:  # Windows has no limits of this kind; the parent's clock still runs
-    resource = None
+from sources.readers.pdf.sandbox import Extract, Limits
 
 LOST_IN_A_ROW = 100  # pages; a page tree that invents its pages is left here
-PIPE = 1  # the descriptor a child writes its answer to
+PIPE = 1  # the descriptor that server and child write their answers to
 PIECE = 1 << 20
 _CUT = re.compile(r"[\ufffe\x02]")
 _LINE = re.compile(r"[^\r\n\ufffe\x02]+")
 
 
 def serve(requests: BinaryIO) -> None:
-    """Answer requests until there are no more; where a process cannot fork, only the first."""
+    """Answer requests until there are no more."""
     "".encode("utf-16-le")  # loads what a child that can open no file needs
     for line in iter(requests.readline, b""):
         request = json.loads(line)
-        answer = _answer_of_child(request) if request["fork"] else answer_to(request)
-        _write(PIPE, len(answer).to_bytes(8) + answer)
-        if not request["fork"]:
-            return
+        answer = _read_in_child(request["path"], request["reader"], Limits(**request["limits"]))
+        _write(len(answer).to_bytes(8) + answer)
 
 
-def _answer_of_child(request: dict[str, Any]) -> bytes:
+def _read_in_child(path: str, reader: str, limits: Limits) -> bytes:
+    """Return the packed Extract that a child makes of the file, or the one that says why it made none."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -56,51 +52,48 @@ def _answer_of_child(request: dict[str, Any]) -> bytes:
             os.dup2(write_end, PIPE)
             os.close(0)
             os.closerange(3, max(read_end, write_end) + 1)
-            _write(PIPE, answer_to(request))
+            _write(_read(path, reader, limits).pack())
         os._exit(0)
     os.close(write_end)
     answer = bytearray()
     try:
-        while piece := _read_from_child(read_end):
+        while piece := _piece_from_child(read_end):
             answer += piece
-            if len(answer) > request["limits"]["characters"] * 4 + PIECE:
+            if len(answer) > limits.characters * 4 + PIECE:
                 return Extract("size").pack()
     finally:
         os.close(read_end)
         os.kill(child, signal.SIGKILL)
         _, status, usage = os.wait4(child, 0)
     if os.WIFSIGNALED(status) and not answer:
-        hungry = usage.ru_maxrss * 1024 > request["limits"]["memory"] / 2
-        return Extract(_cause(os.WTERMSIG(status), hungry)).pack()
+        hungry = usage.ru_maxrss * 1024 > limits.memory / 2
+        return Extract(_cause_of_death(os.WTERMSIG(status), hungry)).pack()
     return bytes(answer)
 
 
-def _read_from_child(pipe: int) -> bytes:
+def _piece_from_child(pipe: int) -> bytes:
     if 0 in select.select([pipe, 0], [], [])[0]:
         raise SystemExit  # nobody asks for a second file before the first is answered: the parent is gone
     return os.read(pipe, PIECE)
 
 
-def _cause(number: int, hungry: bool) -> str:
-    """Tell what the signal that ended a child says about its file: pdfium aborts where memory ends."""
+def _cause_of_death(number: int, hungry: bool) -> str:
+    """Return what the signal that ended a child says about its file: pdfium aborts where memory ends."""
     if number == signal.SIGXCPU:
         return "time"
     return "memory" if hungry or number == signal.SIGKILL else "damaged"
 
 
-def answer_to(request: dict[str, Any]) -> bytes:
-    """Read one file under its limits and return the packed Extract."""
-    limits = request["limits"]
-    read = {"pdfium": _read_by_pdfium, "pypdf": _read_by_pypdf}[request["reader"]]
+def _read(path: str, reader: str, limits: Limits) -> Extract:
     try:
-        return read(request["path"], limits).pack()
+        return _read_by_pdfium(path, limits) if reader == "pdfium" else _read_by_pypdf(path, limits)
     except MemoryError:
-        return Extract("memory").pack()
+        return Extract("memory")
     except Exception:  # whatever a damaged file breaks in a reader
-        return Extract("damaged").pack()
+        return Extract("damaged")
 
 
-def _read_by_pdfium(path: str, limits: dict[str, Any]) -> Extract:
+def _read_by_pdfium(path: str, limits: Limits) -> Extract:
     with open(path, "rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # ctypes takes no read-only buffer
     _give_up(limits, can_open_files=False)
@@ -137,8 +130,9 @@ def _places(text_page: pypdfium2.PdfTextPage, text: str) -> Iterator[Line]:
             yield Line(tidy, left, right, first.bottom, first.top - first.bottom)
 
 
-def _read_by_pypdf(path: str, limits: dict[str, Any]) -> Extract:
+def _read_by_pypdf(path: str, limits: Limits) -> Extract:
     import pypdf  # takes longer to load than most files take to read, and few files need it
+    from pypdf.errors import DependencyError, FileNotDecryptedError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns about every oddity it repairs
     _give_up(limits, can_open_files=True)  # it loads parts of itself when a file needs them
@@ -146,58 +140,57 @@ def _read_by_pypdf(path: str, limits: dict[str, Any]) -> Extract:
         with open(path, "rb") as stream:
             pages = pypdf.PdfReader(stream).pages
             return _collect(len(pages), lambda number: plain_lines(pages[number].extract_text()), limits)
-    except (pypdf.errors.FileNotDecryptedError, pypdf.errors.DependencyError):
+    except (FileNotDecryptedError, DependencyError):
         return Extract("locked")
 
 
-def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: dict[str, Any]) -> Extract:
+def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: Limits) -> Extract:
     """Read the pages within the limits, damaged ones left out, and make one text of them."""
-    pages: list[list[Line]] = []
-    characters = lost = lost_in_a_row = 0
-    for number in range(min(num_pages, limits["pages"])):
+    pages: list[list[Line] | None] = []  # None: damaged
+    characters = 0
+    for number in range(min(num_pages, limits.pages)):
         try:
-            lines = lines_of(number)
-            lost_in_a_row = 0
+            page = lines_of(number)
+            characters += sum(len(line.text) for line in page)
         except MemoryError:
             raise
-        except Exception:  # as in answer_to, but the other pages may be whole
-            lines = []
-            lost += 1
-            lost_in_a_row += 1
-        pages.append(lines)
-        characters += sum(len(line.text) for line in lines)
-        if lost_in_a_row == LOST_IN_A_ROW or characters > limits["characters"]:
+        except Exception:  # as in _read, but the other pages may be whole
+            page = None
+        pages.append(page)
+        if pages[-LOST_IN_A_ROW:] == [None] * LOST_IN_A_ROW or characters > limits.characters:
             break
-    if lost == len(pages):
+    num_lost = pages.count(None)
+    if num_lost == len(pages):
         return Extract("damaged")
-    return Extract("text", running_text(pages)[: limits["characters"]], num_pages, len(pages), lost)
+    text = running_text([page or [] for page in pages])
+    return Extract("text", text[: limits.characters], num_pages, len(pages), num_lost)
 
 
-def _give_up(limits: dict[str, Any], can_open_files: bool) -> None:
+def _give_up(limits: Limits, can_open_files: bool) -> None:
     """Give up for good what reading a file does not need."""
-    if resource is None:
-        return
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CPU, limits["cpu_seconds"], limits["cpu_seconds"] + 1)  # the first limit names the cause
+    _limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)  # the first limit names the cause
     if sys.platform == "linux":  # macOS has this limit in name only
         with open("/proc/self/statm") as stream:
             pages_in_use = int(stream.read().split()[0])
-        _limit(resource.RLIMIT_AS, pages_in_use * resource.getpagesize() + limits["memory"])
+        _limit(resource.RLIMIT_AS, pages_in_use * resource.getpagesize() + limits.memory)
     if not can_open_files:
         _limit(resource.RLIMIT_NOFILE, 0)
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    hard = soft if hard is None else hard
     highest = resource.getrlimit(kind)[1]
-    wanted = (soft, soft if hard is None else hard)
-    resource.setrlimit(kind, wanted if highest == resource.RLIM_INFINITY else tuple(min(n, highest) for n in wanted))
+    if highest != resource.RLIM_INFINITY:
+        soft, hard = min(soft, highest), min(hard, highest)
+    resource.setrlimit(kind, (soft, hard))
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def _write(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[os.write(PIPE, view) :]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The text of PDF files: a single file, or every one below a folder.
 
-Each file is read in a process of its own under limits (`pdf_sandbox.py`), and given in chunks of a few thousand
-characters that end with paragraphs. What cannot be read (encrypted, damaged, pictures of text, too large, not a PDF at
-all) is skipped, counted and announced by name.
+Each file is read in a process of its own under limits (`sandbox.py`), and given in chunks of a few thousand characters
+that end with paragraphs. What cannot be read (encrypted, damaged, pictures of text, too large, not a PDF at all) is
+skipped, counted and announced by name.
 """
 
 import hashlib
@@ -10,34 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sources.config import PdfSpec
-from sources.readers.folder import File, FolderSource, list_files
+from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.pdf.sandbox import Extract, Limits, Sandbox
-from sources.source import JSON, SourceError
+from sources.source import SourceError
 
 SHORTEST, LONGEST = 3000, 5000  # characters of a chunk
 SCAN_CHARACTERS = 16  # a page with fewer on average is a picture
 LIMITS = Limits()
-REASONS = {
+# What a file without text is counted under, and its notice, by the status of its Extract.
+SKIPPED = {
     "locked": ("encrypted PDFs", "it is encrypted; save a copy without a password"),
     "damaged": ("damaged PDFs", "it is damaged and cannot be read"),
     "memory": ("PDFs that need too much memory", "reading it takes more memory than a PDF may have; split it"),
     "time": ("PDFs that take too long", "reading it takes longer than a PDF may; split it or save a plain copy"),
     "size": ("PDFs that are too large", "it is larger than a PDF may be; split it"),
+    "foreign": ("files that are not PDF", "it is not a PDF, whatever its name says"),
+    "scanned": ("PDFs without text", "it holds no text, only pictures; it needs OCR"),
 }
 
 
-class Unreadable(Exception):
-    """A file gives no text: `reason` is what it is counted under, the message is for its notice."""
-
-    def __init__(self, reason: str, message: str):
-        self.reason = reason
-        super().__init__(message)
-
-
 class PdfSource(FolderSource):
-    """See the module's docstring. Raises SourceError when there is nothing to read."""
+    """PDF files as documents. Raises SourceError when none of them can be read."""
 
-    def __init__(self, spec: PdfSpec, pin: dict[str, JSON] | None = None):
+    def __init__(self, spec: PdfSpec, pin: FolderPin | None = None):
         files = [file for file in list_files(spec.path) if file.path.suffix.lower() == ".pdf"]
         if not files:
             raise SourceError(f'{spec.path} holds no PDF file; correct "path" or put PDF files there.')
@@ -49,20 +44,19 @@ class PdfSource(FolderSource):
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         """Yield (chunk, number of chunks up to its end) from chunk `start`."""
-        try:
-            extract = extract_text(file.path, self.sandbox)
-        except Unreadable as error:
-            self.skip(file, error.reason, str(error))
+        extract = extract_text(file.path, self.sandbox)
+        if extract.status != "text":
+            self.skip(file.key, *SKIPPED[extract.status])
             return
         if extract.lost_pages:
-            self.announce(file, f"{extract.lost_pages} of its {extract.num_pages} pages are damaged and left out")
+            self.announce(file.key, f"{extract.lost_pages} of its {extract.num_pages} pages are damaged and left out")
         if extract.read_pages < extract.num_pages:
-            self.announce(file, f"only the first {extract.read_pages} of its {extract.num_pages} pages are read")
+            self.announce(file.key, f"only the first {extract.read_pages} of its {extract.num_pages} pages are read")
         for number, chunk in enumerate(chunks(extract.text), start=1):
             if number > start:
                 yield chunk, number
 
-    def fingerprint(self) -> JSON:
+    def fingerprint(self) -> dict[str, object]:
         """Return a digest of every file's name and bytes."""
         digest = hashlib.sha256()
         for file in self.files:
@@ -76,15 +70,17 @@ class PdfSource(FolderSource):
 
 
 def extract_text(path: Path, sandbox: Sandbox) -> Extract:
-    """Return a PDF's text in the sandbox's Extract; raises Unreadable, and OSError for a file that cannot be opened."""
+    """Read a PDF in the sandbox; files that are no PDF or hold pictures only have a status of their own.
+
+    Raises OSError for a file that cannot be opened.
+    """
     with path.open("rb") as stream:
         if b"%PDF-" not in stream.read(1024):
-            raise Unreadable("files that are not PDF", "it is not a PDF, whatever its name says")
+            return Extract("foreign")
     extract = sandbox.read(path)
-    if extract.status != "text":
-        raise Unreadable(*REASONS[extract.status])
-    if sum(map(len, extract.text.split())) < SCAN_CHARACTERS * (extract.read_pages - extract.lost_pages):
-        raise Unreadable("PDFs without text", "it holds no text, only pictures; it needs OCR")
+    characters, pages = sum(map(len, extract.text.split())), extract.read_pages - extract.lost_pages
+    if extract.status == "text" and characters < SCAN_CHARACTERS * pages:
+        return Extract("scanned")
     return extract
 
 

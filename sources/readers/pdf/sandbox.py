@@ -1,9 +1,10 @@
 """Reads PDFs in processes of their own: a PDF is a stranger's input to large and old readers.
 
-A small server process (`pdf_process.py`), started when the first file is read, forks one child a file. The child holds
-no secrets, has limits on memory, processor time and what it may open and write, and is killed when its time is over.
-Where a process cannot fork, each file costs a new interpreter. A sandbox serves any number of threads, one file at a
-time; one that was pickled or forked starts a server of its own; a server ends with the process that started it.
+This is the parent's side. `Sandbox.read` sends one line of JSON to a small server process (`process.py`), started when
+the first file is read; the server forks one child a file and answers with a packed `Extract`. The child holds no
+secrets, has limits on memory, processor time and what it may open and write, and is killed when its time is over. A
+sandbox serves any number of threads, one file at a time; one that was pickled or forked starts a server of its own; a
+server ends with the process that started it.
 """
 
 import contextlib
@@ -14,15 +15,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-FORKS = hasattr(os, "fork")
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # without them an interpreter may not even start
-STATUSES = ("text", "locked", "damaged", "memory", "time", "size")
+STATUSES = ("text", "locked", "damaged", "memory", "time", "size", "foreign", "scanned")
 _HEADER = struct.Struct("!BIII")
 
 
@@ -66,17 +65,16 @@ class Extract:
 
 
 class Sandbox:
-    """See the module's docstring."""
+    """The parent's handle on a server process; usable by many threads, picklable, a context manager."""
 
     def __init__(self, limits: Limits | None = None):
         self.limits = limits or Limits()
-        self._forget()
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._server: subprocess.Popen[bytes] | None = None
 
-    def __getstate__(self) -> Limits:
-        return self.limits
-
-    def __setstate__(self, limits: Limits) -> None:
-        self.__init__(limits)
+    def __reduce__(self) -> tuple[type["Sandbox"], tuple[Limits]]:
+        return Sandbox, (self.limits,)
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -89,85 +87,77 @@ class Sandbox:
         if path.stat().st_size > self.limits.file_bytes:
             return Extract("size")
         if self._owner != os.getpid():  # forked: server and lock belong to another process
-            self._forget()
+            self.__init__(self.limits)
         with self._lock:
             extract = self._ask(path, "pdfium")
             return self._ask(path, "pypdf") if extract.status == "damaged" else extract
 
     def close(self) -> None:
         """End the server; the next file starts another."""
-        self._end_server()
-        self._server = None
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._server: subprocess.Popen[bytes] | None = None
-        self._end_server: Callable[[], None] = lambda: None
+        if self._server is not None:
+            self._end_server()
+            self._server = None
 
     def _ask(self, path: Path, reader: str) -> Extract:
-        request = {"path": os.path.abspath(path), "reader": reader, "fork": FORKS, "limits": asdict(self.limits)}
+        request = {"path": os.path.abspath(path), "reader": reader, "limits": asdict(self.limits)}
         for _ in range(2):  # a server may have died since the last file
             with contextlib.suppress(EOFError, BrokenPipeError):
                 return self._exchange(json.dumps(request).encode() + b"\n")
-        return Extract("memory" if FORKS else "damaged")  # only want of memory ends a server that merely forks
+        return Extract("memory")  # only want of memory ends a server that merely forks
 
     def _exchange(self, request: bytes) -> Extract:
         if self._server is None:
             self._server = _start_server()
             self._end_server = weakref.finalize(self, _end, self._server, self._owner)
-        over = threading.Event()
-        timer = threading.Timer(self.limits.wall_seconds, _stop, (self._server, over))
+        requests, answers = _pipes(self._server)
+        deadline = time.monotonic() + self.limits.wall_seconds
+        timer = threading.Timer(self.limits.wall_seconds, _kill, (self._server,))
         timer.start()
         try:
-            self._server.stdin.write(request)
-            self._server.stdin.flush()
-            size = int.from_bytes(_exactly(self._server.stdout, 8))
-            extract = Extract.unpack(_exactly(self._server.stdout, size))
+            requests.write(request)
+            requests.flush()
+            size = int.from_bytes(_exactly(answers, 8))
+            return Extract.unpack(_exactly(answers, size))
         except BaseException:  # even an interrupt: the next file must not get this file's answer
             self.close()
-            if over.is_set():
+            if time.monotonic() >= deadline:
                 return Extract("time")
             raise
         finally:
             timer.cancel()
-        if not FORKS:
-            self.close()
-        return extract
 
 
 def _start_server() -> "subprocess.Popen[bytes]":
-    """Start `pdf_process.py` in a session of its own, with nothing of this process but where its modules are."""
+    """Start `process.py` in a session of its own, with nothing of this process but where its modules are."""
     paths = [str(Path(__file__).parents[3]), *(os.path.abspath(path) for path in sys.path)]
-    variables = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    variables = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+    if "LD_LIBRARY_PATH" in os.environ:  # without it an interpreter may not even start
+        variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(
         # no bytecode written, no folder searched but `paths`, no start-up code of installed packages
         [sys.executable, "-B", "-P", "-S", "-m", "sources.readers.pdf.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", **variables},
+        env=variables,
         start_new_session=True,
     )
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _pipes(server: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
+    assert server.stdin is not None and server.stdout is not None
+    return server.stdin, server.stdout
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
     return data
 
 
-def _stop(server: "subprocess.Popen[bytes]", over: threading.Event) -> None:
-    over.set()
-    _kill(server)
-
-
 def _kill(server: "subprocess.Popen[bytes]") -> None:
     """Kill a server and its child. Its number is not another process's: nobody but `_end` takes note of its death."""
-    if not FORKS:
-        server.kill()
-        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(server.pid, signal.SIGKILL)
 
@@ -176,6 +166,6 @@ def _end(server: "subprocess.Popen[bytes]", owner: int) -> None:
     if os.getpid() == owner:
         _kill(server)
         server.wait()
-    for stream in (server.stdin, server.stdout):
+    for stream in _pipes(server):
         with contextlib.suppress(BrokenPipeError):
             stream.close()

@@ -1,7 +1,7 @@
-"""Run by test_hub_faults.py in a process of its own: reads sources as the loader does, going on at the cursor.
+"""Run by test_hub_faults.py in a process of its own: reads sources as the loader does, resuming at the cursor.
 
 Reads {"open": {name: {"spec": ..., "pin": ...}}, "unpickle": {name: {"shard": ..., "cursor": ...}}} from standard
-input; leaves each opened source in NAME.pickle and prints what reading gave, a text being told by its hash.
+input; writes each opened source to NAME.pickle and prints what was read, with a hash for each text.
 """
 
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub.hf_file_system as hub_files
 
+from sources import source as source_module
 from sources.config import HubSpec
 from sources.readers import hub
 from sources.source import SourceError
@@ -20,7 +21,7 @@ from sources.source import SourceError
 TRIES = 3
 
 
-def read_on(source, shard: int, cursor) -> tuple[list[list], list[list]]:
+def read_with_retries(source, shard: int, cursor) -> tuple[list[list], list[list]]:
     """Return [hash, cursor] of every document of a shard, and [reason, transient] of every failure on the way."""
     documents, failures = [], []
     while len(failures) < TRIES:
@@ -38,13 +39,13 @@ def read_on(source, shard: int, cursor) -> tuple[list[list], list[list]]:
 
 def main() -> None:
     # Shorter waits between tries: the hub client's own are 1 to 8 s.
-    hub.FIRST_WAIT = 0.1
+    source_module.FIRST_WAIT = 0.1
     hub_files.http_backoff = functools.partial(hub_files.http_backoff, base_wait_time=0.01, max_wait_time=0.01)
     task = json.load(sys.stdin)
     answer = {}
     for name, place in task.get("unpickle", {}).items():
         source = pickle.loads(Path(f"{name}.pickle").read_bytes())
-        documents, failures = read_on(source, place["shard"], place["cursor"])
+        documents, failures = read_with_retries(source, place["shard"], place["cursor"])
         datasets = sys.modules.get("datasets")
         answer[name] = {
             "documents": documents,
@@ -58,7 +59,7 @@ def main() -> None:
         except SourceError as error:
             answer[name] = {"refused": [error.reason, error.transient]}
             continue
-        shards = [read_on(source, shard, None) for shard in range(source.num_shards)]
+        shards = [read_with_retries(source, shard, None) for shard in range(source.num_shards)]
         Path(f"{name}.pickle").write_bytes(pickle.dumps(source))
         answer[name] = {
             "shards": [documents for documents, _ in shards],

@@ -41,7 +41,7 @@ def test_names_come_from_name_or_dataset_or_path():
     assert [spec.source_name for spec in specs] == ["a/b", "again", "./papers", "python_packages"]
 
 
-def test_local_folders_are_told_from_repositories(tmp_path, monkeypatch):
+def test_local_folders_and_repositories_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     local = {name: HubSpec(type="hf", dataset=name).folder is not None for name in ("here", "./new", "~/x", "owner/x")}

@@ -1,4 +1,4 @@
-"""Which words are secrets, and what a process shows that meets them everywhere."""
+"""Which words are secrets, and that a process shows none of them anywhere."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ TOKEN = "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"
         ("write to me@hub.example", "write to me@hub.example"),
     ],
 )
-def test_secrets_are_known_by_their_form(text: str, shown: str):
+def test_secrets_are_recognized_by_their_form(text: str, shown: str):
     assert redact(text) == shown
 
 
@@ -68,7 +68,7 @@ fail()
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_what_a_process_logs_and_what_ends_it_shows_no_secret(stored: bool, tmp_path: Path):
+def test_logs_warnings_and_tracebacks_show_no_secret(stored: bool, tmp_path: Path):
     """The token of `hf auth login` has no form at all, the other one that of a token."""
     secret = "open sesame, open" if stored else TOKEN
     if stored:

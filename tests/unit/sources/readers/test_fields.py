@@ -69,18 +69,18 @@ def test_a_dotted_path_never_leaves_the_row():
 
 
 def test_a_flat_column_may_hold_a_dot():
-    template, _ = compile_template(None, ["answers.text"]).bind(["answers.text"], "the dataset")
+    template, _ = compile_template(None, ["answers.text"]).bind({"answers.text": None}, "the dataset")
     assert template.render({"answers.text": "x"}) == "x"
 
 
 def test_missing_columns_are_named_with_the_nearest():
     with pytest.raises(FieldError, match=r"data has no column 'txet' \(did you mean \"text\"\?\); .* id, text\."):
-        compile_template(None, ["txet"]).bind(["id", "text"], "data")
+        compile_template(None, ["txet"]).bind({"id": None, "text": None}, "data")
 
 
 def test_question_and_query_stand_for_each_other():
-    template, notices = compile_template(QA, ["question", "answer"]).bind(["query", "answer"], "data")
+    template, notices = compile_template(QA, ["question", "answer"]).bind({"query": None, "answer": None}, "data")
     assert template.render({"query": "Who?", "answer": "Me."}) == "Q: Who?\nA: Me."
     assert len(notices) == 1 and "query" in notices[0]
-    template, notices = compile_template(QA, None).bind(["query", "question", "answer"], "data")
+    template, notices = compile_template(QA, None).bind(dict.fromkeys(["query", "question", "answer"]), "data")
     assert template.columns == ["question", "answer"] and not notices

@@ -1,26 +1,17 @@
-"""Every kind of file: what is read from it, what is skipped and counted, and that any cursor goes on exactly."""
+"""Every kind of file: what is read, what is skipped and counted, and that reading resumes exactly from any cursor."""
 
 import gzip
-import hashlib
 import json
-import os
-import pickle
-import subprocess
-import sys
-import sysconfig
 import tracemalloc
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sources.config import DataConfig, FilesSpec, HubSpec, PythonPackagesSpec
+from sources.config import DataConfig, FilesSpec
 from sources.readers.files import FilesSource
-from sources.readers.python_packages import PythonPackagesSource
-from sources.registry import forbidden_texts, probe
+from sources.registry import forbidden_texts
 from sources.source import SourceError
-from tests.helpers.text import REPOSITORY
 
 
 def open_files(path, pin=None, **options) -> FilesSource:
@@ -40,7 +31,7 @@ def assert_resumable(source) -> None:
             assert list(source.read(shard, cursor)) == documents[number + 1 :]
 
 
-def test_text_files_are_whole_documents_in_a_fixed_mixed_order(tmp_path, texts):
+def test_text_files_are_documents_in_a_fixed_order(tmp_path, texts):
     for number, text in enumerate(texts[:40]):
         folder = tmp_path / f"part{number % 3}"
         folder.mkdir(exist_ok=True)
@@ -150,7 +141,7 @@ def test_binary_damaged_hidden_and_wrongly_encoded_files(tmp_path, texts):
     assert sum("broken" in note for note in source.notices) == 2
 
 
-def test_flipped_bytes_and_texts_that_are_not_utf8_end_only_their_file(tmp_path, texts):
+def test_damage_ends_only_the_reading_of_its_file(tmp_path, texts):
     packed = bytearray(gzip.compress("".join(texts[:40]).encode()))
     packed[10] ^= 0xFF  # the first byte behind the header: zlib's error, not gzip's
     (tmp_path / "flipped.txt.gz").write_bytes(packed)
@@ -197,25 +188,7 @@ def test_a_line_of_any_length_is_skipped_in_little_memory(tmp_path, texts, name)
     assert source.notices == [f"{name}: holds a line of more than 32 MiB, which is skipped"]
 
 
-def test_nothing_to_read_is_an_error(tmp_path):
-    with pytest.raises(SourceError, match="does not exist"):
-        open_files(tmp_path / "none")
-    with pytest.raises(SourceError, match="no file that matches"):
-        open_files(tmp_path)
-
-
-def test_a_path_that_may_not_be_looked_at_is_a_sentence():
-    """A name that is too long stands for a folder without permission, which root does not meet."""
-    path = "x" * 300
-    with pytest.raises(SourceError, match=r"xxx cannot be opened \(File name too long\)"):
-        open_files(path)
-    with pytest.raises(SourceError, match="cannot be opened"):
-        list(forbidden_texts(DataConfig(decontaminate=[path])))
-    assert "cannot be opened (File name too long)" in probe(FilesSpec(type="files", path=path))
-    assert HubSpec(type="hf", dataset=path).folder is None
-
-
-def test_texts_to_keep_out_must_all_be_readable(tmp_path, texts):
+def test_decontamination_texts_must_all_be_readable(tmp_path, texts):
     (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
     assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
     (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
@@ -223,20 +196,7 @@ def test_texts_to_keep_out_must_all_be_readable(tmp_path, texts):
         list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
 
 
-def test_pins_keep_the_shards_and_tell_of_changes(tmp_path, texts):
-    for number in range(5):
-        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
-    pin = json.loads(json.dumps(open_files(tmp_path).pin()))
-    same = open_files(tmp_path, pin)
-    assert same.pin() == pin and not same.notices
-    (tmp_path / "new.txt").write_text(texts[9], encoding="utf-8")
-    changed = open_files(tmp_path, pin)
-    assert changed.num_shards == 5
-    assert sorted(read_all(changed)) == sorted([*texts[:5], texts[9]])
-    assert "it had 5, now 6" in changed.notices[0]
-
-
-def test_going_on_late_in_json_lines_reads_nothing_of_the_beginning(tmp_path, texts):
+def test_resuming_late_in_json_lines_reads_only_the_end(tmp_path, texts):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     source = open_files(tmp_path)
@@ -246,59 +206,3 @@ def test_going_on_late_in_json_lines_reads_nothing_of_the_beginning(tmp_path, te
         stream.write(b"\xff" * (cursor["at"] - 1))
     assert list(source.read(0, cursor)) == documents[-9:]
     assert not source.counts
-
-
-def test_a_fingerprint_changes_with_the_files_and_with_what_is_read_of_them(tmp_path, texts):
-    for number in range(3):
-        (tmp_path / f"{number}.txt").write_text(texts[number], encoding="utf-8")
-    first = open_files(tmp_path).fingerprint()
-    assert json.loads(json.dumps(first)) == first == open_files(tmp_path).fingerprint()
-    assert first != open_files(tmp_path, text_field="body").fingerprint()
-    os.utime(tmp_path / "0.txt", ns=(0, 0))
-    touched = open_files(tmp_path).fingerprint()
-    (tmp_path / "1.txt").rename(tmp_path / "other.txt")
-    assert len({json.dumps(found) for found in (first, touched, open_files(tmp_path).fingerprint())}) == 3
-
-
-READ_PICKLED = """
-import hashlib, pickle, sys
-source = pickle.loads(sys.stdin.buffer.read())
-for shard in range(min(source.num_shards, 2)):
-    for number, (text, cursor) in zip(range(20), source.read(shard, None)):
-        print(hashlib.sha1(text.encode()).hexdigest(), cursor)
-"""
-
-
-@pytest.mark.parametrize("kind", ["files", "python_packages"])
-def test_a_source_reads_the_same_in_a_fresh_process(tmp_path, texts, write_json_lines, kind):
-    if kind == "files":
-        source = open_files(write_json_lines(tmp_path, texts, 3))
-    else:
-        source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
-    command = [sys.executable, "-c", READ_PICKLED]
-    elsewhere = subprocess.run(command, input=pickle.dumps(source), capture_output=True, cwd=REPOSITORY, check=True)
-    here = [
-        f"{hashlib.sha1(text.encode()).hexdigest()} {cursor}"
-        for shard in range(min(source.num_shards, 2))
-        for _, (text, cursor) in zip(range(20), source.read(shard, None), strict=False)
-    ]
-    assert here and elsewhere.stdout.decode().splitlines() == here
-
-
-def test_python_packages_hold_the_standard_library():
-    source = PythonPackagesSource(PythonPackagesSpec(type="python_packages"))
-    assert source.name == "python_packages" and source.num_shards == 64
-    pin = source.pin()
-    assert pin["num_files"] == len(source.files) > 500
-    keys = {file.key for file in source.files}
-    assert "stdlib/argparse.py" in keys
-    assert not any("__pycache__" in key or "stdlib/site-packages" in key for key in keys)
-    shard = source.files[0].order[0] % 64 if len(keys) >= 1024 else 0
-    documents = [document for document, _ in zip(source.read(shard, None), range(12), strict=False)]
-    resumed = [document for document, _ in zip(source.read(shard, documents[5][1]), range(6), strict=False)]
-    assert resumed == documents[6:]
-    root = Path(sysconfig.get_path("stdlib")).resolve()
-    stdlib = next(d for d in documents if d[1]["file"].startswith("stdlib/")) if len(keys) < 1024 else None
-    if stdlib:
-        assert stdlib[0] == (root / stdlib[1]["file"].removeprefix("stdlib/")).read_text(encoding="utf-8-sig")
-    assert PythonPackagesSource(PythonPackagesSpec(type="python_packages"), pin).notices == []

@@ -193,8 +193,8 @@ def test_an_endpoint_that_is_not_there(tmp_path):
     assert '"gpt2" cannot be loaded' in answer["tokenizer"] and "train_bpe" in answer["tokenizer"]
 
 
-def test_a_cached_dataset_is_read_by_a_worker_process_at_the_next_start(tmp_path, tokenizer, texts):
-    """The second start opens the dataset only in the worker, where it goes on behind what is cached."""
+def test_a_worker_process_reads_on_behind_the_cache(tmp_path, tokenizer, texts):
+    """The second start opens the dataset only in the worker, which continues where the cache ends."""
     with HubServer() as hub:
         hub.repositories = {"some/texts": {"train.parquet": parquet([{"text": text} for text in texts])}}
         described = [tokenizer.to_json(), tokenizer.eos_id]

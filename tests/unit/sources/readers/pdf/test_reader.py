@@ -50,7 +50,7 @@ def test_text_in_chunks_with_exact_cursors(tmp_path, pages):
     assert [text for text, _ in single] == [text for text, _ in documents]
 
 
-def test_a_source_reads_on_in_a_fresh_process(tmp_path, pages):
+def test_a_source_reads_the_same_in_a_fresh_process(tmp_path, pages):
     (tmp_path / "a.pdf").write_bytes(plain_book(pages))
     source = open_pdf(tmp_path)
     documents = read_all(source)
@@ -115,7 +115,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, pages, monkeypatch):
     assert sum(source.counts.values()) == 6, "counted once per file"
 
 
-def test_a_file_that_cannot_be_read_is_skipped_wherever_it_stands(tmp_path, pages):
+def test_an_unreadable_file_is_skipped_at_any_place(tmp_path, pages):
     for number in range(4):  # reading a process's memory at 0 fails for every user
         (tmp_path / f"unreadable{number}.pdf").symlink_to("/proc/self/mem")
     with pytest.raises(SourceError, match=r"unreadable0\.pdf: cannot be opened"):
@@ -144,7 +144,7 @@ def test_chunks_end_with_paragraphs(texts):
     assert all(piece + "\n\n" in whole or piece.endswith(whole[-50:].strip()) for piece in pieces)
 
 
-def test_a_long_paragraph_is_cut_at_a_sentence_and_a_long_word_anywhere():
+def test_long_paragraphs_are_cut_after_sentences():
     sentences = "This is a sentence of a paragraph. " * 400
     assert all(piece.endswith("paragraph.") and len(piece) <= 5000 for piece in chunks(sentences))
     assert "".join(chunks("x" * 12_000)) == "x" * 12_000
