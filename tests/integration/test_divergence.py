@@ -173,7 +173,7 @@ def test_a_run_without_a_snapshot_rolls_back_to_its_beginning(tiny, spoil, tmp_p
 
 @pytest.mark.parametrize("on_divergence", ["stop", "rollback"])
 @pytest.mark.parametrize(
-    ("last_step", "what"), [(4, "The held-out loss is not finite"), (20, "The weights are not finite")]
+    ("last_step", "what"), [(4, "The validation loss is not finite"), (20, "The weights are not finite")]
 )
 def test_weights_that_are_not_finite_never_become_a_snapshot(
     tiny, tmp_path: Path, monkeypatch, on_divergence: str, last_step: int, what: str

@@ -267,10 +267,10 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
 
 def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, monkeypatch, capsys):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    monkeypatch.setattr("engine.run.resume.STATE_FORMAT", 10**6)
+    monkeypatch.setattr("engine.run.resume.is_current_format", lambda state: False)  # as after a new version
     train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "with its optimizer and without data position" in printed and "the text begins anew" in printed
+    assert "with its optimizer and without data position" in printed and "the text starts over" in printed
 
 
 def test_a_model_that_cannot_fit_is_never_made(tiny, tmp_path: Path):
@@ -292,7 +292,7 @@ def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, 
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(tiny, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr("engine.checkpoint.background.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("engine.checkpoint.background.FINAL_TIMEOUT_SECONDS", 0.0)
     if os.geteuid() == 0:  # root writes anywhere; a folder in the way stops everybody
         (tmp_path / "state").write_text("in the way")
     else:
