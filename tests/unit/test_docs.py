@@ -1,7 +1,6 @@
 """What the documents promise about the code, as far as it can be read off both."""
 
 import ast
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -105,24 +104,6 @@ def texts() -> Iterator[str]:
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
-
-
-def test_the_tree_has_every_file_of_the_code():
-    """ARCHITECTURE.md names each file below its folder, indented by two more spaces; several may share a line."""
-    tree = re.search(
-        r"^```\n(main\.py.*?)^```", ARCHITECTURE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
-    assert tree
-    listed, folders = set(), []
-    for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        for name in itertools.takewhile(lambda word: word.endswith((".py", "/")), line.split()):
-            folders[depth:] = [name.rstrip("/")]
-            if name.endswith(".py"):
-                listed.add("/".join(folders))
-    code = [REPOSITORY / name for name in CODE]
-    files = {file for path in code for file in ([path] if path.is_file() else path.rglob("*.py"))}
-    assert listed == {file.relative_to(REPOSITORY).as_posix() for file in files if file.name != "__init__.py"}
 
 
 def test_the_log_has_an_index_of_all_entries():
