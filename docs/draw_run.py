@@ -110,8 +110,8 @@ def main() -> None:
         (folder / "configs").mkdir(parents=True, exist_ok=True)
         (folder / "configs" / "05_small.json").write_text(json.dumps(PRESET, indent=1), encoding="utf-8")
         shutil.copy(REPOSITORY / "configs" / "02_offline_python.json", folder / "configs")
-        first = show(folder, "05", lambda text: "bits per byte" in text and text.rfind("tok/s") > text.rfind("sample:"))
-        second = show(folder, "05", lambda text: "tok/s" in text)
+        first = show(folder, "05", lambda text: "bits per byte" in text and text.rfind("ETA") > text.rfind("sample:"))
+        second = show(folder, "05", lambda text: "ETA" in text)
         transcript = f"$ python main.py\n{first.rstrip()}\n\n$ python main.py\n{second}"
         (folder / "run.txt").write_text(transcript, encoding="utf-8")
     draw(transcript, REPOSITORY / "docs" / "run.svg")

@@ -19,7 +19,6 @@ from model.snapshot import file
 from tests.helpers.text import REPOSITORY
 
 ROOM = REPOSITORY / "model"
-TRAINING = ["main.py", "storage.py", "engine", "model", "sources", "shard_cache"]
 OWN = {"main", "storage", "engine", "model", "sources", "shard_cache", "tests", "benchmarks"}
 COMES_WITH = {"pydantic_core": "pydantic", "triton": "torch"}
 PEERS = {"lightning", "litgpt", "litdata"}  # trainers and loaders that a benchmark compares with, where they are there
@@ -134,11 +133,11 @@ def declared(name: str) -> set[str]:
     return {re.split(r"[\[<>=]", line)[0] for line in lines if line and line[0] not in "#-"}
 
 
-def test_requirements_are_what_is_imported():
-    assert declared("requirements.txt") == imported(*TRAINING)
+def test_dev_requirements_are_what_tests_import():
+    """What the code imports is checked by tests/unit/test_structure.py."""
     tools = {"ruff", "pyright", "setuptools"}
-    more = imported("tests", "benchmarks", "docs") - PEERS - imported(*TRAINING)
-    assert declared("requirements-dev.txt") == more | tools
+    imports = imported("tests", "benchmarks", "docs") - PEERS
+    assert declared("requirements-dev.txt") == imports - declared("requirements.txt") | tools
 
 
 def test_constraints_hold_the_exact_version_of_every_requirement():

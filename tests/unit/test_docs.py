@@ -98,12 +98,32 @@ def test_quoted_messages_are_what_the_code_says():
 
 def texts() -> Iterator[str]:
     """Every string in the code; an f-string's parts one by one."""
-    for name in CODE:
-        path = REPOSITORY / name
-        for file in [path] if path.is_file() else path.rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+    for source in code().values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def code() -> dict[Path, str]:
+    """The text of each file of the code."""
+    roots = [REPOSITORY / name for name in CODE]
+    files = [file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))]
+    return {file: file.read_text(encoding="utf-8") for file in files}
+
+
+@pytest.mark.parametrize("page", [ARCHITECTURE, DOCS / "internals.md"], ids=lambda page: page.name)
+def test_names_in_the_text_are_in_the_code(page: Path):
+    """What stands in backticks and looks like a file's or a Python name: with a slash, a dot, an underscore, a capital."""
+    sources = code()
+    said = "\n".join(sources.values())
+    files = [path.relative_to(REPOSITORY).as_posix() for path in (*sources, *REPOSITORY.glob("tests/**/*.py"))]
+    for name in re.findall(r"`([A-Za-z_][\w./]*)`", without_code(page.read_text(encoding="utf-8"))):
+        if name.endswith(".py"):
+            assert any(f"/{file}".endswith(f"/{name}") for file in files), f"there is no {name}"
+        elif name.endswith("/"):
+            assert (REPOSITORY / name).is_dir() or any(f"/{name}" in file for file in files), f"there is no {name}"
+        elif re.search(r"[_A-Z]", name):
+            assert name.split(".")[-1] in said, f"{name} is not in the code"
 
 
 def test_the_log_has_an_index_of_all_entries():
