@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from engine.checkpoint.folder import RestoredCheckpoint
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
-from model.snapshot import Snapshot
 from sources.caching import ShardCache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
@@ -56,13 +56,13 @@ def open_on_all_ranks(
 
 def get_tokenizer(
     data: DataConfig,
-    saved: Snapshot | None,
+    restored: RestoredCheckpoint | None,
     opened: OpenedSources,
     cache: ShardCache | None,
     ranks: Ranks,
     log: EventLog,
 ) -> TextTokenizer:
-    """Return the lineage's own tokenizer from its `saved` snapshot, else the preset's, loaded or trained on rank 0.
+    """Return the lineage's own tokenizer from its `restored` snapshot, else the preset's, loaded or trained on rank 0.
 
     Where a faster encoder gives the same ids on the run's own text, it is used. Raises PresetError, SourcesFailed or
     CheckpointError on all ranks.
@@ -71,8 +71,8 @@ def get_tokenizer(
     def make() -> dict[str, Any]:
         path = cache.remember(f"tokenizer-{_cache_key(data, opened)}.json") if cache is not None else None
         cached = read_record(path)
-        if saved is not None and saved.tokenizer is not None:
-            tokenizer = _from_snapshot(saved)
+        if restored is not None and restored.snapshot.tokenizer is not None:
+            tokenizer = _from_snapshot(restored)
         elif cached is not None:
             tokenizer = TextTokenizer.from_json(cached["text"], cached["eos_id"], cached["pad_id"])
         else:
@@ -92,12 +92,13 @@ def get_tokenizer(
     return TextTokenizer.from_json(**ranks.on_main(make))
 
 
-def _from_snapshot(snapshot: Snapshot) -> TextTokenizer:
+def _from_snapshot(restored: RestoredCheckpoint) -> TextTokenizer:
+    snapshot = restored.snapshot
     assert snapshot.tokenizer is not None and snapshot.config is not None
     try:
         return TextTokenizer.from_json(snapshot.tokenizer, snapshot.config["eos_token_id"])
     except TokenizerError as error:
-        raise CheckpointError(f"The checkpoint's tokenizer cannot be used: {error}; restore a backup.") from None
+        raise CheckpointError(f"{restored.path}: {error}; restore a backup.") from None
 
 
 def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> TextTokenizer:

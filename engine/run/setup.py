@@ -153,8 +153,7 @@ def setup(
     # Text: sources, tokenizer, cache.
     cache = open_cache(data)
     opened = open_on_all_ranks(data, state.get("pins", {}), cache, ranks, log)
-    snapshot = start.restored.snapshot if start.restored else None
-    tokenizer = get_tokenizer(data, snapshot, opened, cache, ranks, log)
+    tokenizer = get_tokenizer(data, start.restored, opened, cache, ranks, log)
 
     # Weights, and a micro-batch that fits beside them.
     shape = batch_shape(preset, ranks)
