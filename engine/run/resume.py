@@ -17,7 +17,7 @@ from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, Diverged, PresetError, SourcesFailed
 from engine.screen.console import Console, count
 from model.config import ModelConfig
-from model.snapshot.file import LoadReport, architecture_differences, learned_positions, restore
+from model.snapshot import LoadReport, architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.caching import ShardCache, digest, open_cache, read_record, write_record
 from sources.config import TrainBPE

@@ -32,7 +32,7 @@ def show(
     step: int,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    """`sample`: words after the beginning of a held-out document; `passage`: Ahead of each of some held-out tokens.
+    """`sample`: words after the beginning of a held-out document; `passage`: the TokenForecast of some held-out tokens.
 
     All ranks must call it. None in place of either on the other ranks, where no text is fit, and, for the passage,
     where the model has no latent core.
@@ -85,6 +85,6 @@ def _passage(writer: LanguageModel, held_out: HeldOut, step: int) -> list[dict[s
     segment_ids = held_out.segment_ids[row]
     pieces = segment_ids[segment_ids >= 0].bincount()
     columns = (segment_ids == pieces.argmax()).nonzero()[:, 0]
-    said = writer.look_ahead_at(held_out.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
+    said = writer.look_ahead_ids(held_out.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
     first = min(PASSAGE_BEFORE, max(0, len(said) - PASSAGE_TOKENS))
     return [asdict(ahead) for ahead in said[first : first + PASSAGE_TOKENS]]

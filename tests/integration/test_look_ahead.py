@@ -15,7 +15,6 @@ from engine.config.preset import parse_preset
 from engine.errors import Interrupted, PresetError
 from engine.events import read
 from engine.optim.optimizers import parameter_groups
-from engine.run.ahead import Ahead
 from model import TransformerLM, load
 from model.latent import FIGURES, LookAhead, LookAheadSampler
 from tests.helpers.look_ahead import ON
@@ -42,16 +41,6 @@ def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path
     assert plain.keys() == off.keys() and not any(name.startswith("latent") for name in plain)
     assert all(torch.equal(plain[name], off[name]) for name in plain)
     assert all(event["auxiliary"] == {} for event in steps_of(tmp_path / "off"))
-
-
-def test_a_part_is_never_less_than_untrained(tiny):
-    """A rollback may lead to before a part was switched on."""
-    preset = tiny(auxiliary=ON)
-    core = TransformerLM(preset.model, 64, preset.auxiliary).latent
-    begun = Ahead(preset.auxiliary, core, 32, 0, 1000, 500, saved={})
-    behind = Ahead(preset.auxiliary, core, 32, 0, 1000, 300, saved=begun.state())
-    assert set(behind.trained(300)) == {0.0} and set(behind.trained(800)) == {0.5}
-    assert set(begun.trained(600)) == {0.1}
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
