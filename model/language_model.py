@@ -168,7 +168,7 @@ class LanguageModel:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Turns dropout off for a while; the model may be in the middle of its training."""
+        """Turns dropout off inside: the model may be in the middle of its training."""
         training = self.model.training
         self.model.eval()
         try:

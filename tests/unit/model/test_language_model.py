@@ -1,6 +1,7 @@
 """model/language_model.py: one file in, text and scores out."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,7 +164,12 @@ def test_files_that_hold_no_whole_model(tmp_path, snapshot, trained):
         load(tmp_path / "absent.pth")
 
 
-def test_importing_the_model_needs_no_training_libraries():
-    code = "import sys, model; print({'deepspeed', 'datasets', 'transformers', 'engine', 'sources'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert run.stdout.strip() == "set()"
+def test_the_package_stands_alone_under_another_name(tmp_path):
+    """As it is installed: without the other rooms, and without libraries that only training needs."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "model", tmp_path / "forethought", ignore=ignored)
+    code = "import sys; from forethought import load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    imported = set(run.stdout.split())
+    assert {"torch", "tokenizers", "pydantic", "forethought"} <= imported
+    assert not imported & {"model", "engine", "sources", "deepspeed", "datasets", "transformers", "safetensors"}

@@ -1,5 +1,6 @@
-"""model/transformer.py: against a plain reference, causality, tying, padding, initialisation."""
+"""model/transformer.py: against a plain reference, tying, padding, randomness, and its one hook for the latent core."""
 
+import ast
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from model import ModelConfig, TransformerLM
 from model.attention import causal_mask
+from tests.helpers.text import REPOSITORY
 
 
 def plain_logits(model: TransformerLM, input_ids: torch.Tensor) -> torch.Tensor:
@@ -111,6 +113,13 @@ def test_dropout_zero_draws_no_random_number(config, batch):
 
 def test_only_parameters_are_in_the_state_dict(trained):
     assert set(trained.state_dict()) == {name for name, _ in trained.named_parameters()}
+
+
+def test_the_trunk_imports_one_name_of_the_latent_core():
+    tree = ast.parse((REPOSITORY / "model" / "transformer.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [name.name for node in imports if "latent" in (node.module or "") for name in node.names]
+    assert names == ["LatentCore"]
 
 
 def test_counts_of_parameters_and_flops():
