@@ -60,7 +60,7 @@ class Trainer:
         draws = None
         if self.sampler is not None:
             draws = [
-                self.sampler.draw(ids, Trained.alike(1.0), self.steps, pass_index=number)
+                self.sampler.draw(ids, Trained.alike(1.0), self.steps, micro_batch=number)
                 for number, ids in enumerate(batch.segment_ids)
             ]
         self.runner.run(batch, batch.num_tokens, self.guard, draws)

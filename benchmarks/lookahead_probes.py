@@ -15,11 +15,12 @@ from engine.device import machine
 from engine.optim.optimizers import muon
 from engine.optim.schedule import learning_rate
 from model import TransformerLM
-from model.latent.look_ahead import remaining
+from model.latent.core import remaining_labels
 from model.latent.policy import Head, linear_kl
-from model.latent.transition import Rollout, Transition, dynamics_losses, roll_out
+from model.latent.rollout import Rollout, RolloutContext, roll_out
+from model.latent.transition import Transition, dynamics_losses
 from model.loss import IGNORE_INDEX, linear_cross_entropy
-from model.transformer import States
+from model.tensors import States
 from sources.loading.loader import Batch
 
 DEPTH = 3
@@ -48,7 +49,7 @@ class Heads(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_size, eps=1e-6) for _ in range(DEPTH))
 
     def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
-        """As TransformerLM.rollout; the tokens are not read."""
+        """As LatentCore.rollout; the tokens are not read."""
         hidden, length = states.final, input_ids.shape[1]
         return [
             norm(hidden + head(hidden))[:, : length - step]
@@ -65,8 +66,8 @@ class Told(nn.Module):
         self.transition = Transition(hidden_size, num_heads)
 
     def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
-        text = model.text(input_ids, states)
-        return roll_out(Rollout(self.transition, model.last_block, text), text.hidden, text.embeddings, depth)
+        context = RolloutContext.read(model, input_ids, states)
+        return roll_out(Rollout(self.transition, model, context), context.hidden, context.embeddings, depth)
 
 
 class TokensOnly(Told):
@@ -74,10 +75,10 @@ class TokensOnly(Told):
     own two objectives."""
 
     def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
-        text = model.text(input_ids, States(*map(torch.zeros_like, states)))
+        context = RolloutContext.read(model, input_ids, States(*map(torch.zeros_like, states)))
         alone = torch.eye(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)[None, None]
-        rollout = Rollout(self.transition, model.last_block, text._replace(allowed=alone))
-        return roll_out(rollout, text.hidden, text.embeddings, depth)
+        rollout = Rollout(self.transition, model, context._replace(allowed=alone))
+        return roll_out(rollout, context.hidden, context.embeddings, depth)
 
 
 def train_probes(
@@ -96,7 +97,7 @@ def train_probes(
             with torch.no_grad():
                 states = model.states(ids)
             losses = {
-                name: _loss(probe, model, ids, labels, states, remaining(pieces, labels), columns)
+                name: _loss(probe, model, ids, labels, states, remaining_labels(pieces, labels), columns)
                 for name, probe in probes.items()
             }
         rate = learning_rate(done, tokens, peak=RATE, warmup_fraction=0.02, final_fraction=0.05, continued=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.lookahead_text import Documents
 from model import TransformerLM
 from model.loss import linear_cross_entropy
-from model.transformer import States
+from model.tensors import States
 
 ROWS = 32  # read at a time
 

@@ -169,7 +169,10 @@ class Core:
         if name == "ridge":
             return self.ridge(depth)
         if name not in self._rolled_out:
-            rolls = (lambda model, ids, _, depth: model.rollout(ids, depth)) if name == "psi" else self.probes[name]
+            core = self.core
+            rolls = (
+                (lambda model, ids, _, depth: core.rollout(model, ids, depth)) if name == "psi" else self.probes[name]
+            )
             self._rolled_out[name] = self.test.rolled_out(rolls, DEPTHS[-1])
         return self._rolled_out[name][depth - 1]
 

@@ -1,8 +1,23 @@
-"""What is learned: the language model, its snapshots and its decoding; knows nothing of data, ranks or runs."""
+"""The language model, its snapshots and its decoding; independent of data, ranks and runs.
+
+from model import load  # installed: from forethought import load
+
+lm = load("checkpoints/lm_current.pth")
+lm.generate("Q: Who wrote Hamlet?\\nA:", max_new_tokens=64)
+"""
 
 from . import snapshot
 from .config import AuxiliaryConfig, ModelConfig
-from .language_model import LanguageModel, load
+from .language_model import LanguageModel, Score, TokenForecast, load
 from .transformer import TransformerLM
 
-__all__ = ["AuxiliaryConfig", "LanguageModel", "ModelConfig", "TransformerLM", "load", "snapshot"]
+__all__ = [
+    "AuxiliaryConfig",
+    "LanguageModel",
+    "ModelConfig",
+    "Score",
+    "TokenForecast",
+    "TransformerLM",
+    "load",
+    "snapshot",
+]

@@ -1,16 +1,16 @@
-"""Causal self-attention: nn.MultiheadAttention's parameters, the speed of SDPA, a key-value cache for decoding.
+"""Causal self-attention: the parameters of nn.MultiheadAttention, the speed of SDPA, a key-value cache for decoding.
 
 Notable here
-- CausalSelfAttention is an nn.MultiheadAttention, so its parameters have the well-known names (in_proj_weight (3D, D),
-  in_proj_bias, out_proj) and checkpoints of either load into the other; only forward differs. One fused projection is
-  also one large parameter, which suits ZeRO's per-parameter hooks.
+- Parameters have the names and shapes of nn.MultiheadAttention (in_proj_weight (3D, D), in_proj_bias, out_proj), so
+  state dicts of either load into the other. One fused projection is also one large parameter, which suits ZeRO's
+  per-parameter hooks.
 - Options of the `model` section: rotary positions (positions.py), and queries and keys normalised head by head, before
   they are rotated (QK-norm, arXiv 2010.04245), which keeps the scores from growing.
 - Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
   upper triangle.
-- In training on a CPU, short rows in bf16 have attention written out as two batched products, some queries at a time:
-  SDPA's kernel runs at a quarter of their speed (benchmarks/LOG.md). That keeps every weight for the backward pass, so
-  long rows have SDPA.
+- Training on a CPU computes attention of short rows in bf16 by two batched products (`attend`): SDPA's kernel runs at a
+  quarter of their speed (benchmarks/LOG.md). That keeps every attention weight for the backward pass, so long rows use
+  SDPA.
 - KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from .positions import rotate
 
 NORM_EPS = 1e-6
-SHORT, QUERIES = 512, 128  # tokens of a row that counts as short; those whose attention is written out at a time
+SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 
 
 class KeyValueCache:
-    """Keys and values (L, B, H, seq_length, D/H) of the tokens seen so far; `length` says how many are valid."""
+    """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid."""
 
     def __init__(self, num_layers: int, batch_size: int, num_heads: int, seq_length: int, head_size: int, like: Tensor):
         shape = (num_layers, batch_size, num_heads, seq_length, head_size)
@@ -36,7 +36,7 @@ class KeyValueCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, T, D/H) of new tokens behind `length`; return those of all tokens.
 
-        `length` itself moves once per forward pass, after the last layer: see TransformerLM.hidden_states.
+        `length` itself moves once per forward pass, after the last layer: see TransformerLM.states.
         """
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
@@ -45,18 +45,30 @@ class KeyValueCache:
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm in the dtype of what it is given: weights of another one keep torch from its fused kernel."""
+    """RMSNorm in the dtype of its input: weights of another dtype would keep torch from its fused kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class CausalSelfAttention(nn.MultiheadAttention):
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which no position sees a later one; parameters as in nn.MultiheadAttention."""
+
+    in_proj_bias: nn.Parameter | None
+
     def __init__(
         self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False, bias: bool = True
     ):
-        super().__init__(hidden_size, num_heads, dropout=dropout, bias=bias, batch_first=True)
-        self.layer = layer
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
+        self.dropout, self.layer = dropout, layer
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_size, hidden_size))
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * hidden_size)) if bias else None)
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias)
+        # Initialised, and drawn in the order, of nn.MultiheadAttention: a seed keeps the weights that it has had.
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if self.out_proj.bias is not None:
+            nn.init.zeros_(self.out_proj.bias)
         self.query_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
         self.key_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
 
@@ -70,16 +82,13 @@ class CausalSelfAttention(nn.MultiheadAttention):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
 
-        causal_mask (seq_length, seq_length), True where attention is allowed, is read when several tokens follow a
-        cache that is not empty, and where attention is written out; else all is plainly causal or sees all keys.
-        segment_mask (B, 1, T, T), the same inside segments, replaces it where there is no cache. rotations
-        (2, T, D/H/2): those of the T positions.
+        causal_mask (seq_length, seq_length), True where attention is allowed, is needed when several tokens follow a
+        cache that is not empty, and lets training on a CPU use `attend`. segment_mask (B, 1, T, T), the same inside
+        segments, takes its place where there is no cache. rotations (2, T, D/H/2): those of the T positions.
         """
         batch_size, length, hidden_size = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        qkv = qkv.view(batch_size, length, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
-        if self.query_norm is not None:
+        query, key, value = split_heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
@@ -91,31 +100,39 @@ class CausalSelfAttention(nn.MultiheadAttention):
             if start > 0:
                 is_causal = False  # is_causal would align the triangle with the first key, not with the last
                 if length > 1:
+                    assert causal_mask is not None, "several tokens that continue a cache need the causal mask"
                     mask = causal_mask[start : start + length, : start + length]
 
         dropout = self.dropout if self.training else 0.0
-        training = torch.is_grad_enabled() and cache is None and causal_mask is not None and dropout == 0
-        if training and pays_written_out(value):
+        if causal_mask is not None and cache is None and dropout == 0 and attend_is_faster(value):
             mixed = attend(query, key, value, causal_mask[:length, :length] if mask is None else mask)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
 
 
-def pays_written_out(value: Tensor) -> bool:
-    """Whether training on values (B, H, T, d) is faster by `attend` than by SDPA."""
-    return value.shape[2] <= SHORT and value.dtype == torch.bfloat16 and value.device.type == "cpu"
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, 3D), queries, keys and values side by side -> the three, each (B, H, T, D/H)."""
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def attend_is_faster(value: Tensor) -> bool:
+    """Whether `attend` is faster than SDPA for values (B, H, T, d): in training on short rows in bf16 on a CPU."""
+    short = value.shape[2] <= SHORT_ROW and value.dtype == torch.bfloat16 and value.device.type == "cpu"
+    return short and torch.is_grad_enabled()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, the softmax in fp32, of
-    scores in the dtype of the queries. What comes after a query is never allowed: most of it is left out."""
+    """Softmax attention of (B, H, T, d) where `allowed` (broadcast to (B, H, T, T)) is true, as two batched products
+    for some queries at a time. The softmax is in fp32, of scores in the dtype of the queries. No key after its query
+    may be allowed: most of these are not even multiplied."""
     scale, mixed = query.shape[-1] ** -0.5, []
-    for start in range(0, query.shape[2], QUERIES):
-        end = start + QUERIES
-        seen = allowed[..., start:end, :end]
-        hidden = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
-        scores = torch.add(hidden, query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2), alpha=scale)
+    for start in range(0, query.shape[2], QUERIES_AT_A_TIME):
+        end = start + QUERIES_AT_A_TIME
+        visible = allowed[..., start:end, :end]
+        bias = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+        scores = torch.add(bias, query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2), alpha=scale)
         mixed.append(scores.softmax(dim=-1).to(value.dtype) @ value[:, :, :end])
     return torch.cat(mixed, dim=2)
 
@@ -125,9 +142,14 @@ def causal_mask(seq_length: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(seq_length, seq_length, dtype=torch.bool, device=device).tril()
 
 
-def segment_mask(segment_ids: Tensor, causal_mask: Tensor) -> Tensor:
-    """segment_ids (B, T), causal_mask (T, T) -> (B, 1, T, T), True at earlier or equal positions of one segment.
+def attention_mask(causal_mask: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """causal_mask (T, T), segment_ids (B, T) or None -> (B or 1, 1, T, T), True where attention is allowed."""
+    return causal_mask[None, None] if segment_ids is None else segment_mask(segment_ids, causal_mask)
 
-    Every position sees at least itself, padding too, so that no softmax is over nothing.
+
+def segment_mask(segment_ids: Tensor, causal_mask: Tensor) -> Tensor:
+    """segment_ids (B, T), causal_mask (T, T) -> (B, 1, T, T), True at earlier or equal positions of the same segment.
+
+    Every position sees at least itself, padding too, so that no softmax is empty.
     """
     return (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal_mask

@@ -1,7 +1,7 @@
-"""The keys of a preset's `model` and `auxiliary` sections.
+"""The keys of a preset's sections `model` and `auxiliary`.
 
 Both are frozen and refuse unknown keys; types are strict, because a preset is JSON and `"256"` is not a number there.
-The vocabulary is no key of a preset: it follows from the tokenizer and is handed to the model beside its configuration.
+The vocabulary size is not a key: it follows from the tokenizer and is passed to the model beside its configuration.
 """
 
 from typing import Annotated, Literal
@@ -17,26 +17,24 @@ class ModelConfig(BaseModel):
 
     model_config = _STRICT
 
-    # num_heads and positions stand before hidden_size so that the latter's check can see them.
-    num_layers: int = Field(3, ge=1, le=1000, description="blocks of the trunk")
-    num_heads: int = Field(4, ge=1, le=2**20, description="attention heads of a block")
-    positions: Literal["learned", "rotary"] = Field("learned", description="how a token knows its place")
-    hidden_size: int = Field(256, ge=1, le=2**20, description="width of the states")
-    seq_length: int = Field(256, ge=2, le=2**20, description="tokens of a row")
-    norm: Literal["layer", "rms"] = Field("layer", description="LayerNorm or RMSNorm")
-    qk_norm: bool = Field(False, description="queries and keys are normalised head by head")
-    mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(
-        "gelu", description="the activation between a block's two products"
-    )
-    bias: bool = Field(True, description="the products and LayerNorms of the blocks add a bias")
-    tie_embeddings: bool = Field(True, description="the head reads the embedding")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of what the blocks add that is dropped")
-    init_std: float = Field(0.02, gt=0.0, le=1.0, description="standard deviation of the initial weights")
+    # num_heads and positions come before hidden_size, whose validator reads them.
+    num_layers: int = Field(default=3, ge=1, le=1000, description="blocks of the trunk")
+    num_heads: int = Field(default=4, ge=1, le=2**20, description="attention heads of a block")
+    positions: Literal["learned", "rotary"] = Field(default="learned", description="how positions are encoded")
+    hidden_size: int = Field(default=256, ge=1, le=2**20, description="size of the hidden states")
+    seq_length: int = Field(default=256, ge=2, le=2**20, description="tokens of a row")
+    norm: Literal["layer", "rms"] = Field(default="layer", description="LayerNorm or RMSNorm")
+    qk_norm: bool = Field(default=False, description="normalise queries and keys head by head")
+    mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(default="gelu", description="activation of the blocks' MLPs")
+    bias: bool = Field(default=True, description="biases in linear layers and LayerNorms")
+    tie_embeddings: bool = Field(default=True, description="the LM head shares the embedding's weights")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout of embeddings, attention and blocks")
+    init_std: float = Field(default=0.02, gt=0.0, le=1.0, description="standard deviation of the initial weights")
 
     @field_validator("hidden_size")
     @classmethod
     def _heads_divide_hidden_size(cls, hidden_size: int, info: ValidationInfo) -> int:
-        num_heads = info.data.get("num_heads", 1)  # absent when num_heads itself was refused
+        num_heads = info.data.get("num_heads", 1)  # missing when num_heads was refused
         if hidden_size % num_heads:
             below = hidden_size // num_heads * num_heads
             remedy = f"{below} or {below + num_heads}" if below else f"{num_heads}"
@@ -48,88 +46,104 @@ class ModelConfig(BaseModel):
         if info.data.get("positions") == "rotary" and hidden_size // num_heads % 2:
             raise PydanticCustomError(
                 "hidden_size",
-                "{hidden_size} over num_heads {num_heads} is odd, and rotary positions turn pairs; make it even",
+                "{hidden_size} over num_heads {num_heads} is odd, and rotary positions need pairs; make it even",
                 {"hidden_size": hidden_size, "num_heads": num_heads},
             )
         return hidden_size
 
 
 _DETACHED = (
-    "that objective does not train the trunk; all are detached, because the cross-entropy paid for it where policy, "
-    'dynamics and spans were not (the value was not tried: benchmarks/LOG.md, "Looking ahead")'
+    "this objective does not train the trunk; true for all, because the validation loss rose with policy, dynamics and "
+    'spans attached (the value was not tried: benchmarks/LOG.md, "Looking ahead")'
 )
 
 
 class AuxiliaryConfig(BaseModel):
-    """What changes the objective or its weights, all of it off by default."""
+    """What changes the training objective: the parts of the latent core, source weights, the curriculum; all off by
+    default."""
 
     model_config = _STRICT
 
     enable_policy: bool = Field(
-        False, description="what a predicted state says through the LM head is to be what the true one says"
+        default=False, description="train predicted states to give the LM head's distribution at the true ones"
     )
-    enable_value: bool = Field(False, description="a state tells how hard the next tokens will be")
-    enable_dynamics: bool = Field(False, description="a predicted state is to be near the true one")
+    enable_value: bool = Field(default=False, description="predict from a state how hard the next tokens are")
+    enable_dynamics: bool = Field(default=False, description="train predicted states to be near the true ones")
     enable_span_contrastive: bool = Field(
-        False, description="a state tells the coming span from all others of the pass"
+        default=False, description="tell the next span from all other spans of the micro-batch"
     )
     enable_adaptive_sources: bool = Field(
-        False, description="source weights follow the losses: what is learned less well is read more"
+        default=False, description="source weights follow the losses: sources with a higher loss are read more"
     )
-    enable_curriculum: bool = Field(False, description="rows count by how hard they are; evaluation is never weighed")
+    enable_curriculum: bool = Field(default=False, description="weigh rows by difficulty; evaluation never does")
 
-    policy_kl_weight: float = Field(0.05, ge=0.0, description="what the policy counts beside the cross-entropy")
-    value_weight: float = Field(0.1, ge=0.0, description="what the value counts, of true states and of predicted ones")
-    dynamics_weight: float = Field(0.4, ge=0.0, description="what the dynamics count")
-    span_contrastive_weight: float = Field(0.1, ge=0.0, description="what the contrast of spans counts")
-    policy_detach_trunk: bool = Field(True, description=_DETACHED)
-    value_detach_trunk: bool = Field(True, description=_DETACHED)
-    dynamics_detach_trunk: bool = Field(True, description=_DETACHED)
-    span_contrastive_detach_trunk: bool = Field(True, description=_DETACHED)
+    policy_kl_weight: float = Field(default=0.05, ge=0.0, description="weight of the policy beside the cross-entropy")
+    value_weight: float = Field(
+        default=0.1, ge=0.0, description="weight of the value, each for true and for predicted states"
+    )
+    dynamics_weight: float = Field(default=0.4, ge=0.0, description="weight of the dynamics")
+    span_contrastive_weight: float = Field(default=0.1, ge=0.0, description="weight of the contrast of spans")
+    policy_detach_trunk: bool = Field(default=True, description=_DETACHED)
+    value_detach_trunk: bool = Field(default=True, description=_DETACHED)
+    dynamics_detach_trunk: bool = Field(default=True, description=_DETACHED)
+    span_contrastive_detach_trunk: bool = Field(default=True, description=_DETACHED)
     auxiliary_warmup_fraction: float = Field(
-        0.05,
+        default=0.05,
         ge=0.0,
         lt=1.0,
-        description="share of a run, from where a part begins, in which its weights grow from 0; after each such "
-        "share a rollout becomes one step longer",
+        description="share of a run in which the weights of a new part grow from 0; after each such share rollouts "
+        "become one step longer",
     )
     learning_rate_factor: float = Field(
-        1.0, gt=0.0, description="the core's learning rate, in units of train.learning_rate"
+        default=1.0, gt=0.0, description="learning rate of the latent core, as a multiple of train.learning_rate"
     )
 
-    rollout_depth: int = Field(2, ge=1, le=3, description="steps predicted ahead")
-    # rollout_row_fraction stands before policy_position_fraction so that the latter's check can see it.
+    rollout_depth: int = Field(default=2, ge=1, le=3, description="steps predicted ahead")
+    # rollout_row_fraction comes before policy_position_fraction, whose validator reads it.
     rollout_row_fraction: float = Field(
-        0.125, gt=0.0, le=1.0, description="share of the rows of a pass in which that is done; at least one row"
-    )
-    policy_position_fraction: float = Field(
-        0.0625,
+        default=0.125,
         gt=0.0,
         le=1.0,
-        description="share of all positions at which predicted states are read by the head and the value",
+        description="share of the rows of a micro-batch that are rolled out; at least one row",
+    )
+    policy_position_fraction: float = Field(
+        default=0.0625,
+        gt=0.0,
+        le=1.0,
+        description="share of all positions at which head and value read predicted states",
     )
     value_horizons: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (4, 16, 64), strict=False, description='tokens over which "how hard" is the mean'
+        default=(4, 16, 64), strict=False, description="numbers of next tokens over which difficulty is averaged"
     )
-    span_length: int = Field(8, ge=1, description="tokens of a span")
-    span_mask_fraction: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are in one")
-    span_contrastive_temperature: float = Field(0.1, gt=0.0, description="of the contrast")
-    span_l2_normalize: bool = Field(True, description="cosine; else the dot product over sqrt(hidden_size)")
+    span_length: int = Field(default=8, ge=1, description="tokens of a span")
+    span_mask_fraction: float = Field(default=0.15, gt=0.0, lt=1.0, description="share of all tokens that lie in spans")
+    span_contrastive_temperature: float = Field(default=0.1, gt=0.0, description="temperature of the contrast")
+    span_l2_normalize: bool = Field(
+        default=True, description="compare spans by cosine; else by the dot product over sqrt(hidden_size)"
+    )
 
-    adaptive_interval_tokens: int = Field(1_000_000, ge=1, description="tokens between two changes of the weights")
-    adaptive_min_weight: float = Field(0.5, gt=0.0, le=1.0, description="least multiple of a source's own weight")
-    adaptive_max_weight: float = Field(2.0, ge=1.0, description="largest multiple of a source's own weight")
-    adaptive_smoothing: float = Field(
-        0.9, ge=0.0, lt=1.0, description="share of the old average of losses that is kept"
+    adaptive_interval_tokens: int = Field(
+        default=1_000_000, ge=1, description="tokens between changes of source weights"
     )
-    curriculum_temperature: float = Field(1.0, ge=0.01, description="lower weighs easy rows down more")
-    curriculum_burn_in_tokens: int = Field(5_000_000, ge=0, description="tokens before it begins")
-    curriculum_interval_tokens: int = Field(1_000_000, ge=1, description="tokens between two looks at recent rows")
+    adaptive_min_weight: float = Field(
+        default=0.5, gt=0.0, le=1.0, description="least multiple of a source's own weight"
+    )
+    adaptive_max_weight: float = Field(default=2.0, ge=1.0, description="largest multiple of a source's own weight")
+    adaptive_smoothing: float = Field(
+        default=0.9, ge=0.0, lt=1.0, description="share of the previous mean loss that is kept"
+    )
+    curriculum_temperature: float = Field(
+        default=1.0, ge=0.01, description="lower reduces the weight of easy rows more"
+    )
+    curriculum_burn_in_tokens: int = Field(default=5_000_000, ge=0, description="tokens before the curriculum starts")
+    curriculum_interval_tokens: int = Field(
+        default=1_000_000, ge=1, description="tokens between updates of the thresholds of difficulty"
+    )
 
     @field_validator("policy_position_fraction")
     @classmethod
     def _positions_lie_in_rolled_out_rows(cls, fraction: float, info: ValidationInfo) -> float:
-        rows = info.data.get("rollout_row_fraction", 1.0)  # absent when it was refused itself
+        rows = info.data.get("rollout_row_fraction", 1.0)  # missing when it was refused
         if fraction > rows:
             raise PydanticCustomError(
                 "policy_position_fraction",
@@ -145,7 +159,7 @@ class AuxiliaryConfig(BaseModel):
         if not horizons or list(horizons) != sorted(set(horizons)):
             raise PydanticCustomError(
                 "value_horizons",
-                "{horizons} is no list of ascending numbers of tokens; give one or more, the smallest first.",
+                "{horizons} is not a list of ascending numbers of tokens; give one or more, the smallest first.",
                 {"horizons": str(list(horizons))},
             )
         return horizons
@@ -157,5 +171,5 @@ class AuxiliaryConfig(BaseModel):
 
     @property
     def rolls_out(self) -> bool:
-        """Whether there is a transition."""
+        """Whether the latent core has a transition."""
         return self.enable_policy or self.enable_dynamics

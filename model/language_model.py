@@ -1,6 +1,6 @@
 """The object a user holds: weights, configuration and tokenizer from one file, and what can be asked of them.
 
-Prompts and scored texts stand behind one end-of-text token, as every document does in training, so that their first
+Prompts and scored texts are read after an end-of-text token, as every document is in training, so that their first
 token is predicted too. Text that looks like a special token is plain text.
 """
 
@@ -16,29 +16,31 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from .config import ModelConfig
+from .decoding.forecast import forecast
 from .decoding.generate import generate_tokens
 from .decoding.sampling import SamplingOptions
-from .latent import foresee
 from .loss import IGNORE_INDEX
-from .snapshot import file
+from .snapshot import SnapshotError, read, restore
 from .transformer import TransformerLM
 
 
 @dataclass(frozen=True)
 class Score:
+    """How well a model predicts a text of n tokens."""
+
     mean_nll: float  # nats per token
     token_nll: Tensor  # (n,) fp32, nats
     tokens: list[int]  # the n token ids
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What a model with a latent core says after one token, before it has read on."""
+class TokenForecast:
+    """What a model expects after one token of a text, before it reads on. An evaluation's event holds these fields."""
 
     token: str
     guesses: list[list[tuple[str, float]]]  # [k]: the likeliest tokens k + 1 places on, and their probabilities
-    expected_nll: dict[int, float]  # by horizon K: mean nats of the next K tokens
-    realised_nll: dict[int, float]  # the same as they came, where enough of the text is left to tell
+    expected_nll: dict[int, float]  # by horizon K: the mean nats that the next K tokens are expected to have
+    realised_nll: dict[int, float]  # the mean nats that they had, where enough of the text is left
 
 
 class LanguageModel:
@@ -66,7 +68,7 @@ class LanguageModel:
         self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; halves of surrogate pairs, which are no text, become U+FFFD."""
+        """Token ids; an unpaired surrogate, which is not text, becomes U+FFFD."""
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return self.tokenizer.encode(whole, add_special_tokens=False).ids
 
@@ -96,13 +98,13 @@ class LanguageModel:
         seed: int | None = None,
         stop_at_eos: bool = True,
     ) -> Iterator[str]:
-        """As `generate`, but yields text as it is decided, in whole characters."""
+        """Like `generate`, but yields text as soon as it is decided, in whole characters."""
         options = SamplingOptions(max_new_tokens, temperature, top_p, no_repeat_ngram, seed, stop_at_eos)
-        return self._pieces(prompt, options)  # a plain function up to here: bad arguments raise at once
+        return self._pieces(prompt, options)  # no generator function itself: bad arguments raise at once
 
     def _pieces(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
         prompt_ids = self.encode(prompt)
-        # It knows the prompt, so that spaces join correctly; U+FFFD at the end it would take for half a character.
+        # The decoder reads the prompt, so that spaces join correctly; a final U+FFFD would look like half a character.
         known = [] if self.tokenizer.decode(prompt_ids).endswith("\N{REPLACEMENT CHARACTER}") else prompt_ids
         decoder = DecodeStream(ids=known, skip_special_tokens=True)
         with self._evaluating():
@@ -115,8 +117,8 @@ class LanguageModel:
     def score(self, text: str) -> Score:
         """How well the model predicts `text`. Raises ValueError for a text without tokens.
 
-        A text longer than the model's window is read in windows that overlap by half, so that every token but the first
-        ones has at least half a window of context.
+        A text longer than seq_length is read in windows that overlap by half, so that every token after the first
+        window has at least half a window of context.
         """
         tokens = self.encode(text)
         if not tokens:
@@ -136,47 +138,37 @@ class LanguageModel:
                 scored = stop
         return Score(token_nll.mean().item(), token_nll, tokens)
 
-    def look_ahead(self, text: str, depth: int = 3, best: int = 3) -> list[Ahead]:
-        """What the model expects after the end-of-text token that stands before `text`, and after each token of it, the
-        last too: the `best` tokens for each of the next 1 + `depth` places, of which the transition predicts all but
-        the first, and how hard the next tokens will be.
+    def look_ahead(self, text: str, depth: int = 3, best: int = 3) -> list[TokenForecast]:
+        """What the model expects after the end-of-text token before `text` and after each token of it: the `best`
+        tokens for each of the next 1 + `depth` places, and how hard the next tokens will be.
 
-        Parts that the model was trained without leave theirs empty. Raises ValueError for a text without tokens, or
-        with so many that they and the end-of-text token do not fit a row.
+        The LM head guesses the first place, the transition the others. Without a transition there is only the first
+        place, and without a value no expected NLL. Raises ValueError for a text without tokens, or with more than
+        seq_length - 1.
         """
         tokens, most = self.encode(text), self.model.config.seq_length - 1
         if not 0 < len(tokens) <= most:
             raise ValueError(f"the text has {len(tokens)} tokens; give one of at least 1 and at most {most}.")
-        return self.look_ahead_at([self.eos_token_id, *tokens], depth, best)
+        return self.look_ahead_ids([self.eos_token_id, *tokens], depth, best)
 
-    def look_ahead_at(self, sequence: list[int], depth: int = 3, best: int = 3) -> list[Ahead]:
-        """The same for token ids, after each of them; the first is usually the end-of-text token."""
+    def look_ahead_ids(self, token_ids: list[int], depth: int = 3, best: int = 3) -> list[TokenForecast]:
+        """Like look_ahead, after each of `token_ids`; the first is usually the end-of-text token."""
         with self._evaluating():
-            said = foresee(self.model, torch.tensor(sequence, device=self.model.tokens.weight.device), depth, best)
-        pieces = {id: self.tokenizer.decode([id]) for id in {*sequence, *said.guesses.flatten().tolist()}}
-        horizons = self.model.latent.value_head.horizons if said.expected.shape[1] else ()
-        return [
-            Ahead(
-                pieces[sequence[at]],
-                [
-                    [(pieces[id], probability) for id, probability in zip(*place, strict=True)]
-                    for place in zip(said.guesses[at].tolist(), said.probabilities[at].tolist(), strict=True)
-                ],
-                dict(zip(horizons, said.expected[at].tolist(), strict=True)),
-                {
-                    horizon: nll
-                    for horizon, nll, known in zip(
-                        horizons, said.realised[at].tolist(), said.known[at].tolist(), strict=True
-                    )
-                    if known
-                },
-            )
-            for at in range(len(sequence))
-        ]
+            result = forecast(self.model, torch.tensor(token_ids, device=self.model.tokens.weight.device), depth, best)
+        pieces = {id: self.tokenizer.decode([id]) for id in {*token_ids, *result.guesses.flatten().tolist()}}
+        forecasts = []
+        for at, token in enumerate(token_ids):
+            places = zip(result.guesses[at].tolist(), result.probabilities[at].tolist(), strict=True)
+            guesses = [[(pieces[id], share) for id, share in zip(*place, strict=True)] for place in places]
+            expected = dict(zip(result.horizons, result.expected[at].tolist(), strict=True))
+            realised = zip(result.horizons, result.realised[at].tolist(), result.known[at].tolist(), strict=True)
+            realised = {horizon: nll for horizon, nll, known in realised if known}
+            forecasts.append(TokenForecast(pieces[token], guesses, expected, realised))
+        return forecasts
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Dropout off, and as it was afterwards: the model may be in the middle of its training."""
+        """Turns dropout off inside: the model may be in the middle of its training."""
         training = self.model.training
         self.model.eval()
         try:
@@ -186,14 +178,18 @@ class LanguageModel:
 
 
 def load(path: str | os.PathLike, device: str | torch.device | None = None) -> LanguageModel:
-    """The language model of a snapshot, in fp32, ready to generate; device None = CUDA if there is one, else the CPU.
+    """Read a snapshot file that training wrote, and return its LanguageModel.
 
-    Raises SnapshotError when the file cannot be trusted or does not hold a whole model.
+    The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU. All of the
+    model is built from the file: weights, configuration, tokenizer and latent core. `.model` of the result is the
+    TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
+
+    Raises SnapshotError, a ValueError, when the file is damaged or does not hold a whole model.
     """
     path = Path(path)
-    contents = file.read(path)
+    contents = read(path)
     if contents.config is None or contents.tokenizer is None:
-        raise file.SnapshotError(
+        raise SnapshotError(
             f"{path}: holds weights only, without configuration and tokenizer; give a checkpoint that training wrote."
         )
     try:
@@ -201,14 +197,14 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
         vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
         model = TransformerLM(ModelConfig(**config), vocab_size, contents.auxiliary())
     except (KeyError, TypeError, ValueError) as error:
-        raise file.SnapshotError(
+        raise SnapshotError(
             f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
         ) from error
-    report = file.restore(model, contents.model)
+    report = restore(model, contents.model)
     if report.new or report.left_out:
-        raise file.SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
+        raise SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
     except ValueError as error:
-        raise file.SnapshotError(f"{path}: {error}") from error
+        raise SnapshotError(f"{path}: {error}") from error

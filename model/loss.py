@@ -1,17 +1,18 @@
 """Next-token cross-entropy straight from hidden states, without ever holding the logits of a whole batch.
 
 At 128 x 256 tokens and 50,304 vocabulary rows the fp32 logits alone are 6.6 GB, and a plain loss keeps them (and their
-gradient) from forward to backward. Here tokens are walked in chunks. While a chunk's logits are at hand their softmax
-is turned into the gradients of the hidden states and of the head, so all that stays is (N, D) and (V, D); backward
-only scales both by the upstream scalar. (The idea: Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels, 2410.10989.)
+gradient) from forward to backward. Here tokens are processed in chunks. While the logits of a chunk are in memory,
+their softmax is turned into the gradients of the hidden states and of the head, so only (N, D) and (V, D) stay;
+backward scales both by the upstream scalar. (The idea: Cut Cross-Entropy, arXiv 2411.09009, and Liger kernels,
+2410.10989.)
 
 Notable here
-- Matrix products run in autocast's dtype; log-sum-exp and the loss are in fp32, and so is the sum of the chunks'
-  gradients of the head, each of which is a product in that dtype.
+- Matrix products run in autocast's dtype. Log-sum-exp and the loss are in fp32, and so is the sum over chunks of the
+  head's gradient, each of whose terms is a product in that dtype.
 - It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
   breaks the graph at it.
-- On a GPU a kernel of our own makes NLLs and gradients of a chunk's logits (loss_kernel.py); elsewhere, and in fp64,
-  torch's operators do, fused where the model is compiled: the operator hides them from the model's own compilation.
+- On a GPU a Triton kernel computes NLLs and gradients from the logits of a chunk (loss_kernel.py). Elsewhere, and in
+  fp64, torch's operators do, compiled where the model is: the opaque operator hides them from the model's compilation.
 """
 
 import functools
@@ -25,8 +26,8 @@ from torch import Tensor
 from . import loss_kernel
 
 IGNORE_INDEX = -100
-# Bytes of fp32 logits a chunk: each adds to the whole head's gradient, so few of them, and on a GPU enough rows to fill
-# it (both measured: benchmarks/LOG.md).
+# Bytes of a chunk's logits in fp32. Each chunk adds to the gradient of the whole head, so chunks are few, and on a GPU
+# large enough to fill it (both measured: benchmarks/LOG.md).
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 128 * 2**20, 4 * 2**30
 
 
@@ -36,7 +37,7 @@ def linear_cross_entropy(
     """Cross-entropy of softmax(hidden @ weight.T + bias) against labels.
 
     hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored;
-    token_weights (N,) or None: constants that each token's NLL counts in the sum.
+    token_weights (N,) or None: constants by which the NLLs are multiplied in the sum.
     Returns (loss_sum, token_nll): the scalar fp32 (weighted) sum of NLLs in nats, differentiable with respect to hidden
     and weight, and the fp32 NLLs (N,), detached, never weighted, 0 where ignored.
     """
@@ -50,20 +51,20 @@ def linear_cross_entropy(
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Autocast's dtype where it is on, else that of `hidden`; an opaque operator has to be told."""
+    """Autocast's dtype where it is on, else that of `hidden`; inside an opaque operator autocast does not act."""
     device_type = hidden.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
 def chunk_tokens(weight: Tensor) -> int:
-    """How many tokens' logits over the head `weight` (V, D) are held at a time."""
+    """The tokens of the largest chunk whose logits over the head `weight` (V, D) may be held."""
     chunk_bytes = CPU_CHUNK_BYTES if weight.device.type == "cpu" else GPU_CHUNK_BYTES
     return max(1, chunk_bytes // (4 * len(weight)))
 
 
 def even_chunk(tokens: int, most: int) -> int:
-    """A chunk's tokens, at most `most`, so that all chunks are of one size: a small rest would not fill a GPU, and
-    another size would be compiled by itself. Where that takes more than half as many chunks again, the last is less."""
+    """Tokens of a chunk, at most `most`, so that all chunks have the same size: a small last chunk would not fill a
+    GPU, and each size is compiled separately. Where that takes over 1.5 times the chunks, the last one is smaller."""
     fewest = max(1, math.ceil(tokens / most))
     chunks = next((n for n in range(fewest, fewest + fewest // 2 + 1) if tokens % n == 0), fewest)
     return max(1, math.ceil(tokens / chunks))
@@ -80,7 +81,7 @@ def _fused(
     with_gradients: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); empty gradients unless asked for."""
+    """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); without gradients the last two are empty."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
     grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
@@ -93,7 +94,7 @@ def _fused(
             rows = slice(start, start + chunk)
             weights = None if token_weights is None else token_weights[rows]
             logits = F.linear(low_hidden[rows], low_weight, low_bias)
-            grad_logits = _read(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
+            grad_logits = _chunk_nll(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
             if grad_logits is not None:
                 grad_hidden[rows] = grad_logits @ low_weight
                 if dtype == accumulate:
@@ -104,7 +105,7 @@ def _fused(
     return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
 
 
-def _read(
+def _chunk_nll(
     logits: Tensor,
     labels: Tensor,
     token_weights: Tensor | None,
@@ -112,14 +113,14 @@ def _read(
     with_gradients: bool,
     compiled: bool,
 ) -> Tensor | None:
-    """Fills token_nll (N,) from a chunk's logits (N, V), which are used up; returns d loss_sum / d logits, in their
-    dtype, where that is asked for."""
+    """Fill token_nll (N,) from the logits (N, V) of a chunk, which are overwritten; with_gradients, return
+    d loss_sum / d logits in their dtype."""
     if token_nll.dtype == torch.float32 and loss_kernel.works_on(logits.device):
         loss_kernel.nll_and_gradient(logits, labels, token_weights, token_nll, IGNORE_INDEX, with_gradients)
         return logits if with_gradients else None
-    # in fp32 it would be no faster
-    read = _compiled_nll_and_gradient() if compiled and logits.dtype != token_nll.dtype else _nll_and_gradient
-    nll, gradient = read(logits, labels, token_weights, token_nll.dtype, with_gradients)
+    # in fp32 compiling would be no faster
+    compute = _compiled_nll_and_gradient() if compiled and logits.dtype != token_nll.dtype else _nll_and_gradient
+    nll, gradient = compute(logits, labels, token_weights, token_nll.dtype, with_gradients)
     token_nll.copy_(nll)
     return gradient
 
@@ -127,7 +128,7 @@ def _read(
 def _nll_and_gradient(
     logits: Tensor, labels: Tensor, token_weights: Tensor | None, accumulate: torch.dtype, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """What _read fills in and returns, by torch's operators."""
+    """What _chunk_nll fills in and returns, by torch's operators."""
     dtype, logits = logits.dtype, logits.to(accumulate)
     target = labels[:, None]
     ignored = target == IGNORE_INDEX
@@ -140,7 +141,7 @@ def _nll_and_gradient(
     nll = (total.log() + largest - target_logit).masked_fill(ignored, 0.0).squeeze(1)
     if not with_gradients:
         return nll, None
-    # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
+    # d NLL / d logits = softmax - onehot(label), and 0 where the label is ignored
     counted = (~ignored).to(accumulate)
     if token_weights is not None:
         counted *= token_weights[:, None]

@@ -1,25 +1,25 @@
-"""A Triton kernel for a GPU: each row of logits becomes its cross-entropy and, where asked for, its gradient in place.
+"""A Triton kernel: the cross-entropy of each row of logits and, if wanted, its gradient in place of the logits.
 
-Written out in torch, log-softmax and its gradient read and write a chunk of logits some ten times in fp32; here a row
-is read twice and written once, in the dtype that the matrix product left it in. (The same plan as Liger's kernels,
-arXiv 2410.10989.)
+With torch's operators, log-softmax and its gradient read and write a chunk of logits some ten times in fp32; here a row
+is read twice and written once, in the dtype of the matrix product. (As Liger's kernels do: arXiv 2410.10989.)
 """
 
 import functools
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
-
 BLOCK, WARPS = 4096, 8  # logits that a program holds at a time, and its warps
 
-
-if triton is not None:  # it comes with torch's builds for GPUs
+if find_spec("triton") is not None:  # it comes with torch's builds for GPUs
+    triton, tl = import_module("triton"), import_module("triton.language")
+    if TYPE_CHECKING:
+        constexpr = int
+    else:
+        constexpr = tl.constexpr
 
     @triton.jit
     def _nll_and_gradient(
@@ -29,16 +29,16 @@ if triton is not None:  # it comes with torch's builds for GPUs
         weights_ptr,
         nll_ptr,
         ignored,
-        COLUMNS: tl.constexpr,
-        HAS_WEIGHTS: tl.constexpr,
-        WITH_GRADIENTS: tl.constexpr,
-        BLOCK: tl.constexpr,
+        COLUMNS: constexpr,
+        HAS_WEIGHTS: constexpr,
+        WITH_GRADIENTS: constexpr,
+        BLOCK: constexpr,
     ):
         row = tl.program_id(0).to(tl.int64)
         logits_ptr += row * row_stride
         label = tl.load(labels_ptr + row)
         counted = label != ignored
-        # read before anything is written: no thread may come too late for it
+        # read before anything is written: another thread may overwrite it
         target = tl.load(logits_ptr + label, mask=counted, other=0.0).to(tl.float32)
 
         largest = tl.full((), float("-inf"), tl.float32)
@@ -59,7 +59,7 @@ if triton is not None:  # it comes with torch's builds for GPUs
             for start in range(0, COLUMNS, BLOCK):
                 at = start + tl.arange(0, BLOCK)
                 x = tl.load(logits_ptr + at, mask=at < COLUMNS, other=float("-inf")).to(tl.float32)
-                # d NLL / d logits = softmax - onehot(label), and nothing where the label is ignored
+                # d NLL / d logits = softmax - onehot(label), and 0 where the label is ignored
                 gradient = tl.exp(x - largest) * scale - tl.where(at == label, weight, 0.0)
                 tl.store(logits_ptr + at, gradient.to(logits_ptr.dtype.element_ty), mask=at < COLUMNS)
 
@@ -67,11 +67,11 @@ if triton is not None:  # it comes with torch's builds for GPUs
 def nll_and_gradient(
     logits: Tensor, labels: Tensor, token_weights: Tensor | None, token_nll: Tensor, ignored: int, with_gradients: bool
 ) -> None:
-    """Fills token_nll (N,) fp32 with the NLLs in nats of labels (N,) under logits (N, V), 0 where they are `ignored`;
-    `with_gradients`, the logits become the gradient of the sum of the NLLs, each times its token_weights (N,)."""
-    assert logits.stride(1) == 1, "a row lies in one piece"
-    weights = token_nll if token_weights is None else token_weights  # not read without
-    with torch.cuda.device_of(logits):  # else Triton takes the current GPU, whichever the logits are on
+    """Fill token_nll (N,) fp32 with the NLLs in nats of labels (N,) under logits (N, V), 0 where they are `ignored`;
+    with_gradients, overwrite the logits with the gradient of the sum of NLLs times token_weights (N,)."""
+    assert logits.stride(1) == 1, "the logits of a row must be contiguous"
+    weights = token_nll if token_weights is None else token_weights  # not read without weights
+    with torch.cuda.device_of(logits):  # else Triton uses the current GPU, not the logits' one
         _nll_and_gradient[(len(logits),)](
             logits,
             logits.stride(0),
@@ -89,9 +89,9 @@ def nll_and_gradient(
 
 @functools.cache
 def works_on(device: torch.device) -> bool:
-    """Whether the kernel runs there. Only a launch tells: Triton needs a GPU that it knows, a C compiler, Python's
-    headers and a folder to write to."""
-    if triton is None or device.type != "cuda":
+    """Whether the kernel runs on `device`. Only a launch shows it: Triton needs a GPU that it supports, a C compiler,
+    Python's headers and a writable folder."""
+    if device.type != "cuda":
         return False
     try:
         nll_and_gradient(
@@ -102,6 +102,6 @@ def works_on(device: torch.device) -> bool:
             ignored=-100,
             with_gradients=True,
         )
-    except Exception:  # whatever goes wrong in a foreign compiler, torch's operators do the same, slower
+    except Exception:  # whatever failed in Triton or a compiler: torch's operators do the same, slower
         return False
     return True

@@ -1,13 +1,12 @@
-"""Where a token stands: learned absolute positions, or rotations of queries and keys; and how both grow.
+"""Positions of tokens: learned absolute ones, or rotations of queries and keys; and how both are extended.
 
-A learned table knows nothing beyond its last row, so new rows must come from somewhere. Drawn at random they would be
-directions no layer has seen; they are copied from the second half of the learned rows instead, in order and as often as
-needed. Next to each other the copies keep the offsets that attention has learned, and the first half is left out
-because its rows also say "a text begins here", which is untrue at any new position.
-(Copying learned rows to extend a model: Longformer, arXiv 2004.05150.)
+A learned table has nothing beyond its last row. Random new rows would be directions that no layer has seen, so new rows
+are copied from the second half of the learned ones, in order and as often as needed (copying learned rows: Longformer,
+arXiv 2004.05150). Neighbouring copies keep the offsets that attention has learned. The first half is not copied: its
+rows also mark the beginning of a text, which no new position is.
 
-Rotations (RoPE, arXiv 2104.09864) tell attention how far apart two tokens are and nothing else, so a segment's own
-count is not needed, nothing is learned, and a longer table is a longer table.
+Rotations (RoPE, arXiv 2104.09864) encode nothing but the distance of two tokens: segments need no count of their own,
+nothing is learned, and extending only computes a longer table.
 """
 
 import torch
@@ -16,21 +15,21 @@ from torch import Tensor, nn
 
 
 class LearnedPositions(nn.Embedding):
-    """A table (seq_length, D) of learned positions, read from `start` onwards."""
+    """A table (seq_length, D) of learned positions, looked up by the ids of `ids_at`."""
+
+    ids: Tensor
 
     def __init__(self, seq_length: int, hidden_size: int):
         super().__init__(seq_length, hidden_size)
         self.register_buffer("ids", torch.arange(seq_length), persistent=False)
 
-    def forward(self, length: int, start: int = 0, segment_ids: Tensor | None = None) -> Tensor:
-        """The rows (length, D) of positions start, start + 1, ...
+    def ids_at(self, length: int, start: int = 0, segment_ids: Tensor | None = None) -> Tensor:
+        """The ids (length,) of positions start, start + 1, ...
 
-        With segment_ids (B, length) and start 0: (B, length, D), counted from each segment's first position.
+        With segment_ids (B, length) and start 0: (B, length), counted from the first position of each segment.
         """
         ids = self.ids[start : start + length]
-        if segment_ids is not None:
-            ids = ids - segment_starts(segment_ids, ids)
-        return super().forward(ids)
+        return ids if segment_ids is None else ids - segment_starts(segment_ids, ids)
 
     @torch.no_grad()
     def extend(self, new_length: int) -> None:
@@ -45,6 +44,7 @@ class RotaryPositions(nn.Module):
     """A table (2, seq_length, head_size / 2) of cosines and sines, in fp32."""
 
     BASE = 10_000.0  # the slowest pair turns once in about 2 pi * BASE tokens
+    table: Tensor
 
     def __init__(self, seq_length: int, head_size: int):
         super().__init__()
@@ -52,15 +52,15 @@ class RotaryPositions(nn.Module):
         self.register_buffer("table", self._make(seq_length), persistent=False)
 
     def forward(self, length: int, start: int = 0) -> Tensor:
-        """The rotations (2, length, head_size / 2) of positions start, start + 1, ...: also of those beyond seq_length
-        that look-ahead comes to."""
+        """The rotations (2, length, head_size / 2) of positions start, start + 1, ..., which may lie beyond seq_length:
+        a rollout from the last tokens of a full row goes there."""
         end = start + length
         table = self.table if end <= self.table.shape[1] else self._make(end).to(self.table.device)
         return table[:, start:end]
 
-    def _apply(self, function, recurse=True):
-        """Moves with the model, and stays in fp32 where that goes to another dtype."""
-        super()._apply(function, recurse)
+    def _apply(self, fn, recurse=True):
+        """Move with the model, and stay in fp32 where the model goes to another dtype."""
+        super()._apply(fn, recurse)
         if self.table.dtype != torch.float32:
             self.extend(self.table.shape[1])
         return self
@@ -76,14 +76,15 @@ class RotaryPositions(nn.Module):
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turns pairs (i, i + d / 2) of queries or keys x (B, H, T, d) by rotations (2, T, d / 2), in fp32; dtype of x."""
+    """Rotate the pairs (i, i + d / 2) of queries or keys x (B, H, T, d) by rotations (2, T, d / 2), in fp32; the result
+    has the dtype of x."""
     cosine, sine = rotations
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
 
 
 def segment_starts(segment_ids: Tensor, ids: Tensor) -> Tensor:
-    """segment_ids (B, T), ids (T,) = 0, 1, ... -> (B, T): the first position of the segment that each one is in."""
+    """segment_ids (B, T), ids (T,) = 0, 1, ... -> (B, T): for each position the first one of its segment."""
     begins = F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0))
     return torch.where(begins, ids, 0).cummax(dim=1).values
 

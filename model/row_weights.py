@@ -1,11 +1,11 @@
-"""How much a row counts, by how hard it is: the easiest fifth less, the hardest fiftieth capped, all others alike.
+"""Weights of rows by difficulty (the curriculum): the easiest fifth counts less, the hardest fiftieth is capped.
 
-What a model already predicts well teaches little, and what it predicts worst is often noise. A row's loss is placed
-among those of recent rows (thresholds: their quantiles at QUANTILES). With p the share of rows that are easier,
+A model learns little from what it already predicts well, and what it predicts worst is often noise. A row's loss is
+ranked among those of recent rows (thresholds: their quantiles at QUANTILES). With p the share of rows that are easier,
 f = min(p / 0.2, 1) and the weight is exp((f - 1) / temperature) (LinUpper). Above the last quantile the weight is
-divided by how far the loss exceeds it, so that such a row's sum stays that of a row at the quantile.
+divided by the ratio of the loss to that quantile, so that the row's weighted loss is that of a row at the quantile.
 
-Weights are divided by their mean over all p, which needs no other row and leaves the gradient's scale as it was.
+Weights are divided by their mean over all p, which needs no other row and keeps the scale of the gradient.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .loss import IGNORE_INDEX
 
-# Equal steps up to the share that is weighed down, which row_weights relies on; then where the cap begins.
+# Equal steps up to the share of easy rows, which row_weights relies on; then where the cap begins.
 QUANTILES = (0.0, 0.05, 0.10, 0.15, 0.20, 0.98)
 _EASY_SHARE = QUANTILES[-2]
 
@@ -28,7 +28,7 @@ def row_losses(token_nll: Tensor, labels: Tensor) -> Tensor:
 def row_weights(row_loss: Tensor, thresholds: Tensor, temperature: float) -> Tensor:
     """(B,): the weights of rows with mean NLLs row_loss (B,), by thresholds (K,), the losses at QUANTILES, ascending.
 
-    A lower temperature weighs easy rows down more: the easiest one counts exp(-1 / temperature) of a usual one.
+    A lower temperature reduces the weight of easy rows more: the easiest has exp(-1 / temperature) of a usual one's.
     """
     easy, hardest = thresholds[:-1], thresholds[-1]
     widths = easy.diff().clamp_min(torch.finfo(easy.dtype).tiny)  # equal quantiles are a step, not a division by zero

@@ -73,6 +73,6 @@ def _passage(writer: LanguageModel, rows: HeldOut, step: int) -> list[dict[str, 
     segment_ids = rows.segment_ids[row]
     longest = segment_ids[segment_ids >= 0].bincount().argmax()
     columns = (segment_ids == longest).nonzero()[:, 0]
-    predictions = writer.look_ahead_at(rows.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
+    predictions = writer.look_ahead_ids(rows.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
     first = min(PASSAGE_CONTEXT, max(0, len(predictions) - PASSAGE_TOKENS))
     return [asdict(prediction) for prediction in predictions[first : first + PASSAGE_TOKENS]]

@@ -1,1 +1,1 @@
-"""Turning next-token distributions into text."""
+"""From next-token distributions to text and to forecasts."""

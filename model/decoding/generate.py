@@ -17,14 +17,14 @@ from .sampling import RepeatedNgrams, SamplingOptions, choose
 def generate_tokens(
     model: TransformerLM, prompt: list[int], options: SamplingOptions, eos_token_id: int
 ) -> Iterator[int]:
-    """Yield up to max_new_tokens token ids that continue the document that begins with `prompt` (may be empty).
+    """Yield up to max_new_tokens token ids that continue the document that begins with `prompt`, which may be empty.
 
-    The document starts behind an end-of-text token, as in training. Only the last seq_length tokens of a longer prompt
-    are read. The end-of-text token stops generation when stop_at_eos is set and is then not yielded.
+    The document follows an end-of-text token, as in training. Only the last seq_length tokens of a longer prompt are
+    read. With stop_at_eos the end-of-text token stops generation and is not yielded.
     """
     seq_length = model.config.seq_length
     generator = options.generator()
-    repeated = RepeatedNgrams(options.no_repeat_ngram, prompt)  # without the leading end-of-text: it may come again
+    repeated = RepeatedNgrams(options.no_repeat_ngram, prompt)  # without the end-of-text token, which may repeat
     tokens = [eos_token_id, *prompt][-seq_length:]
     cache = model.new_cache()
     unread = tokens

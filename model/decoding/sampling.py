@@ -1,7 +1,7 @@
 """Choosing one token from logits: greedy, temperature, nucleus (top-p), and no repeated n-grams.
 
-Everything happens on the CPU in fp32 with a generator of its own, so that a seed gives the same choices on every device
-for the same logits, and training's global random state is never touched.
+Sampling runs on the CPU in fp32 with a generator of its own: a seed gives the same choices for the same logits on every
+device, and torch's global random state does not change.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HOTTEST = 1e30  # a temperature at which all tokens are alike
+MAX_TEMPERATURE = 1e30  # at which all tokens are equally likely
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SamplingOptions:
     temperature: float = 1.0  # 0 = greedy
     top_p: float = 0.9
     no_repeat_ngram: int = 0  # 0 = off
-    seed: int | None = None  # None = another continuation each time
+    seed: int | None = None  # None = a different continuation each time
     stop_at_eos: bool = True
 
     def __post_init__(self) -> None:
@@ -32,13 +32,15 @@ class SamplingOptions:
         for name, (value, least) in whole.items():
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
                 raise ValueError(f"{name} is {value!r}; give a whole number, {least} or more.")
-        if not _is_number(self.temperature) or not 0 <= self.temperature <= HOTTEST:
-            raise ValueError(f"temperature is {self.temperature!r}; give 0 (greedy) or a number up to {HOTTEST:g}.")
+        if not _is_number(self.temperature) or not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature!r}; give 0 (greedy) or a number up to {MAX_TEMPERATURE:g}."
+            )
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}; give a number above 0 and up to 1.")
 
     def generator(self) -> torch.Generator:
-        """A generator of this call's own: seeded, or from the system's entropy."""
+        """A new generator: seeded, or from the system's entropy."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
@@ -52,7 +54,7 @@ def _is_number(value: object) -> bool:
 
 
 class RepeatedNgrams:
-    """Which tokens would complete an n-gram that has occurred already; size 0 never forbids anything."""
+    """Tokens that would complete an n-gram that has occurred already; size 0 forbids nothing."""
 
     def __init__(self, size: int, tokens: Iterable[int]):
         self.size = size
@@ -98,6 +100,6 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     descending, order = probabilities.sort(descending=True)
     mass_before = descending.cumsum(0) - descending
     kept = mass_before < top_p
-    kept[0] = True  # a top_p below rounding must still leave a token
+    kept[0] = True  # also where top_p is below rounding
     descending = descending * kept
     return torch.zeros_like(probabilities).scatter_(0, order, descending / descending.sum())

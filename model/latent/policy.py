@@ -1,8 +1,9 @@
-"""The policy's loss: KL from what the trunk says at a position to what the LM head reads from predicted states of it.
+"""The policy's loss: the KL divergence from the trunk's distribution at a position to the one that the LM head reads
+from predicted states of it.
 
-Like the cross-entropy in objectives.py it walks the tokens in chunks and makes the gradients while a chunk's logits are
-at hand. The teacher's logits of a chunk serve all depths, and neither they nor the head get a gradient: this loss may
-move the states, never what the words mean.
+Like the cross-entropy in loss.py it processes tokens in chunks and computes gradients while the logits of a chunk are
+in memory. The teacher's logits of a chunk serve all depths. Neither they nor the head get a gradient: this loss may
+move the states, never what the tokens mean.
 """
 
 import functools
@@ -15,22 +16,22 @@ from torch import Tensor
 
 from ..loss import chunk_tokens, even_chunk, matmul_dtype
 
-_LOWEST = -1e30  # as good as -inf in a softmax, but zero times it is zero
+_LOWEST = -1e30  # as good as -inf in a softmax, but times zero it is zero
 
 
 class Head(NamedTuple):
-    """The LM head as predicted states are read by it."""
+    """The LM head that reads predicted states."""
 
     weight: Tensor  # (V, D)
-    vocab_size: int  # its first rows; those beyond are padding
-    compiled: bool = False  # whether what is done with logits in bf16 is fused by torch.compile
+    vocab_size: int  # its first rows; the others are padding
+    compiled: bool = False  # whether torch.compile fuses what is done with logits in bf16
 
 
 def linear_kl(predicted: Tensor, hidden: Tensor, head: Head, valid: Tensor) -> tuple[Tensor, Tensor]:
     """KL(softmax(hidden @ weight.T) || softmax(predicted @ weight.T)) over the vocabulary of `head`.
 
-    predicted (K, N, D): K predictions of hidden (N, D); valid (K, N) booleans: which of them count.
-    Returns (kl_sum, kl): the scalar fp32 sum in nats, differentiable with respect to predicted alone, and each KL
+    predicted (K, N, D): K predictions of hidden (N, D); valid (K, N) booleans: the predictions that count.
+    Returns (kl_sum, kl): the scalar fp32 sum in nats, differentiable with respect to `predicted` alone, and each KL
     (K, N), fp32, detached, 0 where it does not count.
     """
     with_gradients = torch.is_grad_enabled() and predicted.requires_grad
@@ -51,14 +52,14 @@ def _fused(
     with_gradients: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(kl, d kl.sum() / d predicted); the gradient is empty unless asked for."""
+    """(kl, d kl.sum() / d predicted); the gradient is empty unless with_gradients."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     kl = predicted.new_zeros(predicted.shape[:2], dtype=accumulate)
     gradient = torch.empty_like(predicted) if with_gradients else predicted.new_empty(0)
     fuse = compiled and dtype != accumulate
-    read = _compiled_kl_and_gradient() if fuse else _kl_and_gradient
+    compute = _compiled_kl_and_gradient() if fuse else _kl_and_gradient
     depths = len(predicted)
-    # What a chunk's logits become is held at a time, in fp32 or, where it is fused, in half of that.
+    # A chunk's logits of teacher and predictions: where they are fused, intermediate results take half the memory.
     most = chunk_tokens(weight) // (1 + depths) if fuse else chunk_tokens(weight) // (2 + 2 * depths)
     chunk = even_chunk(len(hidden), max(1, most))
     with torch.autocast(hidden.device.type, enabled=False):
@@ -67,8 +68,8 @@ def _fused(
             rows = slice(start, start + chunk)
             teacher = F.linear(low_hidden[rows], low_weight)
             student = F.linear(low_predicted[:, rows].flatten(0, 1), low_weight).unflatten(0, (depths, -1))
-            kl[:, rows], grad_logits = read(teacher, student, valid[:, rows], vocab_size, accumulate, with_gradients)
-            if with_gradients:
+            kl[:, rows], grad_logits = compute(teacher, student, valid[:, rows], vocab_size, accumulate, with_gradients)
+            if grad_logits is not None:
                 gradient[:, rows] = (grad_logits.flatten(0, 1) @ low_weight).unflatten(0, (depths, -1))
     return kl, gradient
 
@@ -76,7 +77,8 @@ def _fused(
 def _kl_and_gradient(
     teacher: Tensor, student: Tensor, valid: Tensor, vocab_size: int, accumulate: torch.dtype, with_gradients: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits (N, V) and (K, N, V) and valid (K, N) -> KLs (K, N) and their sum's gradient (K, N, V) where asked for."""
+    """Logits (N, V) and (K, N, V) and valid (K, N) -> KLs (K, N) and, with_gradients, the gradient of their sum
+    (K, N, V)."""
     log_p = _log_probabilities(teacher, vocab_size, accumulate)
     log_q = _log_probabilities(student, vocab_size, accumulate)
     p = log_p.exp()

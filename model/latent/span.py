@@ -1,12 +1,13 @@
-"""Which span comes next: contrastive prediction of a span from the state before it (InfoNCE, arXiv 1807.03748).
+"""Contrastive prediction of the next span from the state before it (InfoNCE, arXiv 1807.03748).
 
-A span is the tokens at columns s + 1 ... s + L. Its key is the mean of the trunk's second layer's states over them,
-without gradient; its query is g(h_s). Every other span of the pass is a negative, those of the same document too.
+A span is the tokens at columns s + 1 ... s + L. Its key is the mean over them of the states after the trunk's second
+layer, without gradient; its query is g(h_s). Every other span of the micro-batch is a negative, also those of the same
+document.
 
-Keys are centred over the rows, column by column: learned positions are still strong in the second layer, and since all
-rows have their spans at the same columns, what is left after centring no longer tells where in the row a span stands.
-Otherwise the negatives of the same document could be told apart by their place alone. A span that no other row has
-beside it is centred over all spans of the pass instead, for nothing of it would be left.
+Keys are centred over the rows, column by column. Learned positions are still strong in the second layer, so without
+centring the position alone would tell negatives of the same document apart; all rows have their spans at the same
+columns, so centred keys no longer hold the position. Where only one row has a valid span at a column, centring over the
+rows would leave nothing of its key: it is centred over all spans of the micro-batch.
 """
 
 import math
@@ -14,8 +15,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-SPAN_LAYER = 2  # whose states the keys are made of
 
 
 class SpanProjector(nn.Module):
@@ -32,8 +31,8 @@ class SpanProjector(nn.Module):
 
 
 def span_keys(states: Tensor, starts: Tensor, span_length: int, valid: Tensor) -> Tensor:
-    """Means of states (B, T, D) over the columns s + 1 ... s + span_length of each start s in starts (S,), centred
-    over the rows that are valid (B, S), or, where that is one row, over all that is valid. Returns (B, S, D) in fp32,
+    """Means of states (B, T, D) over the columns s + 1 ... s + span_length for each start s in starts (S,), centred
+    over the rows that are valid (B, S) or, where that is one row, over all valid spans. Returns (B, S, D) in fp32,
     without gradient."""
     columns = starts[:, None] + 1 + torch.arange(span_length, device=starts.device)
     keys = states.detach().float()[:, columns].mean(dim=2)
@@ -47,7 +46,7 @@ def span_keys(states: Tensor, starts: Tensor, span_length: int, valid: Tensor) -
 def info_nce(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, l2_normalize: bool) -> Tensor:
     """(N,): for each query of queries (N, D) the NLL, in nats, of its own key among the valid ones of keys (N, D).
 
-    In fp32 whatever autocast says. Similarity is the cosine, or, unless l2_normalize, the dot product over sqrt(D).
+    Always in fp32, also under autocast. Similarity is the cosine or, unless l2_normalize, the dot product over sqrt(D).
     0 where valid (N,) is false.
     """
     with torch.autocast(queries.device.type, enabled=False):
@@ -58,6 +57,6 @@ def info_nce(queries: Tensor, keys: Tensor, valid: Tensor, temperature: float, l
             queries = queries / math.sqrt(queries.shape[-1])
         similarity = queries @ keys.T / temperature
         own = similarity.diagonal()
-        # finite, because the gradient of a log-sum-exp over nothing but -inf is not a number
+        # finite, because a log-sum-exp over -inf alone has a gradient of NaN
         among_valid = similarity.masked_fill(~valid, torch.finfo(similarity.dtype).min).logsumexp(dim=1)
     return torch.where(valid, among_valid - own, 0.0)

@@ -1,8 +1,9 @@
-"""The value: how hard the next K tokens will be, read from one state (MuZero's value, learned as categories).
+"""The value: how hard the next K tokens will be, read from one state (MuZero's value, learned as a categorical
+distribution).
 
 The target at t is the mean of the NLLs of x_{t+1} ... x_{t+K}, in nats, for each horizon K. It is learned as a
 distribution over NUM_BINS centres from 0 to MAX_NLL: a target between two centres is shared between them so that their
-mean is the target ("two-hot"), which keeps the spread that a regression would throw away.
+mean is the target ("two-hot"). That keeps the spread, which a regression would lose.
 """
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NUM_BINS, MAX_NLL = 64, 12.0  # nats
-UNIT = 2.0**-40  # nats: what running sums are counted in, up to 8 million of them
+UNIT = 2.0**-40  # nats: the unit of running sums, which may reach 8 million nats
 
 
 class ValueHead(nn.Module):
@@ -28,7 +29,7 @@ class ValueHead(nn.Module):
 
 
 def bin_centres(like: Tensor) -> Tensor:
-    """(NUM_BINS,): the NLLs that the bins stand for, in nats."""
+    """(NUM_BINS,): the NLLs at the centres of the bins, in nats; dtype and device as `like`."""
     return torch.linspace(0.0, MAX_NLL, NUM_BINS, dtype=like.dtype, device=like.device)
 
 
@@ -46,15 +47,15 @@ def two_hot(nll: Tensor) -> Tensor:
 
 
 def value_targets(token_nll: Tensor, remaining: Tensor, horizons: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """What the value of h_t shall be, and where that is known.
+    """The targets of the value of h_t, and where they are known.
 
-    token_nll (B, T): at column t the NLL of x_{t+1}; remaining (B, T): how many such tokens the document still has in
-    this row from t on. Returns the mean NLL of the next min(K, remaining) tokens (B, T, H), fp32 without gradient, and
+    token_nll (B, T): at column t the NLL of x_{t+1}; remaining (B, T): how many such tokens the segment still has from
+    t on. Returns the mean NLL of the next min(K, remaining) tokens (B, T, H), fp32 without gradient, and
     whether those are at least half of K (B, T, H).
     """
     length = token_nll.shape[1]
-    # Differences of running sums, in whole units: a row's sum is far larger than the difference, and torch has no
-    # deterministic running sum of floating-point numbers on a GPU.
+    # Differences of running sums, in whole units: the sum of a row is far larger than a difference, and torch has no
+    # deterministic floating-point cumsum on a GPU.
     units = (token_nll.detach().double() / UNIT).round().long()
     sums = F.pad(units.cumsum(dim=1), (1, 0))
     columns = torch.arange(length, device=token_nll.device)

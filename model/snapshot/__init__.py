@@ -1,6 +1,7 @@
 """What one .pth file holds: written durably, read without running code, loaded into a model that may differ."""
 
-from .file import LoadReport, Snapshot, architecture_differences, learned_positions, read, restore, write
+from .file import Snapshot, read, write
+from .state_dict import LoadReport, architecture_differences, learned_positions, restore
 from .vetting import SnapshotError
 
 __all__ = [

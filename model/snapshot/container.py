@@ -1,11 +1,11 @@
-"""One zip file of tensors and plain values, as torch.save makes it: written durably, read without running code.
+"""One zip file of tensors and plain values, as torch.save writes it: written durably, read without running code.
 
 Notable here
-- torch.load does not check the zip's checksums, and would unpack more than tensors: `read` looks first (vetting.py).
-- `write` writes to exactly the path it is given, reads the file back from the disk and compares; putting it in the
-  place of an older one is the caller's business.
-- A full disk shows in torch as "unexpected pos ..." with no errno: free space is checked first, and what still fails is
-  translated.
+- torch.load does not check the zip's checksums, and unpacks more than tensors: `read` vets the file first (vetting.py).
+- `write` writes to exactly the path it is given, reads the file back from the disk and compares. Replacing an older
+  file is up to the caller.
+- torch reports a full disk as "unexpected pos ..." without an errno: free space is checked first, and what still fails
+  is reported with the system's reason.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from .vetting import SnapshotError, vet, vet_contents
 
-MARGIN_BYTES = 2**20  # of a file beyond its tensors and texts
+MARGIN_BYTES = 2**20  # of a file besides its tensors and strings
 
 
 def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
     """Write `contents` to exactly `path`, fsync it, read it back and compare. Returns the file's SHA-256.
 
-    Raises SnapshotError when the disk is full, the file cannot be written, or it does not read back equal; what was
-    written so far is then removed.
+    Raises SnapshotError when the disk is full, the file cannot be written, or it does not read back equal; an
+    incomplete file is then removed.
     """
     path = Path(path)
     created = False
@@ -40,7 +40,7 @@ def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # what is read back below shall come from the disk, not from memory
+            if hasattr(os, "posix_fadvise"):  # so that it is read back from the disk, not from the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = sha256(path)
         if not _equal(contents, read(path, mapped=True)):
@@ -52,7 +52,7 @@ def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
                 path.unlink()
         if isinstance(error, SnapshotError):
             raise
-        # torch reports a failed write as its own RuntimeError and keeps the system's reason in the context
+        # torch raises its own RuntimeError for a failed write, with the system's error as context
         reason = error if isinstance(error, OSError) else error.__context__
         reason = (reason.strerror if isinstance(reason, OSError) else None) or "the write was cut short"
         raise SnapshotError(
@@ -61,11 +61,11 @@ def write(path: str | os.PathLike, contents: dict[str, Any]) -> str:
 
 
 def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = False) -> Any:
-    """Read what `write` wrote, or any file of torch.save that holds tensors and plain values; `mapped` leaves the
-    tensors on the disk.
+    """Read what `write` wrote, or any file of torch.save that holds tensors and plain values.
 
-    Raises SnapshotError, in one sentence, for a file that is missing, damaged, cut short, of another kind, or that
-    would have to run code to be read.
+    `checksums` verifies those of the zip; `mapped` maps the tensors instead of reading them. Raises SnapshotError, in
+    one sentence, for a file that is missing, damaged, cut short, of another kind, or that would have to run code to be
+    read.
     """
     path = Path(path)
     pickle_bytes = vet(path, checksums)
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
         raise SnapshotError(
             f"{path}: the file asks for code to be run and was refused; use a checkpoint of tensors and plain values."
         ) from error
-    except Exception as error:  # whatever the reader stumbles over in a damaged file: the kinds are many and unnamed
+    except Exception as error:  # torch documents no exceptions for damaged files
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
     vet_contents(path, contents, pickle_bytes)
     return contents
@@ -88,7 +88,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def require_space(path: Path, contents: dict[str, Any]) -> None:
-    """Raise SnapshotError when the disk has no room for a file `path` of these contents."""
+    """Raise SnapshotError when the disk of `path` has no room for a file of these contents."""
     needed = size_in_bytes(contents)
     try:
         free = shutil.disk_usage(path.parent).free
@@ -102,12 +102,13 @@ def require_space(path: Path, contents: dict[str, Any]) -> None:
 
 
 def size_in_bytes(*contents: Any) -> int:
-    """Room on a disk that files of these contents need at most."""
+    """The most bytes that files of these contents need on a disk."""
     return MARGIN_BYTES + sum(map(_most_bytes, _leaves(contents)))
 
 
 def owned(tensor: Tensor) -> Tensor:
-    """A contiguous fp32 (or integer) CPU tensor; torch.save would write the whole storage behind a view."""
+    """A contiguous CPU tensor with its own storage, in fp32 if floating-point: torch.save writes the whole storage
+    behind a view."""
     tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 

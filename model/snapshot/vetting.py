@@ -1,9 +1,9 @@
-"""What is looked at in a checkpoint file before torch is let near it, and in what torch has read.
+"""Checks of a checkpoint file before torch reads it, and of what torch has read.
 
-torch.load does not check the zip's checksums, and `weights_only=True` still builds whatever its list of harmless types
-allows, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
-torch.save writes and its pickle asks for nothing but tensors, dicts and plain values. What a small file can make this
-process allocate is then bounded by the file's own size.
+torch.load does not check the zip's checksums, and `weights_only=True` still builds every type on its list of harmless
+ones, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
+torch.save writes and its pickle imports nothing but tensors and dicts. The memory that a file can make this process
+allocate is then bounded by the size of the file.
 """
 
 import pickletools
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-_HEADER_BYTES = 30  # of a zip member's local header, its name left out
-# What torch.save writes of tensors, parameters and state dicts; a bytearray or a sparse tensor could have any size.
+_HEADER_BYTES = 30  # of the local header of a zip member, without its name
+# What torch.save uses for tensors, parameters and state dicts. A bytearray or a sparse tensor could have any size.
 _REBUILDERS = {
     "collections OrderedDict",
     "torch._utils _rebuild_parameter",
@@ -22,8 +22,8 @@ _REBUILDERS = {
     "torch.nn.parameter Parameter",
 }
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-_WANTED = _REBUILDERS | {f"torch {kind}Storage" for kind in _STORAGES}
-_IMPORTING = {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # opcodes for it that torch.save does not use
+_ALLOWED_IMPORTS = _REBUILDERS | {f"torch {kind}Storage" for kind in _STORAGES}
+_OTHER_IMPORTS = {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # opcodes that torch.save does not use
 
 
 class SnapshotError(ValueError):
@@ -46,42 +46,42 @@ def vet(path: Path, checksums: bool) -> int:
         if not zipfile.is_zipfile(path):
             raise SnapshotError(f"{path}: the checkpoint is cut short or empty; use an older one or a copy.")
         with zipfile.ZipFile(path) as archive:
-            if oddity := _oddity(archive):
+            if defect := _defect(archive):
                 raise SnapshotError(
-                    f"{path}: the checkpoint is damaged or not of torch.save's making ({oddity}); use another one."
+                    f"{path}: the checkpoint is damaged or was not written by torch.save ({defect}); use another one."
                 )
             damaged = archive.testzip() if checksums else None
             pickled = _pickle_of(archive)
-            unwanted = _imports(pickled) - _WANTED
+            refused = _imports(pickled) - _ALLOWED_IMPORTS
     except SnapshotError:
         raise
     except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
     if damaged is not None:
         raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
-    if unwanted:
+    if refused:
         raise SnapshotError(
-            f"{path}: the file asks for code to be run ({min(unwanted)!r}) and was refused; "
+            f"{path}: the file asks for code to be run ({min(refused)!r}) and was refused; "
             "use a checkpoint of tensors and plain values."
         )
     return len(pickled)
 
 
 def vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
-    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and primitives.
+    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and plain values.
 
-    A terabyte can be a view of a single number, and a few lists that hold each other can have no end: a pickle of that
-    many bytes has not more values, unless it is made to.
+    A tensor that is larger than its storage is refused: a terabyte can be a view of a single number. So are contents of
+    more values than the pickle has bytes: lists that contain each other have no end.
     """
-    waiting = [contents]
+    pending = [contents]
     for _ in range(pickle_bytes):
-        if not waiting:
+        if not pending:
             return
-        value = waiting.pop()
+        value = pending.pop()
         if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
+            pending += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple):
-            waiting += value
+            pending += value
         elif isinstance(value, Tensor):
             if value.nbytes > value.untyped_storage().nbytes():
                 break
@@ -90,16 +90,16 @@ def vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
     raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
 
 
-def _oddity(archive: zipfile.ZipFile) -> str | None:
-    """What this zip has that torch.save's have not: what would unpack to more than the file holds, or be read in one
-    way here and in another way there."""
+def _defect(archive: zipfile.ZipFile) -> str | None:
+    """What no zip of torch.save has: members that unpack to more than the file holds, or that two readers would read
+    differently."""
     members = sorted(archive.infolist(), key=lambda member: member.header_offset)
     names = [member.filename for member in members]
     if any(
         member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size for member in members
     ):
         return "compressed members"
-    # torch looks names up without regard to case
+    # torch looks names up case-insensitively
     if len({name.lower() for name in names}) < len(names) or not all(
         name.isprintable() and ".." not in name.split("/") for name in names
     ):
@@ -119,7 +119,7 @@ def _pickle_of(archive: zipfile.ZipFile) -> bytes:
 def _imports(pickled: bytes) -> set[str]:
     """What a pickle would import, as "module name"; nothing is unpickled."""
     return {
-        argument if opcode.name == "GLOBAL" else opcode.name
+        str(argument) if opcode.name == "GLOBAL" else opcode.name
         for opcode, argument, _ in pickletools.genops(pickled)
-        if opcode.name == "GLOBAL" or opcode.name in _IMPORTING
+        if opcode.name == "GLOBAL" or opcode.name in _OTHER_IMPORTS
     }

@@ -16,7 +16,7 @@ from engine.errors import Interrupted, PresetError
 from engine.events import read
 from engine.optim.optimizers import parameter_groups
 from model import TransformerLM, load
-from model.latent import FIGURES, LookAhead, LookAheadSampler, LookAheadSchedule
+from model.latent import FIGURES, LookAhead, LookAheadSampler
 from tests.helpers.look_ahead import ON
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, by_step, environment, signal_after, train_with
@@ -41,19 +41,6 @@ def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path
     assert plain.keys() == off.keys() and not any(name.startswith("latent") for name in plain)
     assert all(torch.equal(plain[name], off[name]) for name in plain)
     assert all(event["auxiliary"] == {} for event in steps_of(tmp_path / "off"))
-
-
-def test_a_part_is_never_less_than_untrained(tiny):
-    """A rollback may lead to before a part was switched on."""
-    preset = tiny(auxiliary=ON)
-    core = TransformerLM(preset.model, 64, preset.auxiliary).latent
-    begun = LookAheadSchedule(core, 32, 0, 1000, 500, saved={})
-    assert set(begun.state().values()) == {500}
-    behind = LookAheadSchedule(core, 32, 0, 1000, 300, saved=begun.state())
-    assert set(behind.state().values()) == {300}
-    segment_ids = torch.zeros(1, 4, 32, dtype=torch.int32)
-    (first,), (later,) = (behind.sample(segment_ids, 0, tokens, 0) for tokens in (300, 1300))
-    assert not first.weights.any() and first.depth == 1 and later.weights.all() and later.depth == 3
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2

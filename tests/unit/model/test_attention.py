@@ -22,6 +22,16 @@ def test_equals_multihead_attention_with_an_explicit_mask():
     torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_seed_draws_what_multihead_attention_draws():
+    for bias in (True, False):
+        drawn = []
+        for make in (CausalSelfAttention, nn.MultiheadAttention):
+            torch.manual_seed(7)
+            module = make(32, 4, 0.0, **({"layer": 0} if make is CausalSelfAttention else {}), bias=bias)
+            drawn.append([torch.get_rng_state(), *module.state_dict().values()])
+        assert len(drawn[0]) == len(drawn[1]) and all(map(torch.equal, *drawn))
+
+
 def test_gradients_equal_multihead_attention():
     attention, reference, x = pair()
     attention(x).square().sum().backward()
@@ -33,13 +43,13 @@ def test_gradients_equal_multihead_attention():
 
 
 @pytest.mark.parametrize("segments", [False, True])
-def test_written_out_for_a_cpu_it_equals_sdpa(segments: bool, monkeypatch):
+def test_attend_equals_sdpa(segments: bool, monkeypatch):
     torch.manual_seed(0)
     attention, x, triangle = CausalSelfAttention(64, 2, 0.0, layer=0), torch.randn(3, 40, 64), causal_mask(48)
     ids = torch.tensor([[0] * 13 + [1] * 20 + [-1] * 7, [0] * 40, [0] * 39 + [1]])
     mask = segment_mask(ids, triangle[:40, :40]) if segments else None
     calls = []
-    monkeypatch.setattr("model.attention.QUERIES", 16)  # the last ones are fewer
+    monkeypatch.setattr("model.attention.QUERIES_AT_A_TIME", 16)  # the last ones are fewer
     monkeypatch.setattr("model.attention.attend", lambda *tensors: calls.append(1) or attend(*tensors))
 
     def run(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -49,25 +59,25 @@ def test_written_out_for_a_cpu_it_equals_sdpa(segments: bool, monkeypatch):
 
     exact = run(torch.float32)
     assert not calls
-    written_out = run(torch.bfloat16)
+    attended = run(torch.bfloat16)
     assert calls
-    monkeypatch.setattr("model.attention.SHORT", 0)
-    with_sdpa = run(torch.bfloat16)
+    monkeypatch.setattr("model.attention.SHORT_ROW", 0)
+    sdpa = run(torch.bfloat16)
     assert len(calls) == 1
-    for ours, sdpas, truth in zip(written_out, with_sdpa, exact, strict=True):
+    for ours, sdpas, truth in zip(attended, sdpa, exact, strict=True):
         error = (ours - truth).norm() / truth.norm()
         assert error < 0.02 and error < 2 * (sdpas - truth).norm() / truth.norm()
 
 
-def test_any_split_into_cached_pieces_equals_one_pass():
+def test_any_split_with_a_cache_equals_one_call():
     attention, _, x = pair()
     expected = attention(x)
-    for pieces in ([10], [1] * 10, [4, 6], [4, 1, 3, 2]):
+    for lengths in ([10], [1] * 10, [4, 6], [4, 1, 3, 2]):
         cache = KeyValueCache(1, 3, 4, 10, 8, like=x)
         outputs = []
-        for piece in x.split(pieces, dim=1):
-            outputs.append(attention(piece, cache, causal_mask(10)))
-            cache.length += piece.shape[1]
+        for part in x.split(lengths, dim=1):
+            outputs.append(attention(part, cache, causal_mask(10)))
+            cache.length += part.shape[1]
         torch.testing.assert_close(torch.cat(outputs, dim=1), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -86,3 +96,16 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(attention(x), attention(x))
     attention.eval()
     assert torch.equal(attention(x), attention(x))
+
+
+def test_qk_norm_bounds_the_scores():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(32, 4, 0.0, 0, qk_norm=True)
+    x = torch.randn(2, 10, 32)
+    small = attention(x)
+    with torch.no_grad():  # queries and keys a hundred times as large leave the output as it is
+        attention.in_proj_weight[:64] *= 100
+    torch.testing.assert_close(attention(x), small, atol=1e-5, rtol=1e-3)
+    with torch.no_grad():
+        attention.query_norm.weight *= 3
+    assert not torch.allclose(attention(x), small, atol=1e-3)

@@ -13,7 +13,7 @@ def refusal(config_type, **keys) -> tuple[str, str]:
     return ".".join(map(str, error["loc"])), error["msg"]
 
 
-def test_heads_must_divide_hidden_size_also_when_one_is_a_default():
+def test_heads_divide_hidden_size_also_by_default():
     assert refusal(ModelConfig, hidden_size=250) == (
         "hidden_size",
         "250 cannot be divided among num_heads 4; use 248 or 252",
@@ -39,7 +39,7 @@ def test_heads_must_divide_hidden_size_also_when_one_is_a_default():
         {"hiden_size": 256},
     ],
 )
-def test_out_of_range_wrongly_typed_and_unknown_keys_are_refused(keys):
+def test_bad_values_and_unknown_keys_are_refused(keys):
     location, _ = refusal(ModelConfig, **keys)
     assert location == next(iter(keys))
 
@@ -53,7 +53,7 @@ LOOK_AHEAD = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_c
 
 
 @pytest.mark.parametrize("key", [*LOOK_AHEAD, "enable_adaptive_sources", "enable_curriculum"])
-def test_switches_are_off_until_asked_for(key):
+def test_switches_are_off_by_default(key):
     assert getattr(AuxiliaryConfig(), key) is False
     on = AuxiliaryConfig(**{key: True})
     assert getattr(on, key) is True and on.looks_ahead == (key in LOOK_AHEAD)
@@ -74,7 +74,9 @@ def test_horizons_ascend(horizons):
     location, message = refusal(AuxiliaryConfig, value_horizons=horizons)
     assert location.startswith("value_horizons")
     if horizons in ([], [16, 4], [4, 4]):
-        assert message == f"{horizons} is no list of ascending numbers of tokens; give one or more, the smallest first."
+        assert (
+            message == f"{horizons} is not a list of ascending numbers of tokens; give one or more, the smallest first."
+        )
     assert AuxiliaryConfig(value_horizons=[4, 16]).value_horizons == (4, 16)  # a list, as JSON has it
 
 
@@ -92,3 +94,8 @@ def test_rollouts_have_one_to_three_steps(depth):
 )
 def test_auxiliary_ranges(key):
     assert refusal(AuxiliaryConfig, **{key: -0.5})[0] == key
+
+
+def test_an_odd_head_cannot_be_rotated():
+    with pytest.raises(ValidationError, match="12 over num_heads 4 is odd, and rotary positions need pairs"):
+        ModelConfig(hidden_size=12, num_heads=4, positions="rotary")

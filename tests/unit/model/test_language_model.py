@@ -1,6 +1,7 @@
 """model/language_model.py: one file in, text and scores out."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from model import LanguageModel, TransformerLM, load
-from model.snapshot.file import SnapshotError, write
+from model.snapshot import SnapshotError, write
 from tests.helpers.text import REPOSITORY
 
 EOS = 0
@@ -23,7 +24,7 @@ def path(tmp_path, snapshot) -> Path:
     return tmp_path / "lm.pth"
 
 
-def test_a_loaded_model_speaks_and_scores_as_the_one_in_memory(path, language_model):
+def test_a_loaded_model_equals_the_one_in_memory(path, language_model):
     loaded = load(path, device="cpu")
     arguments = {"max_new_tokens": 60, "seed": 4, "no_repeat_ngram": 3}
     assert loaded.generate("The import statement", **arguments) == language_model.generate(
@@ -33,7 +34,7 @@ def test_a_loaded_model_speaks_and_scores_as_the_one_in_memory(path, language_mo
     assert not loaded.model.training and loaded.model.tokens.weight.dtype == torch.float32
 
 
-def test_text_it_was_trained_on_scores_better_than_its_words_in_another_order(language_model, text):
+def test_known_text_scores_better_than_its_words_shuffled(language_model, text):
     known = text[100:400]
     shuffled = " ".join(sorted(known.split()))
     assert language_model.score(known).mean_nll < language_model.score(shuffled).mean_nll - 1.0
@@ -56,7 +57,7 @@ def test_a_character_of_several_tokens_comes_out_in_one_piece(trained, tokenizer
     assert lm.generate("") == "a世🙂"  # the last character was not finished
 
 
-def test_seeds_decide_and_the_global_generator_is_left_alone(language_model):
+def test_a_seed_decides_and_global_randomness_is_untouched(language_model):
     state = torch.get_rng_state()
     first = language_model.generate("The", seed=1)
     assert language_model.generate("The", seed=1) == first
@@ -75,7 +76,7 @@ def test_empty_and_very_long_prompts(language_model, text):
 
 
 @pytest.mark.parametrize("end", ["\ufffd", "\ud800"])  # half a surrogate pair is read as the former
-def test_a_prompt_that_ends_in_no_character_is_not_in_the_answer(language_model, end):
+def test_a_prompt_that_ends_in_half_a_character(language_model, end):
     alone, after = (language_model.generate(f"The {end}", 8, temperature=0) for _ in range(2))
     assert alone == after and not alone.startswith("The")
     assert language_model.encode(f"The {end}") == language_model.encode("The \ufffd")
@@ -89,7 +90,7 @@ def test_bad_arguments_are_refused_at_the_call(language_model):
         language_model.score("")
 
 
-def test_settings_in_the_tokenizer_file_do_not_cut_pad_or_add(trained, tokenizer, language_model, text):
+def test_settings_in_the_tokenizer_file_have_no_effect(trained, tokenizer, language_model, text):
     settings = json.loads(tokenizer.to_str())
     settings["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     settings["padding"] = {
@@ -117,7 +118,7 @@ def test_scores_equal_torchs_cross_entropy(language_model, trained, text):
     assert score.tokens == tokens and score.mean_nll == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
-def test_long_texts_are_scored_once_per_token_with_half_a_window_of_context(language_model, trained, text):
+def test_long_texts_are_scored_with_half_a_window_of_context(language_model, trained, text):
     long = text[:900]
     tokens = language_model.encode(long)
     score = language_model.score(long)
@@ -131,7 +132,7 @@ def test_long_texts_are_scored_once_per_token_with_half_a_window_of_context(lang
             torch.testing.assert_close(score.token_nll[index], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_model_in_training_is_in_training_afterwards(config, tokenizer):
+def test_a_model_in_training_stays_in_training(config, tokenizer):
     torch.manual_seed(0)
     model = TransformerLM(config.model_copy(update={"dropout": 0.5}), tokenizer.get_vocab_size()).train()
     lm = LanguageModel(model, tokenizer.to_str(), EOS)
@@ -163,7 +164,12 @@ def test_files_that_hold_no_whole_model(tmp_path, snapshot, trained):
         load(tmp_path / "absent.pth")
 
 
-def test_importing_the_model_needs_no_training_libraries():
-    code = "import sys, model; print({'deepspeed', 'datasets', 'transformers', 'engine', 'sources'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
-    assert run.stdout.strip() == "set()"
+def test_the_package_stands_alone_under_another_name(tmp_path):
+    """As it is installed: without the other rooms, and without libraries that only training needs."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "model", tmp_path / "forethought", ignore=ignored)
+    code = "import sys; from forethought import load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    imported = set(run.stdout.split())
+    assert {"torch", "tokenizers", "pydantic", "forethought"} <= imported
+    assert not imported & {"model", "engine", "sources", "deepspeed", "datasets", "transformers", "safetensors"}

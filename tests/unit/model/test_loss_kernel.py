@@ -1,4 +1,4 @@
-"""model/softmax_kernel.py beside torch's operators: on a GPU, or where there is none, by Triton's interpreter."""
+"""model/loss_kernel.py against torch's operators: on a GPU, or without one by Triton's interpreter."""
 
 import os
 import subprocess

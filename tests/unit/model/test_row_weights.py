@@ -1,4 +1,4 @@
-"""model/curriculum.py: the weights by hand, and what they do to the loss and its gradient."""
+"""model/row_weights.py: the weights by hand, and what they do to the loss and its gradient."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_weights_are_about_one_on_average(temperature):
     assert (weights.diff()[:9_000] >= 0).all()
 
 
-def test_equal_losses_and_rows_without_labels_have_finite_weights():
+def test_equal_losses_and_empty_rows_have_finite_weights():
     weights = row_weights(torch.tensor([0.0, 3.0, 3.1, 6.0]), torch.full((6,), 3.0), 1.0)
     torch.testing.assert_close(weights / weights[0], torch.tensor([1.0, 1.0, math.e * 3.0 / 3.1, math.e / 2]))
 

@@ -1,4 +1,4 @@
-"""Rows of several pieces of documents: each is read as if it stood alone."""
+"""Rows of several segments, across attention, positions and loss: each segment is read as if it stood alone."""
 
 import pytest
 import torch
@@ -9,25 +9,7 @@ from model.attention import causal_mask, segment_mask
 from model.positions import segment_starts
 
 LENGTH = 32
-ROWS = [[5, 9, 1, 12], [32], [31, 1], []]  # lengths of the pieces; the rest of a row is padding
-
-
-def batch(token_ids):
-    """(input_ids, labels, segment_ids) of ROWS, and of the same pieces one a row: (input_ids, labels)."""
-    input_ids, labels = torch.zeros(2, len(ROWS), LENGTH, dtype=torch.int64)
-    labels.fill_(-100)
-    segment_ids = torch.full((len(ROWS), LENGTH), -1, dtype=torch.int32)
-    alone_ids, alone_labels = torch.zeros(2, sum(map(len, ROWS)), LENGTH, dtype=torch.int64)
-    alone_labels.fill_(-100)
-    taken = piece = 0
-    for row, lengths in enumerate(ROWS):
-        column = 0
-        for segment, length in enumerate(lengths):
-            text, place = token_ids[taken : taken + length + 1], slice(column, column + length)
-            input_ids[row, place], labels[row, place], segment_ids[row, place] = text[:-1], text[1:], segment
-            alone_ids[piece, :length], alone_labels[piece, :length] = text[:-1], text[1:]
-            taken, piece, column = taken + length, piece + 1, column + length
-    return (input_ids, labels, segment_ids), (alone_ids, alone_labels)
+ROWS = [[5, 9, 1, 12], [32], [31, 1], []]  # lengths of the segments; the rest of a row is padding
 
 
 class Operators(TorchDispatchMode):
@@ -42,7 +24,7 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_mask_is_true_inside_a_piece_up_to_the_diagonal():
+def test_a_mask_is_true_in_a_segment_up_to_the_diagonal():
     mask = segment_mask(torch.tensor([[0, 0, 1, -1, -1]]), causal_mask(5))
     assert mask.shape == (1, 1, 5, 5)
     assert mask[0, 0].int().tolist() == [
@@ -59,8 +41,8 @@ def test_segments_start_where_their_number_changes():
     assert segment_starts(segment_ids, torch.arange(7)).tolist() == [[0, 0, 2, 3, 3, 5, 5], [0] * 7, [0] * 7]
 
 
-def test_every_piece_has_the_losses_it_has_alone(trained, token_ids):
-    (input_ids, labels, segment_ids), alone = batch(token_ids)
+def test_every_segment_has_the_losses_it_has_alone(trained, pack):
+    (input_ids, labels, segment_ids), alone = pack(ROWS)
     with torch.no_grad():
         packed = trained(input_ids, labels, segment_ids)
         expected = trained(*alone)
@@ -71,10 +53,10 @@ def test_every_piece_has_the_losses_it_has_alone(trained, token_ids):
     assert (nll - mixed.token_nll[labels != -100]).abs().max() > 0.1  # the mask does something
 
 
-def test_gradients_are_those_of_the_pieces_alone(config, token_ids):
+def test_gradients_are_those_of_the_segments_alone(config, pack):
     torch.manual_seed(0)
     model = TransformerLM(config, 500)
-    packed, alone = batch(token_ids)
+    packed, alone = pack(ROWS)
     gradients = []
     for inputs in (packed, alone):
         model.zero_grad()
@@ -83,10 +65,10 @@ def test_gradients_are_those_of_the_pieces_alone(config, token_ids):
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
-def test_a_token_changes_only_what_follows_in_its_piece(trained, token_ids):
-    (input_ids, _, segment_ids), _ = batch(token_ids)
+def test_a_token_changes_only_what_follows_in_its_segment(trained, pack):
+    (input_ids, _, segment_ids), _ = pack(ROWS)
     changed = input_ids.clone()
-    changed[0, 8] += 1  # the fourth of the second piece, which is 5..13
+    changed[0, 8] += 1  # the fourth token of the second segment, which is 5..13
     with torch.no_grad():
         before = trained.hidden_states(input_ids, segment_ids=segment_ids)
         after = trained.hidden_states(changed, segment_ids=segment_ids)
@@ -109,7 +91,7 @@ def test_rows_of_padding_alone_stay_finite(config, bf16):
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
-def test_one_piece_a_row_is_the_plain_model(trained, token_ids):
+def test_one_segment_a_row_is_the_plain_model(trained, token_ids):
     input_ids, labels = token_ids[:64].view(2, LENGTH), token_ids[1:65].view(2, LENGTH)
     with torch.no_grad():
         plain = trained(input_ids, labels)
@@ -117,9 +99,9 @@ def test_one_piece_a_row_is_the_plain_model(trained, token_ids):
     torch.testing.assert_close(masked.token_nll, plain.token_nll, atol=1e-5, rtol=0)
 
 
-def test_the_mask_is_made_once_and_without_segments_not_at_all(token_ids):
+def test_one_mask_with_segments_and_none_without(pack):
     model = TransformerLM(ModelConfig(num_layers=3, hidden_size=32, seq_length=LENGTH), 500)
-    (input_ids, _, segment_ids), _ = batch(token_ids)
+    (input_ids, _, segment_ids), _ = pack(ROWS)
     with torch.no_grad(), Operators() as masked:
         model.hidden_states(input_ids, segment_ids=segment_ids)
     with torch.no_grad(), Operators() as plain:
@@ -129,10 +111,10 @@ def test_the_mask_is_made_once_and_without_segments_not_at_all(token_ids):
     assert not {"eq", "ne", "bitwise_and", "__and__", "where", "cummax", "sub"} & set(plain.names)
 
 
-def test_compiled_once_for_all_segments(config, token_ids):
+def test_compiled_once_for_all_segments(config, pack):
     torch.manual_seed(0)
     model = TransformerLM(config, 500)
-    (input_ids, labels, segment_ids), _ = batch(token_ids)
+    (input_ids, labels, segment_ids), _ = pack(ROWS)
     other = segment_ids.roll(1, dims=0)
     expected = [model(input_ids, labels, ids).loss_sum for ids in (segment_ids, other)]
     model.compile(backend="aot_eager", fullgraph=True)

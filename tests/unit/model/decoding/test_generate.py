@@ -1,4 +1,4 @@
-"""model/decoding/generate.py: the cache changes nothing but the time."""
+"""model/decoding/generate.py: decoding with a cache equals decoding without."""
 
 import torch
 

@@ -1,8 +1,9 @@
-"""Indices, on a source whose right answer is known exactly: a Markov chain of second order.
+"""The indices of states, tokens and targets, across trunk, transition, policy and value, on a Markov chain of second
+order, whose right answers are known.
 
-The next symbol depends on the last two. After k steps along the text a prediction has been told both of them, so
-logits(h^_{t+k}) must reach the chain's entropy for x_{t+k+1}. Anything shifted by one would have to guess a symbol that
-it needs, or would be taught the wrong one: both cost more than the tolerance.
+The next symbol depends on the last two. After k steps along the text a prediction has read both, so logits(h^_{t+k})
+must reach the chain's entropy for x_{t+k+1}. Indices shifted by one would have to guess a symbol, or would learn the
+wrong one: both cost more than the tolerance.
 """
 
 import pytest
@@ -35,7 +36,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
-    """A model that has learned the chain, and rows of it that it has not seen."""
+    """A model that has learned the chain, and rows that it was not trained on."""
     chain = Chain()
     auxiliary = AuxiliaryConfig(
         enable_policy=True,
@@ -74,18 +75,18 @@ def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
 def test_the_policy_reaches_the_entropy_at_every_depth(trained):
     model, text, chain = trained
     with torch.no_grad():
-        states = [model.hidden_states(text[:, :-1]), *model.rollout(text[:, :-1], DEPTH)]
+        states = [model.hidden_states(text[:, :-1]), *model.latent.rollout(model, text[:, :-1], DEPTH)]
         for depth, predicted in enumerate(states):
             log_p = model.logits(predicted).log_softmax(-1)
-            for start in (4, 10, 13):  # a column: x_start, x_{start+1} ... are told; what follows the last is asked
-                asked = start + depth + 1
-                ours = -log_p[:, start].gather(1, text[:, asked, None]).mean()
-                # less than the entropy would be a look at the answer
-                assert abs(ours - chain.nll(text, asked).mean()) < 0.04, f"depth {depth}, column {start}"
+            for start in (4, 10, 13):  # columns of h_t; x_{t+1} ... x_{t+depth} are read, the next one is predicted
+                next_one = start + depth + 1
+                ours = -log_p[:, start].gather(1, text[:, next_one, None]).mean()
+                # less than the entropy would mean that the answer was read
+                assert abs(ours - chain.nll(text, next_one).mean()) < 0.04, f"depth {depth}, column {start}"
 
 
-def test_the_tolerance_would_notice_a_shift_by_one(trained):
-    """What one symbol more or less of knowledge is worth: far more than the tolerance above."""
+def test_a_shift_by_one_exceeds_the_tolerance(trained):
+    """One symbol more or less is worth far more than the tolerance above."""
     _, text, chain = trained
     entropy = chain.nll(text, 12).mean()
     flat = chain.draw(4096)[:, 4:].flatten()
@@ -94,12 +95,12 @@ def test_the_tolerance_would_notice_a_shift_by_one(trained):
     assert -knows_one[text[:, 11], text[:, 12]].log().mean() > entropy + 0.2
 
 
-def test_the_value_of_a_prediction_is_that_of_the_state_it_predicts(trained):
-    """K = 1: the value at column t is the entropy of what follows x_t, which the chain tells; so is a prediction's."""
+def test_a_prediction_has_the_value_of_the_true_state(trained):
+    """K = 1: the value at column t is the known entropy of what follows x_t; so is that of a prediction."""
     model, text, chain = trained
     entropies = -(chain.next * chain.next.log()).sum(-1)
     with torch.no_grad():
-        states = [model.hidden_states(text[:, :-1]), *model.rollout(text[:, :-1], DEPTH)]
+        states = [model.hidden_states(text[:, :-1]), *model.latent.rollout(model, text[:, :-1], DEPTH)]
         for depth, predicted in enumerate(states):
             value = expected_nll(model.latent.value(predicted[:, 10]))[:, 0]
             known = entropies[text[:, 10 + depth - 1], text[:, 10 + depth]]
@@ -112,6 +113,6 @@ def test_predicted_states_explain_the_true_ones(trained):
     model, text, _ = trained
     with torch.no_grad():
         hidden = model.hidden_states(text[:, :-1])
-        for depth, predicted in enumerate(model.rollout(text[:, :-1], DEPTH), 1):
+        for depth, predicted in enumerate(model.latent.rollout(model, text[:, :-1], DEPTH), 1):
             error = (predicted - hidden[:, depth:]).flatten(0, 1).square().mean()
             assert error < 0.5 * hidden.flatten(0, 1).var(dim=0).mean(), f"depth {depth}"

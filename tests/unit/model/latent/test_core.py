@@ -1,15 +1,15 @@
-"""model/latent/core.py and its place in the model: causality, stop-gradients, documents, and off means off."""
+"""model/latent/core.py and its place in the model: causality, stop-gradients, segments, and off means off."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model import AuxiliaryConfig, TransformerLM
-from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler, Trained
-from model.latent.policy import Head
+from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler, Trained, expected_nll
+from model.latent.core import remaining_labels
 from model.latent.transition import dynamics_losses
 from model.latent.value import two_hot
-from model.transformer import States
+from model.tensors import States
 
 SWITCHES = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"]
 DETACH = ["policy_detach_trunk", "value_detach_trunk", "dynamics_detach_trunk", "span_contrastive_detach_trunk"]
@@ -32,12 +32,12 @@ def gradients(output, model) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_prediction_depends_on_nothing_after_the_tokens_it_was_told(model, token_ids, depth):
+def test_a_prediction_depends_on_no_token_after_its_path(model, token_ids, depth):
     before = token_ids[None, :32]
     after = before.clone()
     after[0, 9:] = (after[0, 9:] + 1) % 500
     with torch.no_grad():
-        predicted = [model.rollout(ids, depth)[-1] for ids in (before, after)]
+        predicted = [model.latent.rollout(model, ids, depth)[-1] for ids in (before, after)]
         logits = [model.logits(states) for states in predicted]
         values = [model.latent.value(states) for states in predicted]
     for one, other in (predicted, logits, values):
@@ -60,30 +60,26 @@ def test_value_and_span_query_depend_on_nothing_later(model, token_ids):
 
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize(("switch", "key"), list(zip(SWITCHES, DETACH, strict=True)))
-def test_what_may_not_move_gets_no_gradient_at_all(config, everything, pieces, switch, key, detach):
-    _, labels, segment_ids = pieces
+def test_stopped_gradients_are_none_at_all(config, everything, packed, switch, key, detach):
+    input_ids, labels, segment_ids = packed
     torch.manual_seed(0)
     core = LatentCore(config, only(everything, switch, **{key: detach}))
     look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, Trained.alike(1.0), 0)
-    trunk = TransformerLM(config, 500)
-    hidden, second_layer, before_last = torch.randn(3, 4, 32, 32).unbind()
-    embeddings, token_nll, head = torch.randn(len(look_ahead.rows), 32, 32), torch.rand(4, 32), torch.randn(512, 32)
-    leaves = [x.requires_grad_() for x in (hidden, second_layer, before_last, embeddings, token_nll, head)]
-    leaves += [*trunk.parameters()]
-    states = hidden, second_layer, before_last
-    allowed = trunk._allowed(32, None)
-    figures = core(look_ahead, *states, embeddings, labels, token_nll, Head(head, 500), trunk.last_block, allowed)
-    of_objectives = figures[: len(OBJECTIVES), 0].sum()
-    into_hidden, *others = torch.autograd.grad(of_objectives, leaves, retain_graph=True, allow_unused=True)
+    trunk = TransformerLM(config.model_copy(update={"tie_embeddings": False}), 500)
+    states, token_nll = States(*torch.randn(3, 4, 32, 32).unbind()), torch.rand(4, 32)
+    leaves = [*(x.requires_grad_() for x in (*states, token_nll)), *trunk.parameters()]  # with embeddings and head
+    added, figures = core(trunk, look_ahead, states, input_ids, None, labels, token_nll)
+    assert not figures.requires_grad
+    into_hidden, *others = torch.autograd.grad(added, leaves, retain_graph=True, allow_unused=True)
     assert all(gradient is None for gradient in others)
     assert (into_hidden is None) if detach else into_hidden.any()
-    assert all(gradient.any() for gradient in torch.autograd.grad(of_objectives, list(core.parameters())))
+    assert all(gradient.any() for gradient in torch.autograd.grad(added, list(core.parameters())))
 
 
 @pytest.mark.parametrize("detach", DETACH)
-def test_detached_objectives_leave_the_trunks_gradient_as_it_is(config, everything, pieces, detach):
-    """To the bit: what reaches the trunk is the cross-entropy's gradient and nothing else."""
-    input_ids, labels, segment_ids = pieces
+def test_detached_objectives_keep_the_trunks_gradient(config, everything, packed, detach):
+    """To the bit: only the gradient of the cross-entropy reaches the trunk."""
+    input_ids, labels, segment_ids = packed
     switch = dict(zip(DETACH, SWITCHES, strict=True))[detach]
     with_and_without = []
     for attached in (False, True):
@@ -97,8 +93,8 @@ def test_detached_objectives_leave_the_trunks_gradient_as_it_is(config, everythi
     assert with_and_without == [True, False]
 
 
-def test_the_policy_may_move_the_trunk_but_never_an_untied_head(config, everything, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_the_policy_never_moves_an_untied_head(config, everything, packed):
+    input_ids, labels, segment_ids = packed
     model = TransformerLM(config.model_copy(update={"tie_embeddings": False}), 500, only(everything, "enable_policy"))
     plain = torch.autograd.grad(model(input_ids, labels).loss_sum, model.lm_head.weight)
     blended = torch.autograd.grad(
@@ -107,8 +103,8 @@ def test_the_policy_may_move_the_trunk_but_never_an_untied_head(config, everythi
     assert torch.equal(*plain, *blended)
 
 
-def test_a_detached_value_leaves_the_transition_alone(model, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_a_detached_value_leaves_the_transition_alone(model, packed):
+    input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)
     one_hot = [torch.eye(len(OBJECTIVES))[OBJECTIVES.index(name)] for name in ("rolled_out_value", "dynamics")]
     transition = list(model.latent.transition.parameters())
@@ -119,8 +115,8 @@ def test_a_detached_value_leaves_the_transition_alone(model, pieces):
 
 
 @pytest.mark.parametrize("policy_detached", [True, False])
-def test_policy_and_dynamics_reach_the_trunk_each_by_its_own_key(config, everything, pieces, policy_detached):
-    input_ids, labels, segment_ids = pieces
+def test_policy_and_dynamics_detach_by_their_own_keys(config, everything, packed, policy_detached):
+    input_ids, labels, segment_ids = packed
     keys = {"policy_detach_trunk": policy_detached, "dynamics_detach_trunk": not policy_detached}
     torch.manual_seed(0)
     model = TransformerLM(config, 500, everything.model_copy(update=keys))
@@ -133,25 +129,37 @@ def test_policy_and_dynamics_reach_the_trunk_each_by_its_own_key(config, everyth
         assert torch.equal(torch.autograd.grad(output.loss_sum, up)[0], plain) == detached
 
 
-# Documents, padding, and every figure by a naive loop
+# Segments, padding, and every figure by a naive loop
+
+
+def test_remaining_labels_of_each_segment(packed):
+    _, labels, segment_ids = packed
+    counts = remaining_labels(segment_ids, labels)
+    assert counts[0].tolist() == [*range(20, 0, -1), *range(12, 0, -1)]
+    assert counts[1].tolist() == [*range(32, 0, -1)]
+    assert counts[2].tolist() == [3, 2, 1, *range(9, 0, -1), 1, *range(14, 0, -1), *[0] * 5]
+    assert counts[3].tolist() == [*range(7, 0, -1), *[0] * 25]
+    labels = labels.clone()
+    labels[1, 10] = -100  # an ignored label ends what can be compared
+    assert remaining_labels(segment_ids, labels)[1, 8:12].tolist() == [2, 1, 0, 21]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
-    input_ids, labels, segment_ids = pieces
+def test_figures_equal_a_naive_loop_over_segments(model, packed, depth):
+    input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)._replace(depth=torch.tensor(depth))
     core, auxiliary = model.latent, model.latent.auxiliary
     with torch.no_grad():
         output = model(input_ids, labels, look_ahead=look_ahead)
         hidden, embeddings = model.hidden_states(input_ids), model.tokens(input_ids)
 
-    def same_piece(row: int, first: int, last: int) -> bool:
+    def same_segment(row: int, first: int, last: int) -> bool:
         return last < 32 and segment_ids[row, first] == segment_ids[row, last] != -1
 
     def value_loss(state, row: int, column: int) -> list[float]:
         losses = []
         for horizon, logits in zip(auxiliary.value_horizons, core.value(state), strict=True):
-            ahead = [output.token_nll[row, t] for t in range(column, column + horizon) if same_piece(row, column, t)]
+            ahead = [output.token_nll[row, t] for t in range(column, column + horizon) if same_segment(row, column, t)]
             if 2 * len(ahead) >= horizon:
                 losses.append(-(two_hot(torch.stack(ahead).mean()) * logits.log_softmax(-1)).sum())
         return losses
@@ -167,10 +175,9 @@ def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
                     continue
                 state, read = hidden[row, column], slice(0, column + 1)
                 so_far = States(*(part[row : row + 1, read] for part in states))
-                text = model.text(input_ids[row : row + 1, read], so_far)
-                rollout = core.begin(model.last_block, text, start=column)
+                rollout = core.begin_rollout(model, input_ids[row : row + 1, read], so_far, start=column)
                 for step in range(1, depth + 1):
-                    if not same_piece(row, column, column + step):
+                    if not same_segment(row, column, column + step):
                         break
                     target = column + step
                     state = rollout.step(state[None, None], embeddings[row, target][None, None])[0, 0]
@@ -185,14 +192,14 @@ def test_every_figure_equals_a_naive_loop_over_pieces(model, pieces, depth):
             assert count == len(losses) > 0, name
             assert total.item() == pytest.approx(torch.stack(losses).sum().item(), rel=1e-4), name
     total, count = output.auxiliary[OBJECTIVES.index("span_contrastive")]
-    assert count == sum(same_piece(row, s, s + auxiliary.span_length) for row in range(4) for s in look_ahead.spans)
+    assert count == sum(same_segment(row, s, s + auxiliary.span_length) for row in range(4) for s in look_ahead.spans)
     assert 1 < count < 4 * len(look_ahead.spans) and total > 0
     assert 0.1 < output.auxiliary[FIGURES.index("latent_variance"), 0] < 10
 
 
-def test_other_documents_are_never_looked_at(model, pieces):
+def test_predictions_read_no_other_document(model, packed):
     """With attention kept inside documents too, one document's tokens change no prediction about another."""
-    input_ids, labels, segment_ids = pieces
+    input_ids, labels, segment_ids = packed
     changed = input_ids.clone()
     changed[0, :20] = (changed[0, :20] + 1) % 500  # the first of the two documents of row 0
     look_ahead = draw(model, segment_ids)
@@ -204,19 +211,26 @@ def test_other_documents_are_never_looked_at(model, pieces):
     assert not same[FIGURES.index("dynamics")]
 
 
-def test_a_pass_without_labels_adds_nothing_and_stays_finite(model, pieces):
-    input_ids = pieces[0]
+def test_a_micro_batch_without_labels_adds_nothing(model, packed):
+    input_ids = packed[0]
     nothing = torch.full_like(input_ids, -100)
     output = model(input_ids, nothing, look_ahead=draw(model, torch.full_like(input_ids, -1)))
     assert output.loss_sum == 0 and not output.auxiliary.any()
     assert all(not gradient.any() for gradient in gradients(output, model) if gradient is not None)
 
 
+def test_the_value_of_a_path_is_its_cost_and_where_it_ends(model):
+    states, costs = torch.randn(5, 32), torch.rand(5, 3)
+    with torch.no_grad():
+        expected = costs.sum(1, keepdim=True) + torch.tensor([4, 16]) * expected_nll(model.latent.value(states))
+        torch.testing.assert_close(model.latent.path_value(costs, states), expected)
+
+
 # How it joins the loss
 
 
-def test_the_loss_is_the_cross_entropy_plus_weighted_means(model, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_the_loss_is_cross_entropy_plus_weighted_means(model, packed):
+    input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)
     output = model(input_ids, labels, look_ahead=look_ahead)
     means = output.auxiliary[:, 0] / output.auxiliary[:, 1]
@@ -224,7 +238,7 @@ def test_the_loss_is_the_cross_entropy_plus_weighted_means(model, pieces):
     expected = model(input_ids, labels).loss_sum + num_labels * (look_ahead.weights * means[: len(OBJECTIVES)]).sum()
     torch.testing.assert_close(output.loss_sum, expected)
     assert not output.auxiliary.requires_grad and output.auxiliary.dtype == torch.float32
-    # and so do the gradients, one objective after the other
+    # so do the gradients, one objective at a time
     parts = [
         gradients(model(input_ids, labels, look_ahead=look_ahead._replace(weights=row)), model)
         for row in torch.diag(look_ahead.weights)
@@ -235,8 +249,8 @@ def test_the_loss_is_the_cross_entropy_plus_weighted_means(model, pieces):
         torch.testing.assert_close(whole, base + sum(part - base for part in each), atol=2e-4, rtol=1e-3)
 
 
-def test_bf16_autocast_keeps_losses_and_gradients_in_fp32(model, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_bf16_autocast_keeps_losses_and_gradients_in_fp32(model, packed):
+    input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)
     exact = model(input_ids, labels, look_ahead=look_ahead)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -247,8 +261,8 @@ def test_bf16_autocast_keeps_losses_and_gradients_in_fp32(model, pieces):
         assert ours.dtype == torch.float32 and (ours - theirs).norm() <= 0.1 * theirs.norm()
 
 
-def test_gradients_equal_those_in_float64(model, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_gradients_equal_those_in_float64(model, packed):
+    input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)
     ours = gradients(model(input_ids, labels, look_ahead=look_ahead), model)
     theirs = gradients(model.double()(input_ids, labels, look_ahead=look_ahead), model)
@@ -256,8 +270,8 @@ def test_gradients_equal_those_in_float64(model, pieces):
         assert (single - double).norm() <= 1e-4 * double.norm()
 
 
-def test_compiled_once_for_all_depths(model, pieces):
-    input_ids, labels, segment_ids = pieces
+def test_compiled_once_for_all_depths(model, packed):
+    input_ids, labels, segment_ids = packed
     depths = map(torch.tensor, (1, 3, 1, 3))
     draws = [draw(model, segment_ids, step)._replace(depth=depth) for step, depth in enumerate(depths)]
     other = segment_ids.roll(1, dims=0)
@@ -278,8 +292,8 @@ def test_compiled_once_for_all_depths(model, pieces):
 # Off means off
 
 
-def test_with_everything_off_it_is_the_baseline_to_the_bit(config, pieces):
-    input_ids, labels, _ = pieces
+def test_with_everything_off_the_bits_are_the_baselines(config, packed):
+    input_ids, labels, _ = packed
     results = []
     for auxiliary in (
         (),
@@ -297,8 +311,8 @@ def test_with_everything_off_it_is_the_baseline_to_the_bit(config, pieces):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_part_that_is_on_changes_neither_the_trunks_weights_nor_any_random_number(config, everything, pieces, switch):
-    input_ids, labels, segment_ids = pieces
+def test_a_part_changes_no_weight_of_the_trunk_and_no_draw(config, everything, packed, switch):
+    input_ids, labels, segment_ids = packed
     torch.manual_seed(7)
     plain = TransformerLM(config, 500)
     state = torch.get_rng_state()
@@ -323,7 +337,7 @@ def test_rows_too_short_for_the_core_are_refused(config, everything):
         TransformerLM(config, 500, everything.model_copy(update={"span_length": 32}))
 
 
-def test_a_model_on_paper_takes_no_memory(config, everything):
+def test_a_model_on_the_meta_device_takes_no_memory(config, everything):
     with torch.device("meta"):
         model = TransformerLM(config, 500, everything)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -336,7 +350,7 @@ def test_counts_of_parameters_and_flops(config, everything):
     biases = (64 + 64 + 32) + 3 * 64 + (16 + 16 + 32 + 32) + (32 + 2 * 64) + (32 + 32)  # with the norms' weights
     assert model.num_parameters() - plain.num_parameters() == step + outcome + value + span + biases
     # 3 steps in 3/4 of the rows, each with 2 products of attention over 32 slots and 32 keys, and through a block whose
-    # weights get no gradient; slots, keys and values are made once; 1/4 of the positions are read; 4 spans in 32
+    # weights get no gradient; slots, keys and values are computed once; 1/4 of the positions are read; 4 spans in 32
     each, once = 6 * (step + 2 * (16 + 32) * 32) + 4 * 12 * 32 * 32, 6 * (64 * 16 + outcome) + 2 * 2 * 32 * 32
     rollouts, policy = (each * 3 + once) * 0.75, (2 + 4 * 3) * 512 * 32 * 0.25
     values, spans = 6 * value * (1 + 3 * 0.25), 6 * span * 4 / 32

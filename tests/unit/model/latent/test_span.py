@@ -1,4 +1,4 @@
-"""model/latent/span.py: keys, negatives, what does not take part."""
+"""model/latent/span.py: keys, negatives, spans that do not count."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from model.latent.span import info_nce, span_keys
 STARTS = torch.tensor([1, 9])
 
 
-def test_a_key_is_the_mean_over_the_span_behind_its_start():
+def test_a_key_is_the_mean_over_the_span_after_its_start():
     states = torch.randn(3, 16, 8, requires_grad=True)
     keys = span_keys(states, STARTS, 4, torch.ones(3, 2, dtype=torch.bool))
     assert keys.shape == (3, 2, 8) and not keys.requires_grad
@@ -20,15 +20,15 @@ def test_a_key_is_the_mean_over_the_span_behind_its_start():
     assert torch.equal(span_keys(changed, STARTS, 4, torch.ones(3, 2, dtype=torch.bool)), keys)
 
 
-def test_a_key_does_not_tell_its_place_in_the_row():
-    """Whatever depends on the column alone, as learned positions do, is not in the keys."""
+def test_a_key_does_not_hold_its_position():
+    """Keys hold nothing that depends on the column alone, as learned positions do."""
     states, positions = torch.randn(3, 16, 8), 10.0 * torch.randn(16, 8)
     valid = torch.tensor([[True, True], [True, False], [True, True]])
     keys, moved = (span_keys(each, STARTS, 4, valid) for each in (states, states + positions))
     torch.testing.assert_close(keys[valid], moved[valid], atol=1e-5, rtol=1e-5)
 
 
-def test_a_span_that_no_other_row_has_beside_it_is_centred_over_all():
+def test_a_span_alone_at_its_column_is_centred_over_all():
     states = torch.randn(2, 16, 8)
     means = torch.stack([states[:, 2:6].mean(1), states[:, 10:14].mean(1)], dim=1)
     one_row = span_keys(states[:1], STARTS, 4, torch.ones(1, 2, dtype=torch.bool))
@@ -55,7 +55,7 @@ def test_all_other_valid_spans_are_negatives(l2_normalize):
     assert not losses[~valid].any()
 
 
-def test_without_any_valid_span_nothing_is_lost_and_gradients_are_finite():
+def test_without_valid_spans_loss_and_gradients_are_zero():
     queries, keys = torch.randn(2, 12, 8)
     queries.requires_grad_()
     losses = info_nce(queries, keys, torch.zeros(12, dtype=torch.bool), 0.1, True)

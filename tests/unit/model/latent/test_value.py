@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.latent.look_ahead import remaining
+from model.latent.core import remaining_labels
 from model.latent.value import MAX_NLL, NUM_BINS, ValueHead, expected_nll, two_hot, value_losses, value_targets
 
 
@@ -34,12 +34,12 @@ def test_losses_equal_float64_cross_entropy():
     torch.testing.assert_close(value_losses(logits, targets).flatten().double(), expected, atol=1e-4, rtol=1e-5)
 
 
-def test_targets_equal_a_naive_loop(pieces):
-    _, labels, segment_ids = pieces
+def test_targets_equal_a_naive_loop(packed):
+    _, labels, segment_ids = packed
     token_nll = torch.rand(labels.shape).masked_fill(labels == -100, 0.0)
     token_nll[0] *= 1000  # neighbours of large numbers must not lose digits
     horizons = (1, 4, 16)
-    targets, known = value_targets(token_nll, remaining(segment_ids, labels), horizons)
+    targets, known = value_targets(token_nll, remaining_labels(segment_ids, labels), horizons)
     assert targets.dtype == torch.float32 and not targets.requires_grad
     assert targets.shape == known.shape == (4, 32, 3)
     for row in range(4):

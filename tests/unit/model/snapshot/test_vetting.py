@@ -1,4 +1,4 @@
-"""Hostile files: nothing in them runs, and none makes this process larger than the file itself."""
+"""model/snapshot/vetting.py: nothing in a hostile file runs, and no file makes this process larger than the file."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.snapshot.file import Snapshot, SnapshotError, read, write
+from model.snapshot import Snapshot, SnapshotError, read, write
 from tests.helpers.text import REPOSITORY
 
 READ = """
@@ -71,7 +71,7 @@ def sentences(*paths: Path) -> list[str]:
     return lines
 
 
-def test_no_payload_runs_wherever_it_stands(tmp_path: Path):
+def test_no_payload_runs_wherever_it_is(tmp_path: Path):
     proof = tmp_path / "proof"
     payloads = {
         "system": Runs(os.system, f"echo ran > '{proof}'"),
@@ -104,7 +104,7 @@ def test_no_payload_runs_wherever_it_stands(tmp_path: Path):
     assert proof.exists()  # the payloads were live ones
 
 
-def test_a_pickle_with_a_zip_behind_it_is_neither(tmp_path: Path):
+def test_a_pickle_with_a_zip_after_it_is_refused(tmp_path: Path):
     write(tmp_path / "whole.pth", Snapshot({"w": torch.ones(2)}, {}, "{}"))
     path = tmp_path / "both.pth"
     whole = (tmp_path / "whole.pth").read_bytes()

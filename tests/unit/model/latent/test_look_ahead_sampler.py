@@ -1,15 +1,14 @@
-"""model/latent/look_ahead.py: draws that a resume repeats, warm-up, where pieces end."""
+"""model/latent/look_ahead_sampler.py: draws that a resume repeats, weights and depth in the warm-up."""
 
 import pytest
 import torch
 
 from model import AuxiliaryConfig
-from model.latent.look_ahead import (
+from model.latent.look_ahead_sampler import (
     OBJECTIVES,
     LookAheadSampler,
     Trained,
     depth_at,
-    remaining,
     require_room,
     rows_to_look_ahead,
     weights_at,
@@ -22,23 +21,23 @@ def drawn(look_ahead) -> list[list[int]]:
     return [look_ahead.rows.tolist(), look_ahead.columns.tolist(), look_ahead.spans.tolist()]
 
 
-def test_a_draw_is_a_function_of_seed_step_rank_and_pass():
+def test_a_draw_depends_on_seed_step_rank_and_micro_batch():
     sampler = LookAheadSampler(AuxiliaryConfig(), 64, seed=1)
     state = torch.get_rng_state()
-    first = sampler.draw(SEGMENTS, HALF, step=3, rank=1, pass_index=2)
+    first = sampler.draw(SEGMENTS, HALF, step=3, rank=1, micro_batch=2)
     assert torch.equal(torch.get_rng_state(), state)
-    sampler.draw(SEGMENTS, HALF, step=4, rank=1, pass_index=2)
+    sampler.draw(SEGMENTS, HALF, step=4, rank=1, micro_batch=2)
     assert drawn(LookAheadSampler(AuxiliaryConfig(), 64, seed=1).draw(SEGMENTS, Trained.alike(0.9), 3, 1, 2)) == drawn(
         first
     )
     others = [(1, 4, 1, 2), (1, 3, 0, 2), (1, 3, 1, 1), (2, 3, 1, 2), (1, 31, 2, 0), (1, 3, 12, 0), (13, 1, 2, 0)]
     draws = [drawn(first)]
-    for seed, step, rank, pass_index in others:
-        draws.append(drawn(LookAheadSampler(AuxiliaryConfig(), 64, seed).draw(SEGMENTS, HALF, step, rank, pass_index)))
+    for seed, step, rank, micro_batch in others:
+        draws.append(drawn(LookAheadSampler(AuxiliaryConfig(), 64, seed).draw(SEGMENTS, HALF, step, rank, micro_batch)))
     assert all(draws[i] != draws[j] for i in range(len(draws)) for j in range(i))
 
 
-def test_shapes_never_change_and_places_are_where_they_can_be_read():
+def test_shapes_never_change_and_places_can_be_read():
     auxiliary = AuxiliaryConfig(rollout_depth=3)
     sampler = LookAheadSampler(auxiliary, 64, seed=0)
     columns = set()
@@ -86,13 +85,13 @@ def test_what_is_off_needs_no_room():
     assert len(draw.columns) == len(draw.spans) == 0 and draw.columns.dtype == draw.spans.dtype == torch.int64
 
 
-def test_a_pass_has_as_many_rows_as_the_share_of_rollouts_asks_for():
+def test_enough_rows_for_one_to_be_rolled_out():
     assert rows_to_look_ahead(AuxiliaryConfig(enable_policy=True)) == 8
     assert rows_to_look_ahead(AuxiliaryConfig(enable_dynamics=True, rollout_row_fraction=0.3)) == 4
     assert rows_to_look_ahead(AuxiliaryConfig(enable_value=True)) == 1
 
 
-def test_weights_warm_up_and_belong_to_what_is_on():
+def test_weights_warm_up_for_parts_that_are_on():
     auxiliary = AuxiliaryConfig(enable_policy=True, enable_value=True, policy_kl_weight=0.5, value_weight=0.2)
     auxiliary = auxiliary.model_copy(update={"auxiliary_warmup_fraction": 0.1})
     assert OBJECTIVES == ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")
@@ -113,19 +112,7 @@ def test_each_part_warms_up_by_itself():
     torch.testing.assert_close(shares, torch.tensor([0.2, 0.5, 0.2, 0.2, 1.0]))
 
 
-def test_the_depth_grows_one_by_one():
+def test_the_depth_grows_step_by_step():
     auxiliary = AuxiliaryConfig(auxiliary_warmup_fraction=0.1, rollout_depth=3)
     assert [depth_at(auxiliary, progress) for progress in (0.0, 0.09, 0.11, 0.19, 0.21, 1.0)] == [1, 1, 2, 2, 3, 3]
     assert depth_at(auxiliary.model_copy(update={"rollout_depth": 1}), 1.0) == 1
-
-
-def test_what_remains_of_each_piece(pieces):
-    _, labels, segment_ids = pieces
-    counts = remaining(segment_ids, labels)
-    assert counts[0].tolist() == [*range(20, 0, -1), *range(12, 0, -1)]
-    assert counts[1].tolist() == [*range(32, 0, -1)]
-    assert counts[2].tolist() == [3, 2, 1, *range(9, 0, -1), 1, *range(14, 0, -1), *[0] * 5]
-    assert counts[3].tolist() == [*range(7, 0, -1), *[0] * 25]
-    labels = labels.clone()
-    labels[1, 10] = -100  # a label that does not count ends what can be compared
-    assert remaining(segment_ids, labels)[1, 8:12].tolist() == [2, 1, 0, 21]

@@ -1,31 +1,54 @@
-"""The trunk's last block and final norm, as the transition reads them: as they stand, and never moved by it.
+"""The trunk as the latent core reads it: which of its parts, and its last block without gradient.
 
-What the trunk's weights know is not learned a second time, and when they move, every prediction moves along. Weights
-are looked up where they are used, one by one, so that ZeRO-3 fetches them.
+Predictions go through the trunk's own last block and final norm, so what these know is not learned a second time, and
+when they change, every prediction follows. Their weights are looked up where they are used, one by one, so that ZeRO-3
+fetches them.
 """
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import KeyValueCache, split_heads
+from ..block import Norm, TransformerBlock
 from ..positions import RotaryPositions, rotate
+from ..tensors import States
 
 KeysAndValues = tuple[Tensor, Tensor]
 
 
+class Trunk(Protocol):
+    """What the core reads of a TransformerLM."""
+
+    vocab_size: int
+    tokens: nn.Embedding
+    blocks: nn.ModuleList
+    final_norm: Norm
+    rotary: RotaryPositions | None
+    causal_mask: Tensor
+
+    @property
+    def head_weight(self) -> Tensor: ...
+
+    def states(
+        self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
+    ) -> States: ...
+
+
 class LastBlock:
-    """Makes final states of what reaches the last block; no gradient reaches its weights.
+    """Turns what reaches the trunk's last block into final states; no gradient reaches its weights."""
 
-    block: a transformer.Block; final_norm: what follows it; rotary: the trunk's rotations, where it has them.
-    """
+    def __init__(self, trunk: Trunk):
+        block = trunk.blocks[-1]
+        assert isinstance(block, TransformerBlock)
+        self.block, self.final_norm, self.rotary = block, trunk.final_norm, trunk.rotary
 
-    def __init__(self, block: nn.Module, final_norm: nn.Module, rotary: RotaryPositions | None):
-        self.block, self.final_norm, self.rotary = block, final_norm, rotary
-
-    def remember(self, before: Tensor) -> KeysAndValues:
+    def keys_and_values(self, before_last: Tensor) -> KeysAndValues:
         """Keys and values (B, H, T, D/H), without gradient, of a text whose states before the block are (B, T, D)."""
         with torch.no_grad():
-            _, keys, values = self._project(before, 0)
+            _, keys, values = self._project(before_last, 0)
         return keys, values
 
     def __call__(
@@ -33,12 +56,13 @@ class LastBlock:
     ) -> Tensor:
         """What reaches the block (B, N, D), at positions start, start + 1, ... -> final states (B, N, D).
 
-        text: keys and values of S tokens, of which `allowed`, broadcast to (B, H, N, S), may be looked at; steps: those
-        (B, H, >= N, D/H) of the steps that led here, which each column sees in its own column. Its own are appended.
+        text: keys and values of S tokens, of which `allowed`, broadcast to (B, H, N, S), may be attended to; steps:
+        those (B, H, >= N, D/H) of the earlier steps, which each column attends to in its own column only. The keys and
+        values of this step are appended.
         """
         attention, length = self.block.attention, x.shape[1]
-        query, *own = self._project(x, start)
-        steps.append(tuple(own))
+        query, key, value = self._project(x, start)
+        steps.append((key, value))
         keys, values = text
         scale = query.shape[-1] ** -0.5
         scores = [(query @ keys.transpose(-1, -2)).masked_fill(~allowed, -torch.inf)]
@@ -49,17 +73,17 @@ class LastBlock:
             mixed = mixed + weight[..., None] * value[:, :, :length]
         x = x + _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
         mlp = self.block.mlp
-        x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, _norm(self.block.mlp_norm, x))))
-        return _norm(self.final_norm, x)
+        x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, _normalise(self.block.mlp_norm, x))))
+        return _normalise(self.final_norm, x)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, D/H) of what reaches the block (B, N, D)."""
         attention = self.block.attention
-        x = _norm(self.block.attention_norm, x)
+        x = _normalise(self.block.attention_norm, x)
         qkv = F.linear(x, attention.in_proj_weight.detach(), _detached(attention.in_proj_bias))
-        query, key, value = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if attention.query_norm is not None:
-            query, key = _norm(attention.query_norm, query), _norm(attention.key_norm, key)
+        query, key, value = split_heads(qkv, attention.num_heads)
+        if attention.query_norm is not None and attention.key_norm is not None:
+            query, key = _normalise(attention.query_norm, query), _normalise(attention.key_norm, key)
         if self.rotary is not None:
             rotations = self.rotary(x.shape[1], start)
             query, key = rotate(query, rotations), rotate(key, rotations)
@@ -74,7 +98,7 @@ def _detached(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def _norm(layer: nn.RMSNorm | nn.LayerNorm, x: Tensor) -> Tensor:
+def _normalise(layer: Norm, x: Tensor) -> Tensor:
     """In the dtype of x."""
     weight = layer.weight.detach().to(x.dtype)
     if isinstance(layer, nn.RMSNorm):

@@ -1,0 +1,87 @@
+"""One block of the trunk: attention and an MLP, each behind a norm and added to the residual stream.
+
+Also here: how the weights of the trunk and of the latent core are drawn.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache
+from .config import ModelConfig
+
+Norm = nn.LayerNorm | nn.RMSNorm
+
+
+class MLP(nn.Module):
+    """Up-projection, activation, down-projection; or SwiGLU (arXiv 2002.05202), whose three matrices have as many
+    weights as the two of the others, rounded up to a multiple of 64 columns."""
+
+    def __init__(self, hidden_size: int, kind: str, bias: bool = True):
+        super().__init__()
+        self.kind = kind
+        inner = 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
+        self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
+        self.down = nn.Linear(inner, hidden_size, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(self.activate(self.up(x)))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The output of `up` -> the input of `down`."""
+        if self.kind == "gelu":
+            return F.gelu(x)
+        if self.kind == "squared_relu":  # Primer, arXiv 2109.08668
+            return F.relu(x).square()
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm: attention and MLP read the normalised residual stream and add to it."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = CausalSelfAttention(
+            config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm, config.bias
+        )
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config.hidden_size, config.mlp, config.bias)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None,
+        causal_mask: Tensor,
+        segment_mask: Tensor | None,
+        rotations: Tensor | None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); the other arguments are those of CausalSelfAttention.forward."""
+        attended = self.attention(self.attention_norm(x), cache, causal_mask, segment_mask, rotations)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def make_norm(config: ModelConfig) -> Norm:
+    """LayerNorm, or RMSNorm (arXiv 1910.07467), which neither centres nor shifts, over states (..., D)."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+    return nn.LayerNorm(config.hidden_size, bias=config.bias)
+
+
+def initialise_weights(module: nn.Module, config: ModelConfig) -> None:
+    """GPT-2's scheme, drawn from torch's global generator: normal weights, zero biases, and residual projections scaled
+    down so that the variance of the residual stream does not grow with depth. Weights of norms stay at one."""
+    std = config.init_std
+    residual_std = std / math.sqrt(2 * config.num_layers)
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith(("out_proj.weight", "mlp.down.weight")):
+            nn.init.normal_(parameter, std=residual_std)
+        elif "norm" not in name:
+            nn.init.normal_(parameter, std=std)

@@ -1,0 +1,124 @@
+"""What one micro-batch draws for the objectives of the latent core: rows, columns and spans, and the weights.
+
+Draws are made outside the model, from random streams of their own, and handed in as tensors. Their shapes never change,
+also while rollouts still grow, so a compiled model is compiled once. A draw is a function of (seed, step, rank,
+micro-batch): a resumed run draws what the uninterrupted one would have drawn, and no other random number changes.
+"""
+
+import math
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import AuxiliaryConfig
+from ..tensors import LookAhead
+
+# In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
+OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")
+
+
+class Trained(NamedTuple):
+    """How long each part of the core has been trained, as a share of a run; the fields are attributes of LatentCore."""
+
+    transition: float
+    value_head: float
+    span_projector: float
+
+    @classmethod
+    def alike(cls, share: float) -> "Trained":
+        """The same share for all parts."""
+        return cls(share, share, share)
+
+
+class LookAheadSampler:
+    """Draws a LookAhead for each micro-batch of rows of seq_length tokens.
+
+    Raises ValueError where no rollout or no span fits a row.
+    """
+
+    def __init__(self, auxiliary: AuxiliaryConfig, seq_length: int, seed: int):
+        require_room(auxiliary, seq_length)
+        self.auxiliary, self.seq_length, self.seed = auxiliary, seq_length, seed
+
+    def draw(self, segment_ids: Tensor, trained: Trained, step: int, rank: int = 0, micro_batch: int = 0) -> LookAhead:
+        """For the rows of segment_ids (B, T), with the weights and the depth of parts that are `trained` so far."""
+        auxiliary, length = self.auxiliary, self.seq_length
+        stream = random.Random(f"{self.seed} {step} {rank} {micro_batch}")
+        num_rows = _share(len(segment_ids), auxiliary.rollout_row_fraction)
+        share = auxiliary.policy_position_fraction / auxiliary.rollout_row_fraction
+        later = range(auxiliary.rollout_depth, length)  # empty where rows are too short for a rollout that is off
+        columns = stream.sample(later, min(_share(length, share), len(later)))
+        return LookAhead(
+            segment_ids,
+            torch.tensor(sorted(stream.sample(range(len(segment_ids)), num_rows))),
+            torch.tensor(sorted(columns), dtype=torch.int64),
+            torch.tensor(_span_starts(auxiliary, length, stream), dtype=torch.int64),
+            weights_at(auxiliary, trained),
+            torch.tensor(depth_at(auxiliary, trained.transition)),
+        )
+
+
+def rows_to_look_ahead(auxiliary: AuxiliaryConfig) -> int:
+    """The least rows of a micro-batch of which rollout_row_fraction is at least one row; 1 without rollouts."""
+    return math.ceil(1.0 / auxiliary.rollout_row_fraction) if auxiliary.rolls_out else 1
+
+
+def _share(whole: int, fraction: float) -> int:
+    return max(1, round(fraction * whole))
+
+
+def num_spans(auxiliary: AuxiliaryConfig, length: int) -> int:
+    """Spans in a row of `length` tokens: those that make up span_mask_fraction of it, as far as they fit."""
+    fitting = length // (auxiliary.span_length + 1)
+    return min(_share(length, auxiliary.span_mask_fraction / auxiliary.span_length), fitting)
+
+
+def _span_starts(auxiliary: AuxiliaryConfig, length: int, stream: random.Random) -> list[int]:
+    """One span at a random place in each of as many equal parts of the row, so that no two overlap."""
+    count = num_spans(auxiliary, length)
+    part = length // max(1, count)
+    return [part * number + stream.randrange(part - auxiliary.span_length) for number in range(count)]
+
+
+def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
+    """Raises ValueError where a part that is on needs longer rows than seq_length."""
+    needed: list[tuple[str, int, int]] = []  # a key, its value, and the tokens of a row that this needs
+    if auxiliary.rolls_out:
+        needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
+    if auxiliary.enable_span_contrastive:
+        needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
+    if auxiliary.enable_value:
+        needed += [("value_horizons", horizon, math.ceil(horizon / 2)) for horizon in auxiliary.value_horizons]
+    for key, value, least in needed:
+        if seq_length < least:
+            raise ValueError(
+                f"auxiliary.{key}: {value} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
+                "lower the one or raise the other."
+            )
+
+
+def weights_at(auxiliary: AuxiliaryConfig, trained: Trained) -> Tensor:
+    """(len(OBJECTIVES),) fp32: the weights of the objectives, growing from 0 over auxiliary_warmup_fraction.
+
+    Objectives that are off have weight 0. The value of predicted states has value_weight, as that of true ones, and
+    warms up with the later of value and transition.
+    """
+    warmup = auxiliary.auxiliary_warmup_fraction
+    transition, value, span = (min(1.0, share / warmup) if warmup else 1.0 for share in trained)
+    weights = (
+        auxiliary.policy_kl_weight * auxiliary.enable_policy * transition,
+        auxiliary.value_weight * auxiliary.enable_value * value,
+        auxiliary.value_weight * (auxiliary.enable_value and auxiliary.rolls_out) * min(value, transition),
+        auxiliary.dynamics_weight * auxiliary.enable_dynamics * transition,
+        auxiliary.span_contrastive_weight * auxiliary.enable_span_contrastive * span,
+    )
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def depth_at(auxiliary: AuxiliaryConfig, share: float) -> int:
+    """Steps of a rollout that count when the transition has been trained for `share` of a run: one more after each
+    auxiliary_warmup_fraction."""
+    warmup = auxiliary.auxiliary_warmup_fraction
+    return min(auxiliary.rollout_depth, 1 + int(share / warmup)) if warmup else auxiliary.rollout_depth
