@@ -1,6 +1,6 @@
 """Opens the sources and gets the tokenizer on rank 0, and gives every rank the same."""
 
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from engine.checkpoint.folder import RestoredCheckpoint
 from engine.device.ranks import Ranks
@@ -17,6 +17,15 @@ from storage import digest
 # A 16k vocabulary is stable well before this much text, and it trains in seconds.
 TOKENIZER_TRAINING_BYTES = 32_000_000
 ENCODER_CHECK_BYTES = 2_000_000  # of text on which a faster encoder must give the tokenizer's own ids
+
+
+class TokenizerParts(TypedDict):
+    """TextTokenizer.from_json's arguments, as they travel between ranks and are cached."""
+
+    text: str
+    eos_id: int
+    pad_id: int
+    fast: bool
 
 
 def open_on_all_ranks(
@@ -68,16 +77,16 @@ def get_tokenizer(
     CheckpointError on all ranks.
     """
 
-    def make() -> dict[str, Any]:
+    def make() -> TokenizerParts:
         path = cache.remember(f"tokenizer-{_cache_key(data, opened)}.json") if cache is not None else None
-        cached = read_record(path)
+        cached = cast(TokenizerParts | None, read_record(path))
         if restored is not None and restored.snapshot.tokenizer is not None:
             tokenizer = _from_snapshot(restored)
         elif cached is not None:
-            tokenizer = TextTokenizer.from_json(cached["text"], cached["eos_id"], cached["pad_id"])
+            tokenizer = TextTokenizer.from_json(**{**cached, "fast": False})
         else:
             tokenizer = _load_or_train(data, opened, log)
-        parts = {"text": tokenizer.to_json(), "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        parts = TokenizerParts(text=tokenizer.to_json(), eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, fast=False)
         if cached is not None and cached["text"] == parts["text"]:
             return {**parts, "fast": cached["fast"]}
         texts = sample_training_texts(opened, data, ENCODER_CHECK_BYTES)
@@ -86,7 +95,7 @@ def get_tokenizer(
             log.say(f"Tokenizer: {announcement}.")
         parts["fast"] = announcement is not None
         if path is not None:
-            write_record(path, parts)
+            write_record(path, dict(parts))
         return parts
 
     return TextTokenizer.from_json(**ranks.on_main(make))
