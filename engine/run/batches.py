@@ -21,7 +21,17 @@ from engine.events import Metrics
 from engine.run.resume import Beginning
 from engine.run.step import mean_losses
 from sources.loading.adaptive import AdaptiveWeights
-from sources.loading.loader import Batch, Loader, SourceLost, WorkerError, choose_num_lanes, merge_states, rows_per_pass
+from sources.loading.loader import (
+    Batch,
+    BatchShape,
+    Loader,
+    LoaderOptions,
+    SourceLost,
+    WorkerError,
+    choose_num_lanes,
+    merge_states,
+    padded_micro_batch_size,
+)
 from sources.registry import AllSourcesFailed
 from sources.source import SourceError
 
@@ -35,7 +45,10 @@ def places_per_pass(preset: Preset, beginning: Beginning, ranks: Ranks) -> int:
     train, position = preset.train, (beginning.data_state or {}).get("loader")
     if position is None:
         return train.per_gpu_batch_size
-    return rows_per_pass(train.per_gpu_batch_size, train.accumulation_steps, ranks.world_size, position["num_lanes"])
+    shape = BatchShape(
+        train.per_gpu_batch_size, train.accumulation_steps, preset.model.seq_length, world_size=ranks.world_size
+    )
+    return padded_micro_batch_size(shape, position["num_lanes"])
 
 
 class Feed:
@@ -187,23 +200,22 @@ class Feed:
         """A loader that goes on behind the last batch that was trained on."""
         train = self.preset.train
         try:
-            return Loader(
-                self.opened,
-                self.preset.data,
-                self.tokenizer,
-                seq_length=self.preset.model.seq_length,
-                micro_batch_size=train.per_gpu_batch_size,
-                accumulation_steps=train.accumulation_steps,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
+            shape = BatchShape(
+                train.per_gpu_batch_size,
+                train.accumulation_steps,
+                self.preset.model.seq_length,
+                self.ranks.rank,
+                self.ranks.world_size,
+            )
+            options = LoaderOptions(
                 num_lanes=self.num_lanes,
                 num_workers=self.num_workers,
                 seed=train.seed,
-                state=self.position,
+                pin_memory=self.ranks.device.type == "cuda",
                 cache=self.cache,
                 weights_at=self.adaptive.weights_at if self.adaptive else None,
-                pin_memory=self.ranks.device.type == "cuda",
             )
+            return Loader(self.opened, self.preset.data, self.tokenizer, shape, options, self.position)
         except ValueError as error:
             raise PresetError(str(error)) from None
         except SourceError as error:

@@ -23,7 +23,7 @@ from model.snapshot import container
 from model.snapshot.vetting import SnapshotError
 from sources.caching import ShardCache
 from sources.registry import OpenedSources
-from sources.rows.held_out import HeldOut, collect_held_out
+from sources.rows.held_out import ValidationSet, collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 
 CACHE_NAME = "held_out.pt"
@@ -37,7 +37,7 @@ def held_out_rows(
     ranks: Ranks,
     folder: Path,
     cache: ShardCache | None,
-) -> HeldOut:
+) -> ValidationSet:
     """The evaluation rows on every rank. Rank 0 collects them, or reads what an earlier start kept in `folder` or the
     shard cache."""
     held_out = None
@@ -46,8 +46,12 @@ def held_out_rows(
         places = [folder / CACHE_NAME, *([cache.remember(f"held-out-{key[:16]}.pt")] if cache is not None else [])]
         held_out = next((found for place in places if (found := _read_cache(place, key)) is not None), None)
         if held_out is None:
-            held_out = collect_held_out(
-                opened, preset.data, tokenizer, seq_length=preset.model.seq_length, eval_tokens=preset.train.eval_tokens
+            held_out = collect_validation_set(
+                opened.sources,
+                preset.data,
+                tokenizer,
+                seq_length=preset.model.seq_length,
+                eval_tokens=preset.train.eval_tokens,
             )
         for place in places if held_out.whole else []:  # what a failure left is collected again by the next start
             if not place.exists() or _read_cache(place, key) is None:
@@ -58,7 +62,7 @@ def held_out_rows(
     if held_out is None:
         shape = (head["rows"], preset.model.seq_length)
         empty = [torch.empty(shape, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.int32)]
-        held_out = HeldOut(*empty, torch.empty(head["rows"], dtype=torch.int64), head["bytes"], {})
+        held_out = ValidationSet(*empty, torch.empty(head["rows"], dtype=torch.int64), head["bytes"], {})
     for tensor in (held_out.input_ids, held_out.labels, held_out.segment_ids, held_out.source_ids):
         ranks.broadcast_tensor(tensor)
     return held_out
@@ -67,7 +71,7 @@ def held_out_rows(
 @torch.no_grad()
 def evaluate(
     engine: deepspeed.DeepSpeedEngine,
-    held_out: HeldOut,
+    held_out: ValidationSet,
     source_names: list[str],
     ranks: Ranks,
     batch_size: int,
@@ -123,18 +127,18 @@ def _fingerprint(opened: OpenedSources, preset: Preset, tokenizer: TextTokenizer
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _read_cache(path: Path, key: str) -> HeldOut | None:
+def _read_cache(path: Path, key: str) -> ValidationSet | None:
     try:
         storage.refuse_way_out(path, path.parent)
         cached = container.read(path)
         if cached["key"] != key:
             return None
-        return HeldOut(**{name: cached[name] for name in KEPT}, texts={})
+        return ValidationSet(**{name: cached[name] for name in KEPT}, texts={})
     except Exception:  # absent or damaged: the rows can always be collected again
         return None
 
 
-def _write_cache(path: Path, key: str, held_out: HeldOut) -> None:
+def _write_cache(path: Path, key: str, held_out: ValidationSet) -> None:
     fresh = storage.temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

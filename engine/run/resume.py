@@ -21,7 +21,7 @@ from model.snapshot.file import LoadReport, architecture_differences, learned_po
 from model.transformer import TransformerLM
 from sources.caching import ShardCache, digest, open_cache, read_record, write_record
 from sources.config import TrainBPE
-from sources.loading.loader import STATE_FORMAT
+from sources.loading.state import STATE_FORMAT
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.rows.held_out import sample_training_texts
 from sources.rows.pipeline import split_text
@@ -277,7 +277,9 @@ def _tokenizer(
                 f"({TOKENIZER_TRAINING_BYTES // 1_000_000} MB of their text)..."
             )
             try:
-                made = train_bpe(sample_training_texts(opened, preset.data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+                made = train_bpe(
+                    sample_training_texts(opened.sources, preset.data, TOKENIZER_TRAINING_BYTES), spec.train_bpe
+                )
             except TokenizerError as error:
                 raise SourcesFailed(str(error)) from None
         else:
@@ -288,7 +290,7 @@ def _tokenizer(
         parts = {"text": made.to_json(), "eos_id": made.eos_id, "pad_id": made.pad_id}
         if known is not None and known["text"] == parts["text"]:
             return {**parts, "fast": known["fast"]}
-        texts = sample_training_texts(opened, preset.data, PROOF_BYTES)
+        texts = sample_training_texts(opened.sources, preset.data, PROOF_BYTES)
         announcement = made.use_fast_encoder([part for text in texts for part in split_text(text)])
         if announcement:
             console.say(f"Tokenizer: {announcement}.")

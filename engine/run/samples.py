@@ -16,7 +16,7 @@ from engine.device.ranks import Ranks
 from model.config import AuxiliaryConfig, ModelConfig
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
-from sources.rows.held_out import HeldOut
+from sources.rows.held_out import ValidationSet
 from sources.rows.tokenizer import TextTokenizer
 
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
@@ -27,7 +27,7 @@ def show(
     engine: deepspeed.DeepSpeedEngine,
     config: ModelConfig,
     auxiliary: AuxiliaryConfig,
-    held_out: HeldOut,
+    held_out: ValidationSet,
     tokenizer: TextTokenizer,
     step: int,
     ranks: Ranks,
@@ -66,7 +66,9 @@ def _whole(
     yield model
 
 
-def _sample(writer: LanguageModel, held_out: HeldOut, tokenizer: TextTokenizer, step: int) -> dict[str, str] | None:
+def _sample(
+    writer: LanguageModel, held_out: ValidationSet, tokenizer: TextTokenizer, step: int
+) -> dict[str, str] | None:
     rows = held_out.input_ids[:: max(1, len(held_out.input_ids) // PROMPTS)][:PROMPTS]
     beginnings = [text for row in rows if (text := tokenizer.decode(row[1 : 1 + PROMPT_TOKENS].tolist())).strip()]
     if not beginnings:
@@ -76,7 +78,7 @@ def _sample(writer: LanguageModel, held_out: HeldOut, tokenizer: TextTokenizer, 
     return {"prompt": prompt, "text": text}
 
 
-def _passage(writer: LanguageModel, held_out: HeldOut, step: int) -> list[dict[str, Any]] | None:
+def _passage(writer: LanguageModel, held_out: ValidationSet, step: int) -> list[dict[str, Any]] | None:
     """What is told of the longest piece of a document in one row; the rows take turns."""
     latent = writer.model.latent
     if latent is None:

@@ -46,7 +46,7 @@ def test_evaluation_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Pa
 
     preset = tiny()
     opened = open_sources(preset.data)
-    tokenizer = train_bpe(sample_training_texts(opened, preset.data, 100_000), 512)
+    tokenizer = train_bpe(sample_training_texts(opened.sources, preset.data, 100_000), 512)
     alone = SimpleNamespace(is_main=True, broadcast_json=lambda value: value, broadcast_tensor=lambda tensor: None)
     for source in opened.sources.values():
         source.__class__ = Failing
