@@ -33,13 +33,14 @@ from engine.device import machine
 from model import ModelConfig
 from shard_cache import ShardCache
 from sources.config import DataConfig
-from sources.loading.loader import Loader, make_recipe, merge_states, state_head
+from sources.loading.loader import BatchShape, Loader, LoaderOptions, merge_states, pipeline_config
+from sources.loading.state import new_state
 from sources.readers.pdf.reader import extract_text
 from sources.readers.pdf.sandbox import Sandbox
 from sources.readers.python_packages import PythonPackagesSource
 from sources.registry import open_sources
 from sources.rows.held_out import sample_training_texts
-from sources.rows.pipeline import Stream, Surroundings, split_text
+from sources.rows.pipeline import PipelineCallbacks, RowPipeline, split_text
 from sources.rows.tokenizer import TextTokenizer, load_tokenizer
 
 ROWS = ("encode", "stream", "cached", "resume", "packing", "mixing", "pdf", "wait")
@@ -67,7 +68,7 @@ def main() -> None:
         python, size = write_parquet(Path(folder, "python"))
         print(f"Python sources as parquet: {size / 1e6:.0f} MB of text in {SHARDS} files")
         config = local(python)
-        texts = list(sample_training_texts(open_sources(config), config, 4_000_000))
+        texts = list(sample_training_texts(open_sources(config).sources, config, 4_000_000))
         print(
             "tokenizer:",
             tokenizer.use_fast_encoder([part for text in texts for part in split_text(text)])
@@ -76,7 +77,10 @@ def main() -> None:
         sets = {"Python": (config, texts)}
         for other in arguments.corpus:
             config = local(Path(other))
-            sets[Path(other).name] = config, list(sample_training_texts(open_sources(config), config, 4_000_000))
+            sets[Path(other).name] = (
+                config,
+                list(sample_training_texts(open_sources(config).sources, config, 4_000_000)),
+            )
         for row, show in (
             ("encode", lambda: encode(tokenizer, sets, arguments.rounds)),
             ("stream", lambda: stream(tokenizer, sets, arguments)),
@@ -173,10 +177,11 @@ def encode(tokenizer: TextTokenizer, sets: dict, rounds: int) -> None:
 def stream(tokenizer: TextTokenizer, sets: dict, arguments: argparse.Namespace) -> None:
     for name, (config, texts) in sets.items():
         opened = open_sources(config)
-        recipe = make_recipe(opened, config, tokenizer, state_head(config, SEQUENCE, 1, 16, None))
+        start = new_state(1, True, 16, {"seq_length": SEQUENCE, "packing": config.packing})
+        rows = pipeline_config(opened, config, tokenizer, start)
         (source,) = opened.sources.values()
-        chains = [Stream(source, lane, recipe, Surroundings()) for lane in range(16)]
-        ours = (int(chain.next_block()[0].lengths.sum()) for chain in itertools.cycle(chains))
+        chains = [RowPipeline(source, lane, rows, PipelineCallbacks()) for lane in range(16)]
+        ours = (int(chain.next_block().block.lengths.sum()) for chain in itertools.cycle(chains))
         loader = make(config, tokenizer, num_workers=1)
         theirs = (batch["input_ids"].numel() for batch in datasets_batches(config, arguments.tokenizer))
         loader.next(), next(ours), next(theirs)  # opening is not what is measured
@@ -195,9 +200,9 @@ def stream(tokenizer: TextTokenizer, sets: dict, arguments: argparse.Namespace) 
         table(f"Local parquet to batches of {BATCH} x {SEQUENCE}, {name} text (aim: 80% of encoding alone)", rows)
 
 
-def make(config: DataConfig, tokenizer: TextTokenizer, **options) -> Loader:
-    options = {"seq_length": SEQUENCE, "micro_batch_size": BATCH, "accumulation_steps": 1, "seed": 1} | options
-    return Loader(open_sources(config), config, tokenizer, **options)
+def make(config: DataConfig, tokenizer: TextTokenizer, steps: int = 1, state=None, **options) -> Loader:
+    shape = BatchShape(BATCH, steps, SEQUENCE)
+    return Loader(open_sources(config), config, tokenizer, shape, LoaderOptions(seed=1, **options), state)
 
 
 def datasets_batches(config: DataConfig, name: str) -> Iterator[dict]:
@@ -236,7 +241,7 @@ def cached(tokenizer: TextTokenizer, config: DataConfig, folder: Path, rounds: i
     filling.close()
 
     def ours() -> float:
-        loader = make(config, tokenizer, cache=ShardCache(cache_folder, 10.0), accumulation_steps=4)
+        loader = make(config, tokenizer, cache=ShardCache(cache_folder, 10.0), steps=4)
         loader.next()
         # Blocks are asked for ahead: what is read here ends well before the cache does.
         steps = 8_000_000 // (4 * BATCH * SEQUENCE)
@@ -340,19 +345,21 @@ def packing(tokenizer: TextTokenizer, sets: dict) -> None:
     for name, (config, _) in sets.items():
         for seq_length in (256, 1024):
             opened = open_sources(config)
-            recipe = make_recipe(opened, config, tokenizer, state_head(config, seq_length, 1, 16, None))
+            start = new_state(1, True, 16, {"seq_length": seq_length, "packing": config.packing})
+            row_config = pipeline_config(opened, config, tokenizer, start)
             (source,) = opened.sources.values()
             used = places = split = documents = 0
             for lane in range(0, 16, 4):
-                chain = Stream(source, lane, recipe, Surroundings())
+                chain = RowPipeline(source, lane, row_config, PipelineCallbacks())
                 for _ in range(6):
-                    block, after = chain.next_block()
+                    result = chain.next_block()
+                    block = result.block
                     used += int(block.lengths.sum())
                     places += block.ids.size
                     begins = block.pieces[:, 2] == tokenizer.eos_id
                     documents += int(begins.sum())
                     split += int((~begins).sum())
-                    if after["pass"]:
+                    if result.after["pass"]:
                         break
             rows.append(
                 (

@@ -9,9 +9,9 @@ from torch import Tensor
 from engine.config import Preset
 from model import LanguageModel
 from model.loss import IGNORE_INDEX
-from sources.loading.loader import Batch, Loader
+from sources.loading.loader import Batch, BatchShape, Loader, LoaderOptions
 from sources.registry import OpenedSources, open_sources
-from sources.rows.held_out import collect_held_out
+from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 
 MAX_TOKENS = 1024  # of a document, so that no single one decides
@@ -59,10 +59,8 @@ class Text:
             self.opened,
             self.preset.data,
             self.tokenizer,
-            seq_length=self.preset.model.seq_length,
-            micro_batch_size=ROWS,
-            accumulation_steps=1,
-            seed=seed,
+            BatchShape(ROWS, 1, self.preset.model.seq_length),
+            LoaderOptions(seed=seed),
         )
         try:
             for batch in loader:
@@ -78,7 +76,9 @@ def collect(preset: Preset, lm: LanguageModel, held_out_tokens: int, probe_token
     opened = open_sources(preset.data)
     tokenizer = TextTokenizer.from_json(lm.tokenizer.to_str(), lm.eos_token_id)
     length = preset.model.seq_length
-    held_out = collect_held_out(opened, preset.data, tokenizer, seq_length=length, eval_tokens=held_out_tokens)
+    held_out = collect_validation_set(
+        opened.sources, preset.data, tokenizer, seq_length=length, eval_tokens=held_out_tokens
+    )
     rows, documents, sources = [], [], []
     for source, texts in enumerate(held_out.texts.values()):
         for text in texts:

@@ -27,7 +27,7 @@ from engine.device import machine
 from engine.events import read
 from model import load
 from sources.registry import open_sources
-from sources.rows.held_out import collect_held_out
+from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -139,8 +139,8 @@ def report(checkpoints: Path) -> None:
     lm = load(checkpoints / "lm_current.pth")
     saved = torch.load(checkpoints / "lm_current.pth", weights_only=True, mmap=True)
     tokenizer = TextTokenizer.from_json(saved["tokenizer"], saved["config"]["eos_token_id"])
-    held_out = collect_held_out(
-        open_sources(preset.data),
+    held_out = collect_validation_set(
+        open_sources(preset.data).sources,
         preset.data,
         tokenizer,
         seq_length=preset.model.seq_length,

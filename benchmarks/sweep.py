@@ -18,9 +18,9 @@ from engine.optim.optimizers import adamw
 from engine.optim.schedule import learning_rate
 from model import ModelConfig, TransformerLM
 from sources.config import DataConfig
-from sources.loading.loader import Loader
+from sources.loading.loader import BatchShape, Loader
 from sources.registry import open_sources
-from sources.rows.held_out import collect_held_out, sample_training_texts
+from sources.rows.held_out import collect_validation_set, sample_training_texts
 from sources.rows.tokenizer import train_bpe
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -39,11 +39,13 @@ def main() -> None:
     device = local_device()
     config = DataConfig(sources=("python_packages",))
     opened = open_sources(config)
-    tokenizer = train_bpe(sample_training_texts(opened, config, 8_000_000), arguments.vocabulary)
+    tokenizer = train_bpe(sample_training_texts(opened.sources, config, 8_000_000), arguments.vocabulary)
     shape = ModelConfig()
-    held_out = collect_held_out(opened, config, tokenizer, seq_length=shape.seq_length, eval_tokens=arguments.held_out)
+    held_out = collect_validation_set(
+        opened.sources, config, tokenizer, seq_length=shape.seq_length, eval_tokens=arguments.held_out
+    )
     steps = arguments.tokens // (ROWS * shape.seq_length)
-    loader = Loader(opened, config, tokenizer, seq_length=shape.seq_length, micro_batch_size=ROWS, accumulation_steps=1)
+    loader = Loader(opened, config, tokenizer, BatchShape(ROWS, 1, shape.seq_length))
     stream = iter(loader)
     batches = [
         (batch.input_ids[0].to(device), batch.labels[0].to(device))

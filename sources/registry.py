@@ -1,13 +1,15 @@
-"""From specifications to open sources: what can be reached is opened, what cannot is named with its reason."""
+"""From specifications to open sources: opens what can be reached, and says why the others are not open."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, cast
 
 from shard_cache import ShardCache
-from sources.caching import LazySource, description
-from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, Spec
+from sources.caching import description
+from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, SourceSpec, Spec
 from sources.readers.endpoint import unreachable, within
 from sources.readers.files import FilesSource
 from sources.readers.hub import HubSource
@@ -34,6 +36,20 @@ class AllSourcesFailed(Exception):
         super().__init__("Every source failed: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()) + ".")
 
 
+class Pin(TypedDict):
+    """What reopens a source with the same data, on another rank or after a restart."""
+
+    source: JSON  # Source.pin()
+    small: bool  # every lane reads all of it
+
+
+class CachedPin(Pin):
+    """What the shard cache knows of a source, so that it need not be opened."""
+
+    num_shards: int
+    fingerprint: JSON
+
+
 @dataclass
 class OpenedSources:
     """The open sources in the configuration's order, why the others are not open, and which hold only a few texts."""
@@ -42,8 +58,8 @@ class OpenedSources:
     failures: dict[str, str]
     small: set[str] = field(default_factory=set)
 
-    def pins(self) -> dict[str, dict[str, JSON]]:
-        """What `open_sources` needs to open the same data elsewhere."""
+    def pins(self) -> dict[str, Pin]:
+        """Return what `open_sources` needs to open the same data elsewhere."""
         return {name: {"source": source.pin(), "small": name in self.small} for name, source in self.sources.items()}
 
     def check(self) -> None:
@@ -52,14 +68,40 @@ class OpenedSources:
             raise AllSourcesFailed(self.failures)
 
     def without(self, name: str, reason: str) -> "OpenedSources":
-        """The same without a source that cannot be read any more."""
+        """Return the same without a source that cannot be read any more."""
         kept = {other: source for other, source in self.sources.items() if other != name}
         return OpenedSources(kept, {**self.failures, name: reason}, self.small)
 
 
+class LazySource:
+    """A hub source that the shard cache knows: opened when a block is asked for that the cache does not hold."""
+
+    def __init__(self, name: str, known: CachedPin, open_source: Callable[[], Source]):
+        self.name = name
+        self.num_shards = known["num_shards"]
+        self.notices: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._known, self._open = known, open_source
+        self._source: Source | None = None
+
+    def pin(self) -> JSON:
+        return self._known["source"]
+
+    def fingerprint(self) -> JSON:
+        return self._known["fingerprint"]
+
+    def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
+        if self._source is None:
+            source = self._open()
+            if source.num_shards != self.num_shards:
+                raise SourceError(f"{self.name} has other shards than when it was cached; remove its cache")
+            self._source, self.notices, self.counts = source, source.notices, source.counts
+        yield from self._source.read(shard, cursor)
+
+
 def open_sources(
     config: DataConfig,
-    pins: dict[str, dict[str, JSON]] | None = None,
+    pins: Mapping[str, Pin] | None = None,
     *,
     only_pinned: bool = True,
     cache: ShardCache | None = None,
@@ -76,12 +118,11 @@ def open_sources(
         if pins is not None and only_pinned and name not in pins:
             opened.failures[name] = "the first rank could not open it"
             continue
-        pin = (pins or {}).get(name)
         try:
-            source, small = _open(spec, pin, config, cache)
+            source, small = _open(spec, (pins or {}).get(name), config, cache)
         except SourceError as error:
             opened.failures[name] = error.reason
-        except OSError as error:  # a folder or file that this user may not look at
+        except OSError as error:  # a folder or file without permission to read it
             opened.failures[name] = f"{error.filename or name} cannot be opened ({error.strerror or error})"
         else:
             opened.sources[name] = source
@@ -89,19 +130,19 @@ def open_sources(
     return opened
 
 
-def _open(spec: Spec, pin: dict[str, JSON] | None, config: DataConfig, cache: ShardCache | None) -> tuple[Source, bool]:
-    """Open one source; also tells whether it is small."""
+def _open(spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None) -> tuple[Source, bool]:
+    """Open one source; also returns whether it is small."""
     if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
-        known = cache.find(description(spec, config))
+        known = cast(CachedPin | None, cache.find(description(spec, config)))
         if known is not None and (pin is None or pin["source"] == known["source"]):
-            small = pin["small"] if pin else known["small"]
-            return LazySource(spec.source_name, known, partial(HubSource, spec, known["source"])), small
+            source = LazySource(spec.source_name, known, partial(OPENERS[HubSpec], spec, known["source"]))
+            return source, (pin or known)["small"]
     source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
     return source, pin["small"] if pin else _is_small(source, config)
 
 
 def _is_small(source: Source, config: DataConfig) -> bool:
-    """Tell whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there."""
+    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there."""
     filters, found = Filters(config.min_text_length), 0
     for shard in range(source.num_shards):
         for text, _ in read_on(source, shard):
@@ -115,8 +156,8 @@ def _is_small(source: Source, config: DataConfig) -> bool:
 
 
 def forbidden_texts(config: DataConfig) -> Iterator[str]:
-    """Yield the texts of `data.decontaminate`; raises SourceError where one of them cannot be read: what it holds would
-    be trained on."""
+    """Yield the texts of `data.decontaminate`. Raises SourceError when one cannot be read, for what it holds would be
+    trained on."""
     for path in config.decontaminate:
         source = FilesSource(FilesSpec(type="files", path=path))
         for shard in range(source.num_shards):
@@ -127,9 +168,9 @@ def forbidden_texts(config: DataConfig) -> Iterator[str]:
 
 
 def probe(spec: Spec, timeout: float = 3.0) -> str | None:
-    """Tell in at most `timeout` seconds whether a source looks usable: None, or a short reason why not.
+    """Return None, or in at most `timeout` seconds a short reason why a source does not look usable.
 
-    Nothing is loaded: a hub dataset costs one small request, a folder a look for one fitting file.
+    Nothing is loaded: a hub dataset costs one small request, a folder a search for one matching file.
     """
     if isinstance(spec, HubSpec) and spec.folder is None:
         return unreachable("dataset", spec.dataset, timeout)

@@ -19,6 +19,7 @@ from engine.errors import PresetError, RunError
 from engine.events import EventLog
 from sources.config import DataConfig
 from sources.loading.loader import Batch, BatchShape, Loader, LoaderOptions, SourceLost, WorkerError, merge_states
+from sources.loading.state import LoaderState
 from sources.registry import AllSourcesFailed, OpenedSources
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import SourceError
@@ -35,7 +36,7 @@ class LoaderFactory:
     shape: BatchShape
     options: LoaderOptions
 
-    def make(self, opened: OpenedSources, state: dict[str, Any] | None) -> Loader:
+    def make(self, opened: OpenedSources, state: LoaderState | None) -> Loader:
         """Return a loader that continues `state`. Raises PresetError for a state that does not fit the preset."""
         try:
             return Loader(opened, self.data, self.tokenizer, self.shape, self.options, state)
@@ -59,7 +60,7 @@ class Batches:
     ):
         self.opened, self.factory, self.adaptive, self.ranks, self.log = opened, factory, adaptive, ranks, log
         self.pins = {**saved.get("pins", {}), **opened.pins()}  # sources that are unreachable now keep theirs
-        self.position = saved.get("loader")  # after the last batch that was trained on
+        self.position: LoaderState | None = saved.get("loader")  # after the last batch that was trained on
         self.loader = factory.make(opened, self.position)
         self.source_names, self.num_lanes = self.loader.source_names, self.loader.num_lanes
         self._events: list[dict[str, Any]] = []  # of this rank's sources, not yet logged

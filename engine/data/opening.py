@@ -89,13 +89,13 @@ def get_tokenizer(
         parts = TokenizerParts(text=tokenizer.to_json(), eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, fast=False)
         if cached is not None and cached["text"] == parts["text"]:
             return {**parts, "fast": cached["fast"]}
-        texts = sample_training_texts(opened, data, ENCODER_CHECK_BYTES)
+        texts = sample_training_texts(opened.sources, data, ENCODER_CHECK_BYTES)
         announcement = tokenizer.use_fast_encoder([part for text in texts for part in split_text(text)])
         if announcement:
             log.say(f"Tokenizer: {announcement}.")
         parts["fast"] = announcement is not None
         if path is not None:
-            write_record(path, dict(parts))
+            write_record(path, parts)
         return parts
 
     return TextTokenizer.from_json(**ranks.on_main(make))
@@ -122,7 +122,7 @@ def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> Te
         f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of the sources' text..."
     )
     try:
-        return train_bpe(sample_training_texts(opened, data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+        return train_bpe(sample_training_texts(opened.sources, data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
     except TokenizerError as error:
         raise SourcesFailed(str(error)) from None
 

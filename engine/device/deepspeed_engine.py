@@ -25,7 +25,7 @@ from engine.device import machine
 from engine.device.ranks import TIMEOUT, Ranks
 from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
-from sources.loading.loader import BatchShape
+from sources.loading.shape import BatchShape
 
 get_full_state = deepspeed.utils.safe_get_full_optimizer_state
 set_full_state = deepspeed.utils.safe_set_full_optimizer_state

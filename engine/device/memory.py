@@ -11,7 +11,7 @@ import torch
 from engine.device import machine
 from engine.errors import PresetError
 from model.config import ModelConfig
-from sources.loading.loader import BatchShape
+from sources.loading.shape import BatchShape
 
 # DeepSpeed divides by stage: the two moments, then also gradients, then also weights; of 16 bytes a parameter.
 DIVIDED_BYTES = {0: 0, 1: 8, 2: 12, 3: 16}

@@ -16,7 +16,9 @@ from engine.device.ranks import Ranks
 from engine.events import EventLog
 from model.latent import LookAheadSampler, Trained, rows_to_look_ahead
 from model.transformer import TransformerLM
-from sources.loading.loader import Batch, BatchShape
+from sources.loading.loader import Batch
+from sources.loading.shape import BatchShape
+from sources.loading.state import new_state
 
 GPU_GAIN = 1.03  # a larger micro-batch must be faster by this on a GPU
 CPU_NOISE = 1.2  # CPU timings are noisy, and per-micro-batch costs of compiled code do not show here
@@ -165,4 +167,5 @@ def dummy_batch(shape: BatchShape) -> Batch:
     tokens = torch.zeros(dimensions, dtype=torch.int64)
     segment_ids = torch.zeros(dimensions, dtype=torch.int32)
     source_ids = torch.zeros(dimensions[:2], dtype=torch.int64)
-    return Batch(tokens, tokens.clone(), segment_ids, source_ids, tokens.numel(), -1, {}, [])
+    state = new_state(0, False, 1, {"seq_length": shape.seq_length, "packing": "pad"})
+    return Batch(tokens, tokens.clone(), segment_ids, source_ids, tokens.numel(), -1, state, [])

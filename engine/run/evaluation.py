@@ -15,14 +15,14 @@ import torch
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from model.loss import IGNORE_INDEX
-from sources.rows.held_out import HeldOut
+from sources.rows.held_out import ValidationSet
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates in micro-batches of the shape that training has: another shape would be compiled again."""
 
-    rows: HeldOut
+    rows: ValidationSet
     source_names: list[str]
     micro_batch_size: int
     document_mask: bool

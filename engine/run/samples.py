@@ -15,14 +15,14 @@ from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from model.language_model import LanguageModel
 from model.transformer import TransformerLM
-from sources.rows.held_out import HeldOut
+from sources.rows.held_out import ValidationSet
 from sources.rows.tokenizer import TextTokenizer
 
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
 PASSAGE_TOKENS, PASSAGE_CONTEXT = 48, 16  # shown, and read before them
 
 
-def show(engine: Engine, rows: HeldOut, tokenizer: TextTokenizer, step: int, ranks: Ranks) -> dict[str, Any]:
+def show(engine: Engine, rows: ValidationSet, tokenizer: TextTokenizer, step: int, ranks: Ranks) -> dict[str, Any]:
     """Return `sample`, a prompt from a validation document and the model's continuation, and `passage`, the latent
     core's predictions at each of some validation tokens.
 
@@ -54,7 +54,7 @@ def _whole_model(engine: Engine, ranks: Ranks) -> Iterator[TransformerLM | None]
     yield model
 
 
-def _sample(writer: LanguageModel, rows: HeldOut, tokenizer: TextTokenizer, step: int) -> dict[str, str] | None:
+def _sample(writer: LanguageModel, rows: ValidationSet, tokenizer: TextTokenizer, step: int) -> dict[str, str] | None:
     first_rows = rows.input_ids[:: max(1, len(rows.input_ids) // PROMPTS)][:PROMPTS]
     prompts = [text for row in first_rows if (text := tokenizer.decode(row[1 : 1 + PROMPT_TOKENS].tolist())).strip()]
     if not prompts:
@@ -64,7 +64,7 @@ def _sample(writer: LanguageModel, rows: HeldOut, tokenizer: TextTokenizer, step
     return {"prompt": prompt, "text": text}
 
 
-def _passage(writer: LanguageModel, rows: HeldOut, step: int) -> list[dict[str, Any]] | None:
+def _passage(writer: LanguageModel, rows: ValidationSet, step: int) -> list[dict[str, Any]] | None:
     """Predictions in the longest piece of a document in one row; the rows take turns."""
     latent = writer.model.latent
     if latent is None:

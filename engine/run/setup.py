@@ -13,7 +13,7 @@ from engine.config import Preset, TrainConfig
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
 from engine.data.opening import get_tokenizer, open_on_all_ranks
-from engine.data.validation import ValidationSet
+from engine.data.validation import ValidationSource
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import CompileCache, choose_compile, compile_model
 from engine.device.deepspeed_engine import Engine
@@ -180,7 +180,7 @@ def setup(
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
-    validation = ValidationSet(opened, data, tokenizer, preset.model.seq_length, train.eval_tokens)
+    validation = ValidationSource(opened, data, tokenizer, preset.model.seq_length, train.eval_tokens)
     rows = validation.rows(folder.folder, cache, ranks)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
     if curriculum and state.get("curriculum"):

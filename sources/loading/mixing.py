@@ -1,20 +1,20 @@
-"""Which source gives the next row: round_robin, sequential or weighted; counts tokens, not rows.
+"""Which source gives the next row of a lane: round_robin, sequential or weighted, by tokens rather than rows.
 
-Every source is owed its share of each row's labels; the one that is owed most gives the next row and is charged for it.
-So the shares hold at every moment to within a row, a source that leaves takes nothing along (the shares of the others
-grow in proportion), and one that comes back later is owed nothing for its absence.
+Weighted: every source is owed its share of each row's labels; the one that is owed most gives the next row and is
+charged for it. So the shares hold at every moment to within a row. A source that is lost takes nothing along: the
+shares of the others grow in proportion. One that comes back is owed nothing for its absence.
 """
 
 from collections.abc import Callable, Sequence
 
-from sources.source import JSON
+from sources.loading.state import MixerState
 
 
-class Mixer:
-    """Picks by tokens owed ("round_robin" is "weighted" with equal weights)."""
+class WeightedMixer:
+    """Picks by tokens owed; "round_robin" is "weighted" with equal weights."""
 
     def __init__(self, weights: dict[str, float], row_tokens: int, phase: int = 0):
-        """`phase` starts the pattern that many picks later, so that lanes beside each other differ."""
+        """`phase` starts the pattern that many picks later, so that neighbouring lanes differ."""
         self.weights = weights  # may be replaced between two picks
         self.row_tokens = row_tokens
         self.owed = dict.fromkeys(weights, 0.0)
@@ -37,43 +37,41 @@ class Mixer:
             self.owed[name] += tokens * self.weights[name] / total
         self.owed[chosen] -= tokens
 
-    def state(self) -> JSON:
+    def state(self) -> MixerState:
         return {"owed": dict(self.owed)}
 
-    def load(self, state: JSON) -> None:
+    def load(self, state: MixerState) -> None:
         self.owed |= {name: owed for name, owed in state.get("owed", {}).items() if name in self.owed}
 
 
 class SequentialMixer:
-    """One source's whole pass, then the next source's, and after the last one again the first's."""
+    """One source's whole epoch, then the next source's, and after the last source the first one's again."""
 
-    def __init__(self, names: Sequence[str], pass_of: Callable[[str], int]):
-        """`pass_of(name)` tells which pass the source's next token belongs to."""
+    def __init__(self, names: Sequence[str], epoch_of: Callable[[str], int]):
+        """`epoch_of(name)` is the epoch that the source's next row belongs to."""
         self.names = list(names)
-        self.pass_of = pass_of
+        self.epoch_of = epoch_of
         self.current: str | None = None
-        self.until = 0  # the current source's turn ends when its pass reaches this
+        self.until = 0  # the current source's turn ends when it reaches this epoch
 
     def pick(self, live: Sequence[str]) -> str:
-        if self.current in live and self.pass_of(self.current) >= self.until:
-            self._start(self._following(live))
-        elif self.current not in live:
-            self._start(live[0] if self.current is None else self._following(live))
+        if self.current is None:
+            return self._start(live[0])
+        if self.current not in live or self.epoch_of(self.current) >= self.until:
+            after = self.names.index(self.current) + 1
+            return self._start(next(name for name in self.names[after:] + self.names[:after] if name in live))
         return self.current
 
     def charge(self, chosen: str, live: Sequence[str], tokens: int) -> None:
         """Nothing is owed here."""
 
-    def state(self) -> JSON:
+    def state(self) -> MixerState:
         return {"current": self.current, "until": self.until}
 
-    def load(self, state: JSON) -> None:
-        if state.get("current") in self.names:
-            self.current, self.until = state["current"], state["until"]
+    def load(self, state: MixerState) -> None:
+        if (current := state.get("current")) in self.names:
+            self.current, self.until = current, state.get("until", 0)
 
-    def _start(self, name: str) -> None:
-        self.current, self.until = name, self.pass_of(name) + 1
-
-    def _following(self, live: Sequence[str]) -> str:
-        place = self.names.index(self.current) + 1
-        return next(name for name in self.names[place:] + self.names[:place] if name in live)
+    def _start(self, name: str) -> str:
+        self.current, self.until = name, self.epoch_of(name) + 1
+        return name

@@ -1,16 +1,108 @@
-"""Shim."""
+"""The loader's resume state, as JSON: its types, and the functions that make and change it.
 
-from typing import Any
+A rank's batch carries the state of that rank's lanes. `merge_states` joins those of all ranks into the lineage's
+state, which resumes on any number of ranks.
+"""
 
-LoaderState = dict[str, Any]
+from collections.abc import Callable, Collection, Mapping
+from typing import NotRequired, TypedDict
+
+from sources.rows.packing import Packing
+from sources.rows.pipeline import PipelineState
+
+STATE_FORMAT = 3
 
 
-def is_current_format(state):
-    return state.get("format") == 3
+class StreamState(TypedDict):
+    """One source in one lane."""
+
+    state: PipelineState | None  # before the block in use; None: before the first block
+    taken: int  # rows of that block that were delivered
+    tokens: int  # labels delivered since the lineage began
 
 
-def without_sources(state, names):
-    for lane in state["lanes"].values():
-        for name in names:
-            lane["streams"].pop(name, None)
-    return state
+Streams = dict[str, StreamState]  # by source
+
+
+class MixerState(TypedDict, total=False):
+    """Whose row is next in a lane: `owed` of the weighted mixer, or the others of the sequential one."""
+
+    owed: dict[str, float]  # labels, by source
+    current: str | None  # the source whose turn it is
+    until: int  # the turn ends when the source reaches this epoch
+
+
+class LaneState(TypedDict):
+    streams: Streams  # those of sources that are not open this time included
+    mixer: MixerState
+
+
+class RowFormat(TypedDict):
+    """What rows look like; `taken` counts rows of this format."""
+
+    seq_length: int
+    packing: Packing
+
+
+class LoaderState(TypedDict):
+    """Where a lineage's loaders stand, after a batch."""
+
+    format: int  # STATE_FORMAT
+    seed: int  # this, `shuffle` and `num_lanes` are fixed when the lineage begins
+    shuffle: bool
+    num_lanes: int
+    rows: RowFormat
+    row: int  # delivered by all ranks, padding not counted
+    batch: int  # delivered by each rank
+    lanes: dict[str, LaneState]  # by the lane's number: a rank's own, or, once merged, all of them
+    tokens_per_source: NotRequired[dict[str, int]]  # labels delivered; in a merged state
+
+
+def is_current_format(state: Mapping[str, object]) -> bool:
+    """Whether this version of the program can continue `state`."""
+    return state.get("format") == STATE_FORMAT
+
+
+def new_state(seed: int, shuffle: bool, num_lanes: int, rows: RowFormat) -> LoaderState:
+    """Return the state before a lineage's first batch."""
+    return LoaderState(
+        format=STATE_FORMAT, seed=seed, shuffle=shuffle, num_lanes=num_lanes, rows=rows, row=0, batch=0, lanes={}
+    )
+
+
+def with_rows(state: LoaderState, rows: RowFormat) -> LoaderState:
+    """Return the state for rows of another format: each lane starts the blocks in use again."""
+    restarted = _with_streams(state, lambda streams: {name: {**streams[name], "taken": 0} for name in streams})
+    return {**restarted, "rows": rows}
+
+
+def without_sources(state: LoaderState, names: Collection[str]) -> LoaderState:
+    """Return the state without these sources, which then start from their first document."""
+    return _with_streams(state, lambda streams: {name: streams[name] for name in streams if name not in names})
+
+
+def _with_streams(state: LoaderState, change: Callable[[Streams], Streams]) -> LoaderState:
+    lanes: dict[str, LaneState] = {
+        number: {"streams": change(lane["streams"]), "mixer": lane["mixer"]} for number, lane in state["lanes"].items()
+    }
+    return {**state, "lanes": lanes}
+
+
+def merge_states(states: list[LoaderState]) -> LoaderState:
+    """Join the states that the ranks' batches of one step carry, and add up the tokens delivered per source.
+
+    Raises ValueError when the states do not belong together.
+    """
+    lanes = {number: lane for state in states for number, lane in state["lanes"].items()}
+    first = states[0]
+    if any((state["num_lanes"], state["row"]) != (first["num_lanes"], first["row"]) for state in states):
+        raise ValueError("The data states of the ranks come from different steps and cannot be joined.")
+    if len(lanes) != first["num_lanes"]:
+        raise ValueError(
+            f"The data states of the ranks hold {len(lanes)} of {first['num_lanes']} lanes; one rank's is missing."
+        )
+    tokens: dict[str, int] = {}
+    for lane in lanes.values():
+        for name, stream in lane["streams"].items():
+            tokens[name] = tokens.get(name, 0) + stream["tokens"]
+    return {**first, "lanes": lanes, "tokens_per_source": tokens}

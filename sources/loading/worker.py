@@ -1,4 +1,4 @@
-"""A data worker: answers the training process's questions for blocks until the connection ends (see workers.py)."""
+"""A worker process: answers the training process's requests for blocks until the connection ends (see prefetch.py)."""
 
 import contextlib
 import os
@@ -9,38 +9,38 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from sources.loading.prefetch import WorkerError
 from sources.redact import redact_process
-from sources.rows.blocks import BlockMaker
-from sources.rows.pipeline import Surroundings
+from sources.rows.pipeline import PipelineCallbacks
+from sources.rows.producer import LocalProducer
 from sources.source import SourceError
 
 
 def serve(connection: Connection) -> None:
-    """Read the set-up, then answer until the other side closes."""
+    """Read the set-up, then answer requests until the other side closes."""
 
     def announce(name: str, what: str, message: str) -> None:
-        connection.send(("event", name, what, message))
+        connection.send((name, what, message))
 
     def stopping() -> bool:
-        return connection.poll()  # nothing is asked before an answer: what can be read is the end
+        return connection.poll()  # no request comes before an answer: what can be read is the end
 
-    sources, recipe, cached = connection.recv()
-    maker = BlockMaker(sources, recipe, cached, Surroundings(announce, stopping))
+    producer = LocalProducer(connection.recv(), PipelineCallbacks(announce, stopping))
     while True:
-        question, *arguments = connection.recv()
+        request, *arguments = connection.recv()
         try:
-            answer = ("done", getattr(maker, question)(*arguments))
+            answer = producer.produce(*arguments) if request == "produce" else producer.flush()
         except SourceError as error:
-            answer = ("failed", error.reason, error.transient)
+            answer = error
         except (BrokenPipeError, ConnectionResetError):
             raise
         except Exception:
-            answer = ("bug", traceback.format_exc())
+            answer = WorkerError(f"A data worker failed: {traceback.format_exc()}")
         connection.send(answer)
 
 
 def _end_with_parent(parent: int) -> None:
-    """A training process that is killed while a long read runs leaves nothing behind."""
+    """Leave nothing behind when the training process is killed during a long read."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -1,8 +1,8 @@
-"""A byte-level BPE tokenizer as tiktoken encodes it: the same ids several times as fast, where the structure allows it.
+"""A byte-level BPE tokenizer as a tiktoken encoding, which gives the same ids several times as fast.
 
-tiktoken knows one number per token: its id is also how early it is merged. So ids have to rise with the merges, every
-byte has to be a token, and nothing may happen to a text but splitting by one pattern. Whoever uses the encoding still
-proves on real text that its ids are equal.
+tiktoken knows one number per token: its id is also its rank among the merges. So ids must rise with the merges, every
+byte must be a token, and nothing may happen to a text but splitting by one pattern. The caller still checks on real
+text that the ids are equal.
 """
 
 import json
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 # How GPT-2 splits a text (Radford et al., 2019): contractions, words, numbers, the rest, white space.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"
 
-_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that vocabularies write as themselves
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that a vocabulary writes as themselves
 _UNPRINTED = [byte for byte in range(256) if byte not in _PRINTED]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + n): byte for n, byte in enumerate(_UNPRINTED)}
 
@@ -35,7 +35,7 @@ EDGES = (
     "<|endoftext|> </s> [SEP] <s>[INST]",
     "a\ud800b \udc00\ud83d",
     "".join(map(chr, range(0x20, 0x250))),
-)  # what tokenizers differ on where they do; the surrogates are not paired
+)  # texts that tokenizers differ on; the surrogates are not paired
 
 
 def encoding_of(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
@@ -48,9 +48,9 @@ def encoding_of(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
     if pattern is None or ranks is None or not plain:
         return None
     try:
-        # What a pattern leaves over, tiktoken would drop.
+        # tiktoken would drop what the pattern does not match.
         return tiktoken.Encoding("fast", pat_str=rf"{pattern}|[\s\S]", mergeable_ranks=ranks, special_tokens={})
-    except ValueError:  # a pattern that the regular expressions there do not know
+    except ValueError:  # a pattern that tiktoken's regular expressions do not know
         return None
 
 
@@ -81,7 +81,7 @@ def _ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
     ids = [vocabulary[token] for token in merged]
     if any(later < earlier for earlier, later in pairwise(ids)):
         return None
-    # Without ignore_merges a token that no merge makes never comes about.
+    # Without ignore_merges a token that no merge makes is never used.
     tokens = vocabulary.keys() - added if model["ignore_merges"] else {*_BYTE_OF, *merged}
     try:
         ranks = {bytes(_BYTE_OF[character] for character in token): vocabulary[token] for token in tokens}

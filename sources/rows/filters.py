@@ -1,15 +1,16 @@
-"""Which texts are passed over: too short, held out for evaluation, repeated, or containing what must not be learned.
+"""Step 2 of a text's way: which documents are filtered out.
 
-Whether a text is held out, and whether it repeats, is told by the hash of its normalised form: lower case, without
-white space. Repeats are told among the last RECENT documents of a lane's pass (of a shared shard: of all its
-documents); that memory is part of the lane's state, so a resumed run passes over the same ones.
+A document is dropped when it is too short, held out for the validation set, a repeat, or contains a text that must not
+be trained on. Held-out texts and repeats are recognized by the hash of the normalized text: lower case, without white
+space. A repeat is a document whose hash is among the last RECENT ones of the lane's epoch (in a shared shard, the
+documents of all lanes count). Those hashes belong to the lane's state, so a resumed run drops the same documents.
 """
 
 import base64
 import hashlib
 import re
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,84 +26,75 @@ _WORDS = re.compile(r"\w+")
 
 def text_hash(text: str) -> int:
     """Return 64 bits that are equal for texts which differ only in case and white space."""
-    normalised = text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
-    return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest(), "little")
+    normalized = text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
+    return int.from_bytes(hashlib.blake2b(normalized, digest_size=8).digest(), "little")
 
 
 def is_held_out(text: str) -> bool:
-    """Tell whether a text belongs to the held-out share, by its hash alone."""
+    """Whether a text belongs to the held-out share; its hash alone decides."""
     return text_hash(text) % _ONE_IN == 0
 
 
-def long_ngrams(texts: Iterable[str]) -> frozenset[int]:
-    """Return the hashes of all runs of NGRAM words in `texts`; a shorter text counts as one run."""
-    return frozenset(gram for text in texts for gram in _ngrams(text))
-
-
-def _ngrams(text: str) -> Iterable[int]:
-    words = [hash_word(word) for word in _WORDS.findall(text.lower())]
-    if not words:
-        return []
-    if len(words) <= NGRAM:
-        return [_combine(words)]
-    return [_combine(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+def ngram_hashes(text: str) -> list[int]:
+    """Return the hashes of all runs of NGRAM words; a shorter text is one run."""
+    words = [_hash_word(word) for word in _WORDS.findall(text.lower())]
+    last_start = max(0, len(words) - NGRAM) if words else -1
+    # The built-in hash of a tuple of integers is the same in every process.
+    return [hash(tuple(words[start : start + NGRAM])) for start in range(last_start + 1)]
 
 
 @lru_cache(maxsize=2**18)
-def hash_word(word: str) -> int:
-    """Return a hash that is the same in every process (the built-in one is salted)."""
+def _hash_word(word: str) -> int:
+    """Return a hash that is the same in every process (the built-in hash of a string is salted)."""
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _combine(hashes: list[int]) -> int:
-    return hash(tuple(hashes))  # of integers: the same in every process
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What decides whether a document is used, apart from the documents before it."""
+    """The filters that look at one document alone, and whether repeats are dropped too."""
 
     min_text_length: int  # characters
     deduplicate: bool = True
-    forbidden: frozenset[int] = frozenset()  # long_ngrams of texts that must not be trained on
+    forbidden: frozenset[int] = frozenset()  # ngram_hashes of texts that must not be trained on
 
     def reject(self, text: str, digest: int) -> str | None:
-        """Return why a text is passed over, or None; `digest` is its text_hash."""
+        """Return why a text is filtered out, or None; `digest` is its text_hash."""
         length = len(text.strip())
         if length < self.min_text_length or not length:
             return "shorter than min_text_length" if length else "empty"
         if digest % _ONE_IN == 0:
             return "held out for evaluation"
-        if self.forbidden and not self.forbidden.isdisjoint(_ngrams(text)):
+        if self.forbidden and not self.forbidden.isdisjoint(ngram_hashes(text)):
             return "containing a text of data.decontaminate"
         return None
 
 
-class Recent:
-    """The hashes of the last RECENT documents."""
+class RecentHashes:
+    """The last RECENT hashes that were added, oldest first."""
 
-    def __init__(self, digests: Iterable[int] = ()):
+    def __init__(self, hashes: Iterable[int] = ()):
         self._order: deque[int] = deque()
         self._known: set[int] = set()
-        for digest in digests:
+        for digest in hashes:
             self.add(digest)
 
     def __contains__(self, digest: int) -> bool:
         return digest in self._known
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)
+
     def add(self, digest: int) -> None:
-        """Remember a hash that is not known yet; the oldest is forgotten."""
         self._order.append(digest)
         self._known.add(digest)
         if len(self._order) > RECENT:
             self._known.discard(self._order.popleft())
 
+    def encode(self) -> str:
+        """Return the hashes as a string for a JSON state."""
+        return base64.b64encode(np.array(self._order, dtype="<u8").tobytes()).decode()
 
-def encode_hashes(digests: Collection[int]) -> str:
-    """Write 64-bit hashes as a string for a JSON state."""
-    return base64.b64encode(np.fromiter(digests, dtype="<u8", count=len(digests)).tobytes()).decode()
-
-
-def decode_hashes(text: str) -> list[int]:
-    """Read what `encode_hashes` wrote."""
-    return np.frombuffer(base64.b64decode(text), dtype="<u8").tolist()
+    @classmethod
+    def decode(cls, text: str) -> "RecentHashes":
+        """Read what `encode` returned."""
+        return cls(np.frombuffer(base64.b64decode(text), dtype="<u8").tolist())

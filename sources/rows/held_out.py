@@ -1,10 +1,10 @@
-"""Texts kept out of training for evaluation, and samples of the training texts for a tokenizer.
+"""The validation set, and samples of the training texts for a tokenizer.
 
-Whether a text is held out depends on nothing but the text (filters.py), so every rank, every run and every tokenizer
-agrees, and the same text in two sources is held out of both.
+Whether a text is held out depends on the text alone (filters.py), so every rank, run and tokenizer agrees, and a text
+that stands in two sources is held out of both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,75 +12,75 @@ import numpy as np
 import torch
 
 from sources.config import DataConfig
-from sources.registry import OpenedSources
 from sources.rows.filters import is_held_out
 from sources.rows.packing import ids_dtype, pack_all
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import Source, SourceError, read_on
 
-SCAN_FACTOR = 100  # how many times the wanted tokens a source is searched for
+SCAN_FACTOR = 100  # a source is searched for at most so many times the wanted tokens
 BYTES_PER_TOKEN = 4  # an estimate, for the bound above only
 OPEN_SHARDS = 8
 BURST = 4  # documents from one shard before the next shard's turn
 
 
 @dataclass
-class HeldOut:
-    """Packed held-out rows, as a Batch has them: `source_ids` (N,) indexes the configuration, the others are (N, T)."""
+class ValidationSet:
+    """N packed rows of T held-out tokens, as a Batch has them."""
 
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    segment_ids: torch.Tensor
-    source_ids: torch.Tensor
+    input_ids: torch.Tensor  # (N, T) int64
+    labels: torch.Tensor  # (N, T) int64, -100 is padding
+    segment_ids: torch.Tensor  # (N, T) int32, -1 is padding
+    source_ids: torch.Tensor  # (N,) int64 index into the configuration's sources
     bytes_per_source: dict[str, int]  # UTF-8 bytes of the texts that the labels cover
-    texts: dict[str, list[str]]
-    whole: bool = True  # every source was read as far as was wanted
+    texts: dict[str, list[str]]  # by source
+    whole: bool = True  # no source failed before enough of it was read
 
 
 @dataclass
 class _Collected:
+    """Held-out documents of one source."""
+
     texts: list[str] = field(default_factory=list)
     ids: list[np.ndarray] = field(default_factory=list)
-    total: int = 0
+    tokens: int = 0
     whole: bool = True
 
     def add(self, text: str, ids: np.ndarray) -> None:
         self.texts.append(text)
         self.ids.append(ids)
-        self.total += len(ids) + 1
+        self.tokens += len(ids) + 1
 
 
-def collect_held_out(
-    opened: OpenedSources, config: DataConfig, tokenizer: TextTokenizer, *, seq_length: int, eval_tokens: int
-) -> HeldOut:
-    """Collect up to `eval_tokens` held-out tokens, in equal parts from the open sources, packed source by source.
+def collect_validation_set(
+    sources: Mapping[str, Source], config: DataConfig, tokenizer: TextTokenizer, *, seq_length: int, eval_tokens: int
+) -> ValidationSet:
+    """Collect up to `eval_tokens` held-out tokens, in equal parts from the open `sources`, packed source by source.
 
-    Documents are taken whole and none is longer than a quarter of its source's part, so that no single one decides;
-    where a source holds only longer ones, the beginning of the shortest is used. A source that cannot be read to the
-    end here contributes what it has given so far, and the rows are not `whole`; the loader will meet the same failure
-    and report it.
+    Documents are taken whole, and none is longer than a quarter of its source's part, so that no single one decides.
+    Where a source holds only longer ones, the beginning of the shortest is used. A source that fails contributes what
+    it has given so far, and the set is not `whole`; the loader meets the same failure and reports it.
     """
     names = [spec.source_name for spec in config.sources]
-    wanted = eval_tokens // max(1, len(opened.sources))
+    wanted = eval_tokens // max(1, len(sources))
+    collected = {name: _collect(source, config, tokenizer, wanted) for name, source in sources.items()}
     dtype = ids_dtype(tokenizer.vocab_size)
-    packed, owners, texts, whole = [], [], {}, True
-    for name, source in opened.sources.items():
-        collected = _collect(source, config, tokenizer, wanted)
-        block = pack_all(collected.ids, seq_length, tokenizer.eos_id, dtype, config.packing)
-        packed.append(block.unpack())
-        owners += [names.index(name)] * len(block)
-        texts[name] = collected.texts
-        whole &= collected.whole
-    return HeldOut(
-        *(torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*packed, strict=True)),
-        torch.tensor(owners, dtype=torch.int64),
-        {name: sum(len(text.encode("utf-8", "surrogatepass")) for text in kept) for name, kept in texts.items()},
-        texts,
-        whole,
+    blocks = [pack_all(found.ids, seq_length, tokenizer.eos_id, dtype, config.packing) for found in collected.values()]
+    owners = [names.index(name) for name, block in zip(collected, blocks, strict=True) for _ in range(len(block))]
+    unpacked = zip(*(block.unpack() for block in blocks), strict=True)
+    input_ids, labels, segment_ids = (torch.from_numpy(np.concatenate(arrays)) for arrays in unpacked)
+    return ValidationSet(
+        input_ids,
+        labels,
+        segment_ids,
+        source_ids=torch.tensor(owners, dtype=torch.int64),
+        bytes_per_source={name: sum(map(_utf8_bytes, found.texts)) for name, found in collected.items()},
+        texts={name: found.texts for name, found in collected.items()},
+        whole=all(found.whole for found in collected.values()),
     )
 
 
 def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wanted: int) -> _Collected:
+    """Collect up to `wanted` held-out tokens of one source."""
     collected = _Collected()
     shortest_long: tuple[str, np.ndarray] | None = None
     scanned = 0
@@ -91,7 +91,7 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
             if len(ids) + 1 > wanted / 4:
                 if shortest_long is None or len(ids) < len(shortest_long[1]):
                     shortest_long = text, ids
-            elif collected.total + len(ids) + 1 > wanted:
+            elif collected.tokens + len(ids) + 1 > wanted:
                 break  # at least three quarters are there
             else:
                 collected.add(text, ids)
@@ -101,14 +101,14 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
         text, ids = shortest_long
         if len(ids) + 1 > wanted:
             ids = ids[: wanted - 1]
-            text = tokenizer.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may fall inside a character
+            text = tokenizer.decode(ids.tolist()).rstrip("\N{REPLACEMENT CHARACTER}")  # of a character that is cut
         collected.add(text, ids)
     return collected
 
 
-def sample_training_texts(opened: OpenedSources, config: DataConfig, max_bytes: int) -> Iterator[str]:
+def sample_training_texts(sources: Mapping[str, Source], config: DataConfig, max_bytes: int) -> Iterator[str]:
     """Yield training texts (never held-out ones) in turn from all sources and shards, about `max_bytes` in all."""
-    readers = [_spread_documents(source) for source in opened.sources.values()]
+    readers = [_spread_documents(source) for source in sources.values()]
     total = 0
     while readers:
         for reader in list(readers):
@@ -117,7 +117,7 @@ def sample_training_texts(opened: OpenedSources, config: DataConfig, max_bytes: 
                 readers.remove(reader)
                 continue
             yield text
-            total += len(text.encode("utf-8", "surrogatepass"))
+            total += _utf8_bytes(text)
             if total >= max_bytes:
                 return
 
@@ -126,26 +126,28 @@ def _is_usable(text: str, config: DataConfig) -> bool:
     return len(text.strip()) >= max(1, config.min_text_length)
 
 
+def _utf8_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def _spread_documents(source: Source, collected: _Collected | None = None) -> Iterator[str]:
     """Yield each of a source's documents once, a few from each of several shards in turn, shards far apart first.
 
-    Ends early where the source cannot be read, and says so in its notices and in `collected`.
+    When the source fails, this ends early and says so in its notices and in `collected`.
     """
     step = max(1, source.num_shards // OPEN_SHARDS)
-    order = [shard for first in range(step) for shard in range(first, source.num_shards, step)]
-    waiting = iter(order)
+    waiting = iter([shard for first in range(step) for shard in range(first, source.num_shards, step)])
     readers = [read_on(source, shard) for shard in islice(waiting, OPEN_SHARDS)]
     try:
         while readers:
             for reader in list(readers):
-                for _ in range(BURST):
-                    document = next(reader, None)
-                    if document is None:
-                        readers.remove(reader)
-                        if (shard := next(waiting, None)) is not None:
-                            readers.append(read_on(source, shard))
-                        break
-                    yield document[0]
+                given = 0
+                for text, _ in islice(reader, BURST):
+                    yield text
+                    given += 1
+                if given < BURST:
+                    readers.remove(reader)
+                    readers += [read_on(source, shard) for shard in islice(waiting, 1)]
     except SourceError as error:
         if collected is not None:
             collected.whole = False

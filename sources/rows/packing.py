@@ -1,34 +1,34 @@
-"""Documents -> blocks of rows of seq_length.
+"""Step 5 of a text's way: documents -> blocks of rows of seq_length.
 
 Every document's ids are followed by the end-of-text id and cut into *pieces* of at most T ids; every id is a label
-exactly once. A piece of n labels takes n positions of a row: its inputs are what stands before each label, so a
+exactly once. A piece of n labels takes n positions of a row. Its inputs are what stands before each label, so a
 document begins with an end-of-text id as input, and a continued one with the last id of the piece before.
 
 Notable here
 - `best_fit` (Ding et al., arXiv 2404.10830): whole rows of long documents first; then each row takes the largest piece
-  that fits what is left of it. Where holes would exceed MAX_WASTE of a block, a document is split to fill them.
+  that fits into what is left of it. Where holes would exceed MAX_WASTE of a block, a document is split to fill them.
 - `pad`: one piece per row, the rest is padding.
-- A block's rows are permuted, but pieces of one document always stay in order.
+- A block's rows are permuted, but the pieces of one document stay in order.
 - What a block leaves over is the packer's carry: about SLACK_ROWS rows of pieces, saved with the lane's state.
 """
 
 import base64
-from collections import defaultdict, deque
+from bisect import bisect, insort
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
-
-from sources.source import JSON
 
 IGNORE = -100  # the label of padding
 SLACK_ROWS = 8  # more tokens than a block holds, so that its last rows still have pieces to choose from
 MAX_WASTE = 0.004  # of a block's positions
 
 Packing = Literal["best_fit", "pad"]
+IdType = type[np.uint16] | type[np.uint32]
 
 
 class Piece(NamedTuple):
@@ -39,8 +39,18 @@ class Piece(NamedTuple):
     previous: int
 
 
+class Carry(TypedDict):
+    """The pieces that are in no row yet."""
+
+    ids: str  # base64 of all pieces' ids, little-endian
+    width: int  # bytes of an id
+    seq_length: int  # for which the pieces were cut
+    pieces: list[list[int]]  # of each: number of its document, ids, id before the first
+    open: bool  # whether the last piece's document goes on
+
+
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """R packed rows of T labels, as they are sent between processes and cached."""
 
     ids: np.ndarray  # (R, T) uint16 or uint32: labels; the end-of-text id behind a row's last label
@@ -52,7 +62,7 @@ class Block:
 
     @cached_property
     def offsets(self) -> list[int]:
-        """Each row's first place in `pieces`, and behind the last row their number."""
+        """Each row's first index into `pieces`, and len(pieces) at the end."""
         return np.searchsorted(self.pieces[:, 0], np.arange(len(self) + 1)).tolist()
 
     def unpack(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,33 +83,36 @@ class Block:
         return inputs, labels, segments
 
 
-def gather(runs: list[tuple[Block, int, int]]) -> Block:
-    """Join rows `first` to `last` - 1 of each (block, first, last) to one block."""
+def gather(spans: Sequence[tuple[RowBlock, int, int]]) -> RowBlock:
+    """Join rows `first` to `last` - 1 of each (block, first, last) into one block."""
     shift, pieces = 0, []
-    for block, first, last in runs:
+    for block, first, last in spans:
         part = block.pieces[block.offsets[first] : block.offsets[last]].copy()
         part[:, 0] += shift - first
         pieces.append(part)
         shift += last - first
-    ids, lengths = ([getattr(b, name)[first:last] for b, first, last in runs] for name in ("ids", "lengths"))
-    return Block(np.concatenate(ids), np.concatenate(lengths), np.concatenate(pieces))
+    ids = np.concatenate([block.ids[first:last] for block, first, last in spans])
+    lengths = np.concatenate([block.lengths[first:last] for block, first, last in spans])
+    return RowBlock(ids, lengths, np.concatenate(pieces))
 
 
 class Packer:
-    """Collects documents; gives blocks of rows."""
+    """Collects documents and packs them into blocks; `carry` is what another packer's `carry` returned."""
 
-    def __init__(self, seq_length: int, eos_id: int, dtype: type, packing: Packing = "best_fit", carry: JSON = None):
+    def __init__(
+        self, seq_length: int, eos_id: int, dtype: IdType, packing: Packing = "best_fit", carry: Carry | None = None
+    ):
         self.seq_length, self.eos_id, self.dtype, self.packing = seq_length, eos_id, dtype, packing
         self.tokens = 0  # of pieces that are complete
-        self._whole: deque[Piece] = deque()  # pieces that fill a row, in order
-        self._parts: deque[Piece] = deque()  # shorter ones, in order
-        self._open: Piece | None = None  # the unfinished document's ids since its last whole piece
+        self._full: deque[Piece] = deque()  # pieces that fill a row, in order
+        self._short: deque[Piece] = deque()  # shorter ones, in order
+        self._open: Piece | None = None  # the unfinished document's ids since its last full piece
         self._documents = 0
         if carry:
             self._load(carry)
 
     def add(self, ids: np.ndarray, finished: bool = True) -> None:
-        """Take in a document, or its next part; the end-of-text id is added behind a finished one."""
+        """Take in a document, or its next part; a finished one gets the end-of-text id."""
         before = self._open or Piece(self._documents, np.empty(0, dtype=self.dtype), self.eos_id)
         self._documents = max(self._documents, before.document + 1)
         end = [self.eos_id] if finished else []
@@ -107,25 +120,29 @@ class Packer:
         self._cut(before.document, ids, before.previous, finished)
 
     def end_document(self) -> None:
-        """End a document of which no further part will come, if there is one."""
+        """Finish the open document, if there is one, whose further parts will not come."""
         if self._open is not None:
             self.add(self._open.ids[:0])
 
     def has_block(self, rows: int) -> bool:
-        """Tell whether enough is collected for a block of `rows` rows."""
+        """Whether enough is collected for a block of `rows` rows."""
         if self.packing == "pad":
-            return len(self._whole) + len(self._parts) >= rows
+            return len(self._full) + len(self._short) >= rows
         return self.tokens >= (rows + SLACK_ROWS) * self.seq_length
 
-    def block(self, rows: int, keys: np.ndarray | None) -> Block:
-        """Pack up to `rows` rows, fewer only when that uses everything up; `keys` (rows,) orders them, None keeps
+    def block(self, rows: int, keys: np.ndarray | None) -> RowBlock:
+        """Pack up to `rows` rows, fewer only when that uses everything up. `keys` (rows,) orders them; None keeps
         documents in order as far as packing allows."""
-        packed = self._pad(rows) if self.packing == "pad" else self._best_fit(rows)
-        return self._layout(packed, keys)
+        packed = [[self._full.popleft()] for _ in range(min(rows, len(self._full)))]
+        # While full pieces are left, the short ones that end their documents must not overtake them.
+        if len(packed) < rows:
+            packed += self._pad(rows - len(packed)) if self.packing == "pad" else self._best_fit(rows, len(packed))
+        self.tokens -= sum(len(piece.ids) for row in packed for piece in row)
+        return _layout(packed, keys, self.seq_length, self.eos_id, self.dtype)
 
-    def carry(self) -> JSON:
-        """What is left over, as a JSON value."""
-        pieces = [*self._whole, *self._parts, *([self._open] if self._open else [])]
+    def carry(self) -> Carry | None:
+        """Return what is left over as a JSON value."""
+        pieces = [*self._full, *self._short, *([self._open] if self._open else [])]
         if not pieces:
             return None
         numbers = {document: number for number, document in enumerate(sorted({piece.document for piece in pieces}))}
@@ -138,7 +155,7 @@ class Packer:
             "open": self._open is not None,
         }
 
-    def _load(self, carry: JSON) -> None:
+    def _load(self, carry: Carry) -> None:
         ids = np.frombuffer(base64.b64decode(carry["ids"]), dtype=f"<u{carry['width']}").astype(self.dtype)
         ends = np.cumsum([0, *(length for _, length, _ in carry["pieces"])])
         pieces = [
@@ -153,98 +170,82 @@ class Packer:
             self._cut(piece.document, piece.ids, piece.previous, finished=piece.document != unfinished)
 
     def _cut(self, document: int, ids: np.ndarray, previous: int, finished: bool) -> None:
+        """Cut a document's next ids into pieces; the rest of an unfinished one stays open."""
         self._open = None
         end = len(ids) // self.seq_length * self.seq_length
         for start in range(0, end, self.seq_length):
-            self._whole.append(Piece(document, ids[start : start + self.seq_length], previous))
+            self._full.append(Piece(document, ids[start : start + self.seq_length], previous))
             previous = int(ids[start + self.seq_length - 1])
         self.tokens += end
         rest = ids[end:]
         if not finished:
             self._open = Piece(document, rest, previous)
         elif len(rest):
-            self._parts.append(Piece(document, rest, previous))
+            self._short.append(Piece(document, rest, previous))
             self.tokens += len(rest)
 
-    def _take_whole(self, rows: int) -> list[list[Piece]]:
-        packed = [[self._whole.popleft()] for _ in range(min(rows, len(self._whole)))]
-        self.tokens -= len(packed) * self.seq_length
-        return packed
-
     def _pad(self, rows: int) -> list[list[Piece]]:
-        packed = self._take_whole(rows)
-        while self._parts and len(packed) < rows:
-            packed.append([self._parts.popleft()])
-            self.tokens -= len(packed[-1][0].ids)
-        return packed
+        return [[self._short.popleft()] for _ in range(min(rows, len(self._short)))]
 
-    def _best_fit(self, rows: int) -> list[list[Piece]]:
-        packed = self._take_whole(rows)
-        if len(packed) == rows:
-            return packed  # whole pieces may be left, and what ends their documents must not overtake them
-        waste_left = MAX_WASTE * min(rows * self.seq_length, self.tokens + len(packed) * self.seq_length)
-        shelf: dict[int, deque[Piece]] = defaultdict(deque)
-        lengths = 0  # bit n is set when a piece of n ids lies on the shelf
-        for piece in self._parts:
-            shelf[len(piece.ids)].append(piece)
-            lengths |= 1 << len(piece.ids)
-        while lengths and len(packed) < rows:
+    def _best_fit(self, rows: int, full_rows: int) -> list[list[Piece]]:
+        """Pack short pieces into what `full_rows` rows of full pieces leave of a block of `rows` rows."""
+        waste_left = MAX_WASTE * min(rows * self.seq_length, self.tokens)
+        # By length; of one length the first piece comes last, and is taken first.
+        shelf = sorted((len(piece.ids), -number, piece) for number, piece in enumerate(self._short))
+        packed: list[list[Piece]] = []
+        while shelf and len(packed) < rows - full_rows:
             row, room = [], self.seq_length
-            while fitting := lengths & ((2 << room) - 1):
-                length = fitting.bit_length() - 1
-                row.append(shelf[length].popleft())
+            while fitting := bisect(shelf, (room, 1)):
+                length, _, piece = shelf.pop(fitting - 1)
+                row.append(piece)
                 room -= length
-                if not shelf[length]:
-                    lengths ^= 1 << length
-            if room > waste_left and lengths:
-                length = lengths.bit_length() - 1
-                piece = shelf[length].popleft()
-                if not shelf[length]:
-                    lengths ^= 1 << length
+            if room > waste_left and shelf:
+                length, _, piece = shelf.pop()
                 row.append(Piece(piece.document, piece.ids[:room], piece.previous))
                 rest = Piece(piece.document, piece.ids[room:], int(piece.ids[room - 1]))
-                shelf[len(rest.ids)].append(rest)
-                lengths |= 1 << len(rest.ids)
+                insort(shelf, (length - room, -len(self._short) - len(packed), rest))
                 room = 0
             waste_left -= room
             packed.append(row)
-        self._parts = deque(piece for length in sorted(shelf, reverse=True) for piece in shelf[length])
-        self.tokens = sum(len(piece.ids) for piece in self._parts)  # no whole piece is left here
+        self._short = deque(piece for _, _, piece in reversed(shelf))
         return packed
 
-    def _layout(self, packed: list[list[Piece]], keys: np.ndarray | None) -> Block:
-        """Order the rows by their keys, but no piece before an earlier one of its document, and fill the arrays."""
-        if keys is None:
-            keys = np.asarray([min(piece.document for piece in row) for row in packed], dtype=np.float64)
-        keys = np.array(keys[: len(packed)])
-        single = [row[0].document if len(row[0].ids) == self.seq_length else -1 for row in packed]
-        start = 0
-        for end in range(1, len(packed) + 1):  # the whole rows of one document follow each other here
-            if end == len(packed) or single[end] != single[start]:
-                if single[start] >= 0:
-                    keys[start:end].sort()
-                start = end
-        last: dict[int, float] = {}
-        for number, row in enumerate(packed):
-            keys[number] = key = max(keys[number], *(last.get(piece.document, -np.inf) for piece in row))
-            last.update((piece.document, key) for piece in row)
 
-        ids = np.full((len(packed), self.seq_length), self.eos_id, dtype=self.dtype)
-        lengths = np.zeros(len(packed), dtype=np.int32)
-        pieces = []
-        for position, number in enumerate(np.argsort(keys, kind="stable").tolist()):
-            column = 0
-            for _, piece_ids, previous in packed[number]:
-                end = column + len(piece_ids)
-                ids[position, column:end] = piece_ids
-                pieces.append((position, column, previous))
-                column = end
-            lengths[position] = column
-        return Block(ids, lengths, np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
+def _layout(
+    packed: list[list[Piece]], keys: np.ndarray | None, seq_length: int, eos_id: int, dtype: IdType
+) -> RowBlock:
+    """Order the rows by their keys, but no piece before an earlier one of its document, and fill the arrays."""
+    if keys is None:
+        keys = np.asarray([min(piece.document for piece in row) for row in packed], dtype=np.float64)
+    keys = np.array(keys[: len(packed)])
+    full = [row[0].document if len(row[0].ids) == seq_length else -1 for row in packed]
+    start = 0
+    for end in range(1, len(packed) + 1):  # the full rows of one document follow each other here
+        if end == len(packed) or full[end] != full[start]:
+            if full[start] >= 0:
+                keys[start:end].sort()
+            start = end
+    last: dict[int, float] = {}
+    for number, row in enumerate(packed):
+        keys[number] = key = max(keys[number], *(last.get(piece.document, -np.inf) for piece in row))
+        last.update((piece.document, key) for piece in row)
+
+    ids = np.full((len(packed), seq_length), eos_id, dtype=dtype)
+    lengths = np.zeros(len(packed), dtype=np.int32)
+    pieces = []
+    for position, number in enumerate(np.argsort(keys, kind="stable").tolist()):
+        column = 0
+        for _, piece_ids, previous in packed[number]:
+            end = column + len(piece_ids)
+            ids[position, column:end] = piece_ids
+            pieces.append((position, column, previous))
+            column = end
+        lengths[position] = column
+    return RowBlock(ids, lengths, np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
 
 
 def _join(pieces: list[Piece]) -> list[Piece]:
-    """One piece a document; what a carry holds of a document is consecutive."""
+    """Join the pieces of each document, which hold consecutive ids of it, at the place of its last one."""
     joined: dict[int, Piece] = {}
     for piece in pieces:
         before = joined.pop(piece.document, None)
@@ -255,15 +256,15 @@ def _join(pieces: list[Piece]) -> list[Piece]:
 
 
 def pack_all(
-    documents: Iterable[Sequence[int]], seq_length: int, eos_id: int, dtype: type, packing: Packing = "best_fit"
-) -> Block:
+    documents: Iterable[np.ndarray], seq_length: int, eos_id: int, dtype: IdType, packing: Packing = "best_fit"
+) -> RowBlock:
     """Pack a finite list of documents into one block."""
     packer = Packer(seq_length, eos_id, dtype, packing)
     for ids in documents:
-        packer.add(np.asarray(ids, dtype=dtype))
+        packer.add(ids)
     return packer.block(max(1, packer.tokens), None)
 
 
-def ids_dtype(vocab_size: int) -> type:
+def ids_dtype(vocab_size: int) -> IdType:
     """Return the narrowest type that holds every id."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32

@@ -1,329 +1,288 @@
-"""One source in one lane: an endless chain of blocks of packed rows.
+"""One source in one lane: documents in, an endless chain of blocks of packed rows out.
 
-A pass deals the source's shards to the lanes by a permutation of its own; where there are fewer shards than lanes, k
-lanes share a shard, and of every k documents in a row each takes one, by a permutation again. A block is filled with
-documents until it holds BLOCK_ROWS rows, its rows are permuted by a counter-based generator, and the next one begins
-where it ended. A pass flows into the next one, unless passes are asked for whole (sequential mixing): then its last
-block may be short.
+A text's way from a document to the loss:
 
-Block n is a function of the state before it alone: position in the pass, the packer's carry, the hashes of recent
-documents. So a run resumes by making one block again, wherever it had come to; and what makes the block (thread, worker
-process, another world, the shard cache) cannot be told from the rows.
+    1. read      readers/                    a reader yields a shard's documents, each with the cursor behind it
+    2. filter    filters.py                  drop what is too short, held out, repeated, contaminated, or another lane's
+    3. split     split_text, here            cut a long document into parts
+    4. tokenize  tokenizer.py                encode several parts at a time
+    5. pack      packing.py                  cut ids into pieces, and fit pieces into rows of seq_length
+    6. prefetch  loading/prefetch.py         a thread or worker processes make blocks ahead (producer.py: or read them
+                                             from the shard cache)
+    7. batch     loading/loader.py           lanes.py and mixing.py say whose row is next; rows become tensors
+    8. train     engine/run, model/loss.py   forward, backward and optimizer step
+
+Steps 1 to 5 are this file's `RowPipeline`. It packs documents until a block of rows is full, orders the rows by a
+counter-based generator, and goes on behind them with the next block. An epoch flows into the next one, or, with whole
+epochs (sequential mixing), ends with a block that may be short. sharding.py says which shards and documents a lane
+reads in an epoch.
+
+A block is a function of the state before it alone: the position in the epoch, the packer's carry, the hashes of recent
+documents. So a run resumes by making one block again, wherever it was stopped, and neither threads, worker processes,
+the number of ranks nor the shard cache change a row. What is read ahead of a block is in no state.
 """
 
-import hashlib
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 
-from sources.rows.filters import RECENT, Filters, Recent, decode_hashes, encode_hashes, text_hash
-from sources.rows.packing import Block, Packer, Packing, ids_dtype
+from sources.rows.filters import RecentHashes, text_hash
+from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
+from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
+from sources.rows.sharding import counter_keys, is_first_reader, share_of_lane
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import JSON, Source, SourceError
 
-BLOCK_ROWS = 256
-BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
-PART_CHARACTERS = 16_000  # longer documents are encoded in parts: memory stays bounded, and so does what a resume reads
-ENCODE_CHARACTERS = 64_000  # texts are encoded together until they hold this much
-LONGEST_WAIT = 60.0  # seconds between two tries
+ENCODE_CHARACTERS = 64_000  # parts are encoded together until they hold this much
+LONGEST_WAIT = 60.0  # seconds between two tries to read on
 
-Event = dict[str, Any]
+PipelineState = TypedDict(
+    "PipelineState",
+    {
+        "block": int,  # blocks made so far, over all epochs
+        "pass": int,  # the epoch, from 0
+        "shard": int,  # this and the next four: Position
+        "cursor": JSON,
+        "seen": int,
+        "part": int,
+        "document": int | None,
+        "carry": Carry | None,  # of the packer
+        "recent": str,  # RecentHashes, encoded
+        "num_shards": int,  # of the source
+    },
+)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What makes rows of documents, the same for every lane and source of a run."""
+class PipelineCallbacks:
+    """`announce(source, kind of event, message)` reports an event; `stopping()` tells a retry to give up."""
 
-    tokenizer: TextTokenizer
-    seq_length: int
-    packing: Packing
-    filters: Filters
-    num_lanes: int
-    shuffle: bool
-    seed: int
-    retry_minutes: float
-    whole_passes: bool = False  # a pass ends with a block that may be short; else the next one fills it
-    replicated: frozenset[str] = frozenset()  # sources so small that every lane reads all of them
-
-    @property
-    def block_rows(self) -> int:
-        return max(16, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length))
-
-
-@dataclass
-class Surroundings:
-    """Where a stream tells what happens, and learns that it should stop waiting."""
-
-    announce: Callable[[str, str, str], None] = lambda name, what, message: None
+    announce: Callable[[str, str, str], None] = lambda source, what, message: None
     stopping: Callable[[], bool] = lambda: False
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> reason -> documents passed over
-
-    def count(self, name: str, reason: str, number: int = 1) -> None:
-        reasons = self.counts.setdefault(name, {})
-        reasons[reason] = reasons.get(reason, 0) + number
 
 
 class Position(NamedTuple):
-    """Before a document: the how-many-th of the pass's shards, the cursor, documents seen in it, parts taken of the
-    next one, and the text_hash of that one once a part is taken."""
+    """Where a lane stands in an epoch, before a document."""
 
-    shard: int = 0
-    cursor: JSON = None
-    seen: int = 0
-    part: int = 0
-    document: int | None = None
+    shard: int = 0  # index into the lane's shards of this epoch
+    cursor: JSON = None  # the reader's, in this shard
+    seen: int = 0  # documents of this shard before the cursor, those of other lanes included
+    part: int = 0  # parts of the next document that are packed
+    document: int | None = None  # text_hash of the next document, if parts of it are packed
 
 
-class Text(NamedTuple):
-    """A document, or its next part; `after` is the position behind it."""
+START = Position()
+
+
+class Document(NamedTuple):
+    """A document of a shard that this lane reads, or a part of a long one."""
 
     text: str
-    begins: bool
-    finished: bool
-    digests: tuple[int, ...]  # with its first part of other lanes' documents before it, with its last of itself
+    is_own: bool  # else it is another lane's that shares the shard
+    before: Position
     after: Position
+    hashes: tuple[int, ...] = ()  # to remember with it: of other lanes' documents before it, and its own
+
+    @property
+    def is_first_part(self) -> bool:
+        return self.before.part == 0
+
+    @property
+    def is_last_part(self) -> bool:
+        return self.after.part == 0
 
 
-class Stream:
-    """See the module's docstring. `state` is what `next_block` returned with a block, None: the chain's beginning."""
+@dataclass(frozen=True)
+class BlockResult:
+    """A block, the state behind it, and the documents that were filtered out on the way: reason -> number."""
 
-    def __init__(self, source: Source, lane: int, recipe: Recipe, around: Surroundings, state: JSON | None = None):
-        self.source, self.lane, self.recipe, self.around = source, lane, recipe, around
-        self._dtype = ids_dtype(recipe.tokenizer.vocab_size)
-        state = state or beginning(source)
-        self._number, self._pass = state["block"], state["pass"]
-        self._position = Position(*(state[name] for name in Position._fields))
+    block: RowBlock
+    after: PipelineState
+    filtered: dict[str, int]
+
+
+class RowPipeline:
+    """See the module's docstring. `state` is one that an earlier block was returned with; None begins the chain."""
+
+    def __init__(
+        self,
+        source: Source,
+        lane: int,
+        config: PipelineConfig,
+        callbacks: PipelineCallbacks,
+        state: PipelineState | None = None,
+    ):
+        self.source, self.lane, self.config, self.callbacks = source, lane, config, callbacks
+        state = state or initial_state(source)
+        self.state = state  # behind the last block
+        dtype = ids_dtype(config.tokenizer.vocab_size)
+        self._packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, state["carry"])
+        self._filtered: Counter[str] = Counter()
+        self._patience = 0.0  # seconds that the source may fail
+        position = Position(state["shard"], state["cursor"], state["seen"], state["part"], state["document"])
         if state["num_shards"] != source.num_shards:
-            self._position = Position()
-            around.announce(
+            position = START
+            callbacks.announce(
                 source.name,
                 "notice",
                 f"{source.name} now has {source.num_shards} shards instead of {state['num_shards']}; "
-                f"lane {lane} begins its pass again",
+                f"lane {lane} restarts its epoch",
             )
-        self._exhausted = False  # whether this reading has come to the pass's end
-        self._fruitful = False  # whether this reading has met a text that passes the filters, whichever lane's
-        self._recent = deque(decode_hashes(state["recent"]), maxlen=RECENT)  # of documents that are in blocks
-        self._packer = self._new_packer(state["carry"])
-        self._encoded = self._read_pass()
+        self._start(state["pass"], position, RecentHashes.decode(state["recent"]))
 
-    def next_block(self) -> tuple[Block, JSON]:
-        """Make the next block; returns it with the state behind it. Raises SourceError.
+    def next_block(self, *, retry: bool = True) -> BlockResult:
+        """Make the next block. Raises SourceError once the source has failed for `retry_minutes`, or, without `retry`,
+        at its first failure.
 
-        A block without rows: no shard holds a text that passes the filters.
+        A block without rows says that no shard holds a text that passes the filters.
         """
-        number, recipe = self._number, self.recipe
-        rows = recipe.block_rows
-        if number == 0:  # of different lengths, so that the lanes do not come to the ends of their blocks together
-            rows = max(1, rows * (self.lane + 1) // recipe.num_lanes)
-        barren: set[int] = set()  # shards that were read since the last text and hold none for any lane
+        config, number = self.config, self.state["block"]
+        self._patience = 60 * config.retry_minutes if retry else 0.0
+        rows = config.block_rows
+        if number == 0:  # of different lengths, so that the lanes do not reach the ends of their blocks together
+            rows = max(1, rows * (self.lane + 1) // config.num_lanes)
+        epoch_is_over = self._fill(rows)
+        key = (config.seed, self.source.name, "rows", self.lane, number)
+        block = self._packer.block(rows, counter_keys(rows, *key) if config.shuffle else None)
+        if epoch_is_over and not self._packer.tokens and self._position != START:
+            self._start(self._epoch + 1)
+        number += 1 if len(block) else 0
+        carry, recent = self._packer.carry(), self._recent.encode()
+        self.state = _state(self.source, number, self._epoch, self._position, carry, recent)
+        return BlockResult(block, self.state, self._take_filtered())
+
+    def _fill(self, rows: int) -> bool:
+        """Pack parts until there is a block of `rows` rows; returns whether it is the last one of a whole epoch."""
+        empty_shards: set[int] = set()  # those read since the last text, which hold none for any lane
         while not self._packer.has_block(rows):
-            read = next(self._encoded, None)
-            if read is not None:
-                ids, text = read
-                if text.begins:
-                    self._packer.end_document()  # which one may have been gone when this stream began
-                self._packer.add(ids, text.finished)
-                self._position = text.after
-                self._recent.extend(text.digests)
+            if (item := next(self._tokenized, None)) is not None:
+                part, ids = item
+                if part.is_first_part:
+                    self._packer.end_document()  # an unfinished one, whose rest has gone from the source
+                self._packer.add(ids, finished=part.is_last_part)
+                self._position = part.after
+                for digest in part.hashes:
+                    self._recent.add(digest)
                 continue
-            if recipe.whole_passes and self._packer.tokens:
+            if self.config.whole_epochs and self._packer.tokens:
+                return True
+            # A lane's share of one epoch may be empty and that of a later one not: each deals anew.
+            if self._found_text or self._position != START:
+                empty_shards.clear()
+            else:
+                empty_shards.update(self._share.shards)
+            if len(empty_shards) == self.source.num_shards:
                 break
-            # A share of a pass may be empty, and of a later one not: shards and documents are dealt anew each time.
-            barren = set() if self._fruitful or self._position != Position() else barren.union(self._shards()[0])
-            if len(barren) == self.source.num_shards:
-                break
-            self._next_pass()
-        keys = None
-        if recipe.shuffle:
-            keys = counter_keys(rows, recipe.seed, self.source.name, "rows", self.lane, number)
-        block = self._packer.block(rows, keys)
-        if len(block):
-            self._number += 1
-        if recipe.whole_passes and self._exhausted and not self._packer.tokens and self._position != Position():
-            self._next_pass()
-        return block, self.state()
+            self._start(self._epoch + 1)
+        return False
 
-    @property
-    def is_first_of_shard(self) -> bool:
-        """Whether no lane of a lower number reads the same shards."""
-        return self.lane == 0 if self.source.name in self.recipe.replicated else self.lane < self.source.num_shards
+    def _start(self, epoch: int, position: Position = START, recent: RecentHashes | None = None) -> None:
+        """Set up the chain of steps 1 to 4 from `position` on."""
+        self._epoch, self._position, self._recent = epoch, position, recent or RecentHashes()
+        self._share = share_of_lane(self.source, self.config, self.lane, epoch)
+        self._found_text = False  # whether a text passed the filters since here, whichever lane's
+        self._tokenized = tokenize(split(self._filter(self._read())), self.config.tokenizer)
 
-    def state(self) -> JSON:
-        """The state behind the last block."""
-        return {
-            "block": self._number,
-            "pass": self._pass,
-            **self._position._asdict(),
-            "carry": self._packer.carry(),
-            "recent": encode_hashes(self._recent),
-            "num_shards": self.source.num_shards,
-        }
+    def _read(self) -> Iterator[Document]:
+        """Step 1: yield the rest of the epoch's documents; retries what fails."""
+        first = self._position
+        for index in range(first.shard, len(self._share.shards)):
+            position = first if index == first.shard else Position(index)
+            waiting_since, tries = time.monotonic(), 0
+            while True:
+                try:
+                    for text, cursor in self.source.read(self._share.shards[index], position.cursor):
+                        before, position = position, Position(index, cursor, position.seen + 1)
+                        yield Document(text, self._share.owns(before.seen), before, position)
+                        waiting_since, tries = time.monotonic(), 0
+                    break
+                except SourceError as error:
+                    tries += 1
+                    self._wait(error, position, tries, time.monotonic() - waiting_since)
 
-    def _new_packer(self, carry: JSON = None) -> Packer:
-        recipe = self.recipe
-        return Packer(recipe.seq_length, recipe.tokenizer.eos_id, self._dtype, recipe.packing, carry)
+    def _filter(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Step 2: yield this lane's documents that pass the filters.
 
-    def _next_pass(self) -> None:
-        self._pass += 1
-        self._position = Position()
-        self._recent.clear()
-        self._encoded = self._read_pass()
-
-    def _read_pass(self) -> Iterator[tuple[np.ndarray, Text]]:
-        """Yield the rest of this pass's texts with their ids; what is read ahead is in no state."""
-        self._exhausted = self._fruitful = False
-        texts, characters = [], 0
-        for text in self._split():
-            texts.append(text)
-            characters += len(text.text)
-            if characters >= ENCODE_CHARACTERS:
-                yield from self._encode(texts)
-                texts, characters = [], 0
-        yield from self._encode(texts)
-        self._exhausted = True
-
-    def _encode(self, texts: list[Text]) -> Iterator[tuple[np.ndarray, Text]]:
-        return zip(self.recipe.tokenizer.encode_batch([text.text for text in texts]), texts, strict=True)
-
-    def _split(self) -> Iterator[Text]:
-        """Cut long documents into parts."""
-        for text, digests, before, after in self._usable():
-            others, its_own = digests[:-1], digests[-1:]
-            parts = split_text(text)
-            skip = min(before.part, len(parts) - 1)  # fewer only where white space has gone since
-            for number, part in enumerate(parts[skip:], start=skip + 1):
-                begins, finished = number == 1, number == len(parts)
-                # The others' with the first part: a resume between two parts does not read those documents again.
-                known = (others if begins else ()) + (its_own if finished else ())
-                yield Text(part, begins, finished, known, after if finished else before._replace(part=number))
-
-    def _usable(self) -> Iterator[tuple[str, tuple[int, ...], Position, Position]]:
-        """Yield this lane's documents that pass the filters: text, digests, the positions before and after.
-
-        Of a shared shard the other lanes' documents are remembered too, so that all of them tell the same repeats.
+        Lanes that share a shard remember each other's documents, so that all of them find the same repeats.
         """
-        filters, recent, digests = self.recipe.filters, Recent(self._recent), []
-        name = self.source.name
-        for text, mine, before, after in self._documents():
-            if not (mine or filters.deduplicate) and self._fruitful:
+        filters, recent = self.config.filters, RecentHashes(self._recent)  # a copy: reading runs ahead of packing
+        hashes: list[int] = []
+        for document in documents:
+            if not (document.is_own or filters.deduplicate) and self._found_text:
                 continue
-            digest = text_hash(text)
-            if before.document != digest:  # else a part of it is in use already
+            digest, before = text_hash(document.text), document.before
+            if before.document != digest:  # else parts of it are packed already
                 before = before._replace(part=0, document=digest)
-                reason = filters.reject(text, digest)
-                self._fruitful |= reason is None
+                reason = filters.reject(document.text, digest)
+                self._found_text |= reason is None
                 if reason is None and filters.deduplicate and digest in recent:
                     reason = "repeated"
                 if reason is not None:
-                    if mine:
-                        self.around.count(name, reason)
+                    if document.is_own:
+                        self._filtered[reason] += 1
                     continue
             if filters.deduplicate:
                 recent.add(digest)
-                digests.append(digest)
-            if mine:
-                yield text, tuple(digests), before, after
-                digests = []
+                hashes.append(digest)
+            if document.is_own:
+                yield document._replace(before=before, hashes=tuple(hashes))
+                hashes = []
 
-    def _documents(self) -> Iterator[tuple[str, bool, Position, Position]]:
-        """Yield the rest of the pass: each text, whether it is this lane's, the positions before and after it; retries
-        what fails."""
-        shards, lanes, turn = self._shards()
-        start = self._position
-        for index in range(start.shard, len(shards)):
-            position = start if index == start.shard else Position(index)
-            failing_since, tries = None, 0
-            while True:
-                began = time.monotonic()
-                try:
-                    for text, cursor in self.source.read(shards[index], position.cursor):
-                        failing_since, tries, began = None, 0, None
-                        before, position = position, Position(index, cursor, position.seen + 1)
-                        yield text, self._turn(before, lanes) == turn, before, position
-                    break
-                except SourceError as error:
-                    now = time.monotonic()
-                    failing_since = failing_since or began or now
-                    tries += 1
-                    self._wait(error, position, tries, now - failing_since)
-
-    def _wait(self, error: SourceError, position: Position, tries: int, failing: float) -> None:
-        """Wait before another try, or raise the error when it is of no use."""
-        left = 60 * self.recipe.retry_minutes - failing
-        if not error.transient or left <= 0 or self.around.stopping():
+    def _wait(self, error: SourceError, position: Position, tries: int, waited: float) -> None:
+        """Wait before another try, or raise the error when retrying is of no use; `waited` is in seconds."""
+        left = self._patience - waited
+        if not error.transient or left <= 0 or self.callbacks.stopping():
             raise error
         growing = 2.0 ** min(tries - 1, 16)  # a float ends at 2**1024
         pause = min(LONGEST_WAIT, left, growing) * random.uniform(0.5, 1.0)  # waiting changes no row
-        self.around.announce(
+        self.callbacks.announce(
             self.source.name,
             "retry",
             f"{error.reason}; retrying at row {position.seen:,} of shard {position.shard + 1} in {pause:.0f} s "
             f"(for {left / 60:.0f} minutes more)",
         )
         end = time.monotonic() + pause
-        while time.monotonic() < end and not self.around.stopping():
+        while time.monotonic() < end and not self.callbacks.stopping():
             time.sleep(min(0.1, pause))
 
-    def _shards(self) -> tuple[list[int], int, int]:
-        """This lane's shards in this pass, how many lanes share them, and the how-many-th of those this one is."""
-        count, lane, lanes = self.source.num_shards, self.lane, self.recipe.num_lanes
-        alone = self.source.name in self.recipe.replicated
-        order: Sequence[int] = range(count)
-        if self.recipe.shuffle:
-            draw = (lane,) if alone else ()
-            order = permutation(count, self.recipe.seed, self.source.name, "shards", self._pass, *draw)
-        if alone:
-            return list(order), 1, 0
-        place = lane + self._pass  # in the order as it stands, too, every lane comes to every shard
-        if count >= lanes:
-            return list(order[place % lanes :: lanes]), 1, 0
-        return [order[place % count]], len(range(lane % count, lanes, count)), lane // count
-
-    def _turn(self, position: Position, lanes: int) -> int:
-        """Which of the `lanes` lanes that share a shard takes the document behind `position`.
-
-        Of `lanes` documents in a row each takes one, but not always the same one: those that are passed over may well
-        stand at equal distances.
-        """
-        if lanes == 1:
-            return 0
-        row, place = divmod(position.seen, lanes)
-        return permutation(lanes, self.recipe.seed, self.source.name, "documents", self._pass, row)[place]
+    def _take_filtered(self) -> dict[str, int]:
+        """Return what was filtered out since the last block, by the reader too."""
+        if is_first_reader(self.source, self.config, self.lane):  # lanes that share a shard all meet the same rows
+            self._filtered.update(self.source.counts)
+        self.source.counts.clear()
+        filtered, self._filtered = dict(self._filtered), Counter()
+        return filtered
 
 
-def beginning(source: Source) -> JSON:
-    """The state before a chain's first block."""
-    return {
-        "block": 0,
-        "pass": 0,
-        **Position()._asdict(),
-        "carry": None,
-        "recent": "",
-        "num_shards": source.num_shards,
-    }
+def initial_state(source: Source) -> PipelineState:
+    """Return the state before a chain's first block."""
+    return _state(source, 0, 0, START, None, "")
 
 
-def counter_keys(count: int, *key: str | int) -> np.ndarray:
-    """Return `count` numbers drawn by Philox for this key: the same on every machine, whatever was drawn before.
-
-    Raw bits: numpy promises their sequence for good, which it does not for its distributions and permutations.
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    bits = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(count)
-    return (bits >> np.uint64(11)) * 2.0**-53
+def _state(
+    source: Source, blocks: int, epoch: int, position: Position, carry: Carry | None, recent: str
+) -> PipelineState:
+    state = {"block": blocks, "pass": epoch, **position._asdict(), "carry": carry, "recent": recent}
+    return cast(PipelineState, {**state, "num_shards": source.num_shards})
 
 
-@lru_cache(maxsize=256)
-def permutation(count: int, *key: str | int) -> tuple[int, ...]:
-    """Return the numbers below `count` in an order drawn for this key."""
-    return tuple(np.argsort(counter_keys(count, *key), kind="stable").tolist())
+def split(documents: Iterable[Document]) -> Iterator[Document]:
+    """Step 3: yield the parts of each document that are not packed yet."""
+    for document in documents:
+        texts = split_text(document.text)
+        last = len(texts) - 1
+        packed = min(document.before.part, last)  # fewer parts only where white space has gone since
+        for number, text in enumerate(texts[packed:], start=packed):
+            # Other lanes' with the first part: a resume between two parts does not read those documents again.
+            hashes = document.hashes[:-1] if number == 0 else ()
+            hashes += document.hashes[-1:] if number == last else ()
+            before, after = (document.before._replace(part=part) for part in (number, number + 1))
+            yield Document(text, document.is_own, before, document.after if number == last else after, hashes)
 
 
 def split_text(text: str) -> list[str]:
@@ -338,3 +297,16 @@ def split_text(text: str) -> list[str]:
         parts.append(text[start:end])
         start = end
     return [*parts, text[start:]]
+
+
+def tokenize(parts: Iterable[Document], tokenizer: TextTokenizer) -> Iterator[tuple[Document, np.ndarray]]:
+    """Step 4: yield parts with their ids."""
+    batch: list[Document] = []
+    characters = 0
+    for part in parts:
+        batch.append(part)
+        characters += len(part.text)
+        if characters >= ENCODE_CHARACTERS:
+            yield from zip(batch, tokenizer.encode_batch([part.text for part in batch]), strict=True)
+            batch, characters = [], 0
+    yield from zip(batch, tokenizer.encode_batch([part.text for part in batch]), strict=True)

@@ -1,12 +1,13 @@
-"""Tokenizers: load one, or train a byte-level BPE; encode without surprises.
+"""Step 4 of a text's way: tokenizers, loaded or trained here (byte-level BPE).
 
-A tokenizer.json found in the wild may cut every text at 50 ids, pad, or add special tokens: all that is switched off. A
-text that happens to contain "<|endoftext|>" is encoded as the characters it is and never ends a document. tiktoken does
-the encoding where it has been proved to give the same ids.
+A tokenizer.json may ask for truncation, padding or special tokens: all of that is switched off. A text that contains
+"<|endoftext|>" is encoded as these characters and never ends a document. tiktoken encodes where it was checked to give
+the same ids.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from sources.redact import redact
 from sources.rows.fast_encoder import EDGES, encoding_of
 
 END_OF_TEXT = "<|endoftext|>"
-FAST_CHARACTERS = 16 * 1024  # of a text without a break, tiktoken's time grows faster than the text
-END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # taken in this order where no end token is declared
+FAST_CHARACTERS = 16 * 1024  # tiktoken takes more than linear time for a long text without white space
+END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # in this order, when no end token is declared
 
 
 class TokenizerError(ValueError):
@@ -42,50 +43,50 @@ class TextTokenizer:
         self.eos_id = eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self._encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # fast: without offsets
         self._fast: tiktoken.Encoding | None = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return each text's ids (uint32), without special tokens, whole; half a surrogate pair becomes U+FFFD."""
         if self._fast is None:
-            return self._by_library(texts)
-        # Not by encode_to_numpy: it looks for special tokens too, which costs more than going through a list.
+            return self._encode_by_library(texts)
+        # Not encode_to_numpy: it looks for special tokens too, which costs more than going through a list.
         return [
             np.array(self._fast.encode_ordinary(text), dtype=np.uint32)
             if len(text) <= FAST_CHARACTERS
-            else self._by_library([text])[0]
+            else self._encode_by_library([text])[0]
             for text in texts
         ]
 
     def use_fast_encoder(self, texts: Sequence[str]) -> str | None:
-        """Encode by tiktoken from now on if it gives the same ids for `texts` and for what tokenizers differ on.
+        """Encode with tiktoken from now on if it gives the same ids for `texts` and EDGES.
 
-        Returns a sentence to announce, or None where the library goes on encoding. Texts above 16,384 characters prove
-        nothing, since the library encodes those.
+        Returns a sentence to announce, or None when the library goes on encoding. Texts above FAST_CHARACTERS do not
+        count, since the library encodes those.
         """
         self._fast = None
-        proof = [text for text in texts if len(text) <= FAST_CHARACTERS]
-        encoding = encoding_of(self.tokenizer) if proof else None
+        short = [text for text in texts if len(text) <= FAST_CHARACTERS]
+        encoding = encoding_of(self.tokenizer) if short else None
         if encoding is None:
             return None
-        by_library = self._by_library([*EDGES, *proof])
+        by_library = self._encode_by_library([*EDGES, *short])
         self._fast = encoding
-        if not all(map(np.array_equal, by_library, self.encode_batch([*EDGES, *proof]))):
+        if not all(map(np.array_equal, by_library, self.encode_batch([*EDGES, *short]))):
             self._fast = None
             return None
-        megabytes = sum(len(text.encode("utf-8", "replace")) for text in proof) / 1e6
-        return f"tiktoken encodes here, proved equal on {len(proof):,} texts ({megabytes:.1f} MB)"
+        megabytes = sum(len(text.encode("utf-8", "replace")) for text in short) / 1e6
+        return f"tiktoken encodes here, proved equal on {len(short):,} texts ({megabytes:.1f} MB)"
 
     @property
     def is_fast(self) -> bool:
         """Whether tiktoken encodes."""
         return self._fast is not None
 
-    def _by_library(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_by_library(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encode = self.tokenizer.encode_batch_fast  # fast: without offsets
         try:
-            encodings = self._encode(list(texts), add_special_tokens=False)
-        except TypeError:  # what the library makes of a string that is not valid Unicode
-            encodings = self._encode(list(map(_without_surrogates, texts)), add_special_tokens=False)
+            encodings = encode(list(texts), add_special_tokens=False)
+        except TypeError:  # raised for a string that is not valid Unicode
+            encodings = encode(list(map(_without_surrogates, texts)), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -100,7 +101,7 @@ class TextTokenizer:
     def from_json(cls, text: str, eos_id: int, pad_id: int | None = None, *, fast: bool = False) -> "TextTokenizer":
         """Rebuild a tokenizer from `to_json`'s text; raises TokenizerError.
 
-        `fast` says that `use_fast_encoder` has succeeded for it elsewhere, so tiktoken encodes without another proof.
+        `fast` says that `use_fast_encoder` succeeded for it elsewhere, so tiktoken encodes without another check.
         """
         try:
             rebuilt = cls(Tokenizer.from_str(text), eos_id, pad_id)
@@ -118,58 +119,38 @@ def load_tokenizer(name_or_folder: str) -> TextTokenizer:
     """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError."""
     from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
 
+    name = str(Path(name_or_folder).expanduser()) if is_local(name_or_folder) else name_or_folder
+    where = f'data.tokenizer: "{name}"'
     cached = True
-    if is_local(name_or_folder):
-        name_or_folder = str(Path(name_or_folder).expanduser())
-        if not Path(name_or_folder).is_dir():
-            raise TokenizerError(
-                f"data.tokenizer: the folder {name_or_folder} does not exist; "
-                'correct it, or use a hub name such as "gpt2".'
-            )
-    elif not (cached := _is_cached(name_or_folder)):
-        # Asked first, since the library's own answer to a dead endpoint takes minutes and says less.
-        reason = unreachable("model", name_or_folder, timeout=10.0)
-        if reason is not None:
-            raise TokenizerError(
-                f'data.tokenizer: "{name_or_folder}" cannot be loaded: {reason}; '
-                'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
-            )
+    if is_local(name):
+        if not Path(name).is_dir():
+            raise TokenizerError(f'{where} is a folder that does not exist; correct it, or use a name such as "gpt2".')
+    # Asked first: transformers takes minutes to report an endpoint that does not answer, and says less.
+    elif not (cached := _is_cached(name)) and (reason := unreachable("model", name, timeout=10.0)) is not None:
+        remedy = 'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
+        raise TokenizerError(f"{where} cannot be loaded: {reason}; {remedy}")
     try:
-        loaded = AutoTokenizer.from_pretrained(name_or_folder, local_files_only=cached)
-    except Exception as error:  # OSError, ValueError, KeyError and ImportError, by what is missing or damaged
-        raise TokenizerError(
-            f'data.tokenizer: "{name_or_folder}" cannot be loaded: {redact(str(error).strip().splitlines()[0])}'
-        ) from error
+        loaded = AutoTokenizer.from_pretrained(name, local_files_only=cached)
+    except Exception as error:  # OSError, ValueError, KeyError or ImportError
+        first_line = redact(str(error).strip().splitlines()[0])
+        raise TokenizerError(f"{where} cannot be loaded: {first_line}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise TokenizerError(
-            f'data.tokenizer: "{name_or_folder}" has no fast version (tokenizer.json); use another such as "gpt2".'
-        )
-    eos_id = loaded.eos_token_id
-    if eos_id is None:
-        vocabulary = backend.get_vocab(with_added_tokens=True)
-        if not any(token in vocabulary for token in END_CANDIDATES):
-            backend.add_special_tokens([END_OF_TEXT])
-        eos_id = next(
-            found
-            for token in (loaded.sep_token, *END_CANDIDATES)
-            if (found := backend.token_to_id(token or "")) is not None
-        )
+        raise TokenizerError(f'{where} has no fast version (tokenizer.json); use another such as "gpt2".')
+    eos_id = _end_of_text_id(backend, loaded.sep_token) if loaded.eos_token_id is None else loaded.eos_token_id
     tokenizer = TextTokenizer(backend, eos_id, loaded.pad_token_id)
     try:
         tokenizer.encode_batch(EDGES)
     except Exception as error:  # the library raises bare Exceptions
-        raise TokenizerError(
-            f'data.tokenizer: "{name_or_folder}" cannot encode every text ({str(error).strip()}); '
-            'use one with an unknown token, or a byte-level one such as "gpt2".'
-        ) from error
+        remedy = 'use one with an unknown token, or a byte-level one such as "gpt2".'
+        raise TokenizerError(f"{where} cannot encode every text ({str(error).strip()}); {remedy}") from error
     return tokenizer
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
     """Train a byte-level BPE of at most `vocab_size` ids on `texts`; raises TokenizerError when there are none.
 
-    Half a surrogate pair, which JSON can escape, is U+FFFD here as it is in `encode_batch`.
+    Half a surrogate pair, which JSON can escape, becomes U+FFFD as in `encode_batch`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -181,15 +162,15 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    first = next(iter(texts := iter(texts)), None)
+    first = next(texts, None)
     if first is None:
         raise TokenizerError("data.tokenizer: there is no text to train a tokenizer on; check the sources.")
-    tokenizer.train_from_iterator(map(_without_surrogates, _chain(first, texts)), trainer)
-    return TextTokenizer(tokenizer, tokenizer.token_to_id(END_OF_TEXT))
+    tokenizer.train_from_iterator(map(_without_surrogates, chain([first], texts)), trainer)
+    return TextTokenizer(tokenizer, _end_of_text_id(tokenizer, None))
 
 
 def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | None:
-    """Tell in at most `timeout` seconds whether a tokenizer can be had: None, or a short reason why not."""
+    """Return None, or in at most `timeout` seconds a short reason why a tokenizer cannot be loaded."""
     if isinstance(spec, TrainBPE):
         return None
     if is_local(spec):
@@ -197,17 +178,20 @@ def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | Non
     return None if _is_cached(spec) else unreachable("model", spec, timeout)
 
 
+def _end_of_text_id(tokenizer: Tokenizer, separator: str | None) -> int:
+    """Return the id of the token that ends a text best, when none is declared; adds one when there is none."""
+    if all(tokenizer.token_to_id(token) is None for token in END_CANDIDATES):
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    ids = (tokenizer.token_to_id(token) for token in (separator, *END_CANDIDATES) if token)
+    return next(found for found in ids if found is not None)
+
+
 def _is_cached(name: str) -> bool:
-    """Tell whether the hub's cache holds this tokenizer, so that it loads without a network."""
+    """Whether the hub's cache holds this tokenizer, so that it loads without a network."""
     configuration = try_to_load_from_cache(name, "tokenizer_config.json")  # None: never asked for
     return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str) and configuration is not None
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
 def _without_surrogates(text: str) -> str:
-    """Put surrogate pairs together and U+FFFD in the place of halves."""
+    """Join surrogate pairs, and replace halves by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -18,7 +18,7 @@ from engine.events import read
 from engine.run.evaluation import Evaluator
 from model import TransformerLM, load
 from sources.registry import open_sources
-from sources.rows.held_out import collect_held_out
+from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, environment, signal_after
@@ -62,8 +62,8 @@ def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
     result = train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     lm = load(result.snapshot)
     tokenizer = TextTokenizer.from_json(torch.load(result.snapshot, weights_only=True)["tokenizer"], lm.eos_token_id)
-    held_out = collect_held_out(
-        open_sources(preset.data), preset.data, tokenizer, seq_length=32, eval_tokens=preset.train.eval_tokens
+    held_out = collect_validation_set(
+        open_sources(preset.data).sources, preset.data, tokenizer, seq_length=32, eval_tokens=preset.train.eval_tokens
     )
     assert held_out.texts["topics"]
     logits = lm.model.logits(lm.model.hidden_states(held_out.input_ids))

@@ -30,7 +30,7 @@ class LateRanks:
 def test_events_are_logged_once_while_another_rank_is_late(tiny, tmp_path: Path):
     data, ranks = tiny().data, LateRanks()
     opened = open_sources(data)
-    tokenizer = train_bpe(sample_training_texts(opened, data, 50_000), 300)
+    tokenizer = train_bpe(sample_training_texts(opened.sources, data, 50_000), 300)
     log = EventLog(tmp_path, Console(enabled=False))
     batches = Batches(
         opened, LoaderFactory(data, tokenizer, BatchShape(4, 1, 32), LoaderOptions()), None, {}, ranks, log

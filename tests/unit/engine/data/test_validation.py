@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from engine import train
-from engine.data.validation import FILE_NAME, ValidationSet
+from engine.data.validation import FILE_NAME, ValidationSource
 from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.held_out import sample_training_texts
@@ -46,11 +46,11 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
 
     preset = tiny()
     opened = open_sources(preset.data)
-    tokenizer = train_bpe(sample_training_texts(opened, preset.data, 100_000), 512)
+    tokenizer = train_bpe(sample_training_texts(opened.sources, preset.data, 100_000), 512)
     alone = SimpleNamespace(is_main=True, broadcast_json=lambda value: value, broadcast_tensor=lambda tensor: None)
     for source in opened.sources.values():
         source.__class__ = Failing
-    validation = ValidationSet(opened, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
+    validation = ValidationSource(opened, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
     short = validation.rows(tmp_path, None, alone)
     assert not (tmp_path / FILE_NAME).exists()
     for source in opened.sources.values():

@@ -6,13 +6,11 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shard_cache import ShardCache
 from sources.config import DataConfig
-from sources.loading.lanes import lanes_of_step, rows_per_pass
-from sources.loading.loader import Loader, SourceLost, choose_num_lanes, merge_states
+from sources.loading.loader import BatchShape, Loader, LoaderOptions, SourceLost, merge_states
+from sources.loading.state import without_sources
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from tests.helpers.sources import Flaky, Unreadable
 
@@ -28,9 +26,12 @@ def corpus(tmp_path, texts, write_json_lines):
     return [{"type": "files", "path": str(many), "name": "many"}, {"type": "files", "path": str(few), "name": "few"}]
 
 
-def make(config, tokenizer, opened=None, **options) -> Loader:
-    options = {"seq_length": T, "micro_batch_size": 4, "accumulation_steps": 2, "seed": 7} | options
-    return Loader(opened or open_sources(config), config, tokenizer, **options)
+def make(config, tokenizer, opened=None, state=None, **options) -> Loader:
+    """A loader of 2 x 4 rows; `options` are those of its shape and LoaderOptions."""
+    shape = {"micro_batch_size": 4, "grad_accumulation_steps": 2, "seq_length": T}
+    shape |= {name: options.pop(name) for name in BatchShape.__dataclass_fields__ if name in options}
+    options = LoaderOptions(**{"seed": 7} | options)
+    return Loader(opened or open_sources(config), config, tokenizer, BatchShape(**shape), options, state)
 
 
 def take(loader: Loader, number: int) -> list:
@@ -48,9 +49,9 @@ def rows_of(batch) -> list[tuple]:
 
 def serve(config, tokenizer, world_size, num_workers, steps, rows=16, state=None, **options) -> tuple[list, dict]:
     """The rows that all ranks are given in `steps` steps, in their global order, and the merged state behind them."""
-    options = {"world_size": world_size, "num_workers": num_workers, "accumulation_steps": 1, "state": state} | options
+    options = {"world_size": world_size, "num_workers": num_workers, "grad_accumulation_steps": 1, **options}
     ranks = [
-        take(make(config, tokenizer, rank=r, micro_batch_size=rows // world_size, **options), steps)
+        take(make(config, tokenizer, state=state, rank=r, micro_batch_size=rows // world_size, **options), steps)
         for r in range(world_size)
     ]
     ordered = []
@@ -100,7 +101,7 @@ def test_resume_equals_the_uninterrupted_sequence(strategy, packing, corpus, tok
     weights = {"source_weights": {"many": 2.5}} if strategy == "weighted" else {}
     config = DataConfig(sources=corpus, mix_strategy=strategy, packing=packing, **weights)
     # 7 rows a step: a step ends anywhere in the order of lanes.
-    odd = {"micro_batch_size": 7, "accumulation_steps": 1}
+    odd = {"micro_batch_size": 7, "grad_accumulation_steps": 1}
     whole = take(make(config, tokenizer, **odd), 60)
     rng = random.Random(3)
     for cut in rng.sample(range(1, 50), 2):
@@ -112,7 +113,8 @@ def test_resume_equals_the_uninterrupted_sequence(strategy, packing, corpus, tok
         assert [batch.number for batch in first] == list(range(cut, cut + 5))
 
 
-def test_a_resume_may_change_the_number_of_ranks_also_to_one_that_divides_nothing(corpus, tokenizer):
+def test_a_resume_may_change_the_number_of_ranks(corpus, tokenizer):
+    """Also to one that does not divide the number of lanes."""
     config = DataConfig(sources=corpus)
     whole, _ = serve(config, tokenizer, 1, 0, 40, rows=24)
     state, rows = None, []
@@ -123,32 +125,14 @@ def test_a_resume_may_change_the_number_of_ranks_also_to_one_that_divides_nothin
     assert sum(state["tokens_per_source"].values()) == sum(label != -100 for row in rows for label in row[2])
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 16), st.sampled_from([16, 32, 48]), st.integers(1, 12), st.integers(1, 4), st.integers(0, 10**9))
-def test_a_step_is_the_same_rows_on_any_world_and_fits(world_size, num_lanes, micro_batch_size, passes, first):
-    rows = micro_batch_size * passes * world_size
-    capacity = rows_per_pass(micro_batch_size, passes, world_size, num_lanes)
-    assert micro_batch_size <= capacity <= 2 * micro_batch_size
-    if num_lanes % world_size == 0:
-        assert capacity == micro_batch_size
-    most = 0
-    for begin in range(first, first + num_lanes):  # wherever a step begins
-        shares = [lanes_of_step(begin, rows, rank, world_size, num_lanes) for rank in range(world_size)]
-        most = max(most, *map(len, shares))
-        given = [iter(lanes) for lanes in shares]
-        step = [row % num_lanes for row in range(begin, begin + rows)]
-        assert [next(given[lane % world_size]) for lane in step] == step and sum(map(len, shares)) == rows
-    assert (capacity - 1) * passes < most <= capacity * passes  # enough, and no row more
-
-
-def test_cached_rows_are_the_streams_rows_and_need_no_source(corpus, tokenizer, tmp_path):
+def test_cached_rows_are_the_sources_rows_and_need_no_source(corpus, tokenizer, tmp_path):
     config = DataConfig(sources=corpus)
     cold, _ = serve(config, tokenizer, 1, 0, 30)
     filling, _ = serve(config, tokenizer, 1, 0, 30, cache=ShardCache(tmp_path / "cache", 1.0))
     opened = open_sources(config)
     for name, source in opened.sources.items():
         opened.sources[name] = Unreadable(source)
-    shape = {"micro_batch_size": 16, "accumulation_steps": 1}
+    shape = {"micro_batch_size": 16, "grad_accumulation_steps": 1}
     cached = take(make(config, tokenizer, opened, cache=ShardCache(tmp_path / "cache", 1.0), **shape), 30)
     assert filling == cold == [row for batch in cached for row in rows_of(batch)]
     assert (tmp_path / "cache").is_dir()
@@ -156,7 +140,7 @@ def test_cached_rows_are_the_streams_rows_and_need_no_source(corpus, tokenizer, 
 
 def test_a_damaged_cache_is_made_again_from_the_source(corpus, tokenizer, tmp_path):
     config = DataConfig(sources=corpus[:1], retry_minutes=10.0)
-    shape = {"micro_batch_size": 16, "accumulation_steps": 1}
+    shape = {"micro_batch_size": 16, "grad_accumulation_steps": 1}
     cold, _ = serve(config, tokenizer, 1, 0, 60, cache=ShardCache(tmp_path / "cache", 1.0))
     for path in (tmp_path / "cache").rglob("*.tar"):
         data = bytearray(path.read_bytes())
@@ -204,14 +188,8 @@ def test_states_that_do_not_belong_together_are_refused(corpus, tokenizer):
         make(config, tokenizer, state={"lanes": {}})
 
 
-def test_choose_num_lanes():
-    assert [choose_num_lanes(world) for world in (1, 2, 3, 6, 8, 16, 24)] == [16, 16, 48, 48, 16, 16, 48]
-    assert choose_num_lanes(4, 3) == 16 and choose_num_lanes(8, 4) == 32 and choose_num_lanes(3, 17) == 96
-    assert all(rows_per_pass(5, 2, world, choose_num_lanes(world, 3)) == 5 for world in range(1, 100))
-
-
 def test_batches_have_the_promised_form(corpus, tokenizer):
-    (batch,) = take(make(DataConfig(sources=corpus), tokenizer, accumulation_steps=3, micro_batch_size=2), 1)
+    (batch,) = take(make(DataConfig(sources=corpus), tokenizer, grad_accumulation_steps=3, micro_batch_size=2), 1)
     assert batch.input_ids.shape == batch.labels.shape == batch.segment_ids.shape == (3, 2, T)
     assert batch.input_ids.dtype == batch.labels.dtype == batch.source_ids.dtype == torch.int64
     assert batch.segment_ids.dtype == torch.int32 and batch.number == 0
@@ -233,7 +211,7 @@ def test_shares_of_tokens_hold_whatever_the_lengths(weights, packing, corpus, to
         assert abs(totals[name] - sum(totals.values()) * weight / sum(weights.values())) < 16 * T
 
 
-def test_live_weights_count_from_their_batch_on_whatever_is_prepared_ahead(corpus, tokenizer):
+def test_live_weights_count_from_their_batch_on(corpus, tokenizer):
     config = DataConfig(sources=corpus, mix_strategy="weighted")
 
     def weights_at(number: int) -> dict[str, float]:
@@ -252,7 +230,7 @@ def test_live_weights_count_from_their_batch_on_whatever_is_prepared_ahead(corpu
     assert [rows_of(b) for b in again] == [rows_of(b) for b in batches[8:18]]
 
 
-def test_sequential_gives_whole_passes_in_turn(corpus, tokenizer):
+def test_sequential_gives_whole_epochs_in_turn(corpus, tokenizer):
     config = DataConfig(sources=corpus, mix_strategy="sequential")
     rows, _ = serve(config, tokenizer, 1, 0, 300)
     for lane in range(16):
@@ -261,12 +239,12 @@ def test_sequential_gives_whole_passes_in_turn(corpus, tokenizer):
         assert turns[:3] == [0, 1, 0]
 
 
-def test_a_source_that_stays_away_is_lost_and_later_goes_on_where_it_was(corpus, tokenizer):
+def test_a_lost_source_goes_on_later_where_it_was(corpus, tokenizer):
     config = DataConfig(sources=corpus, retry_minutes=0.0)
     whole, _ = serve(config, tokenizer, 1, 0, 250)
     opened = open_sources(config)
     opened.sources["few"] = Flaky(opened.sources["few"], 3000, 10**9)
-    loader, batches = make(config, tokenizer, opened, micro_batch_size=16, accumulation_steps=1), []
+    loader, batches = make(config, tokenizer, opened, micro_batch_size=16, grad_accumulation_steps=1), []
     with pytest.raises(SourceLost, match="few: the connection was lost, token hf_\\*\\*\\*"):
         for batch in loader:
             batches.append(batch)
@@ -276,7 +254,7 @@ def test_a_source_that_stays_away_is_lost_and_later_goes_on_where_it_was(corpus,
     assert len(batches) > 3
     without = open_sources(config).without("few", "gone")
     state = json.loads(json.dumps(batches[-1].state))
-    meanwhile = take(make(config, tokenizer, without, state=state, micro_batch_size=16, accumulation_steps=1), 3)
+    meanwhile = take(make(config, tokenizer, without, state=state, micro_batch_size=16, grad_accumulation_steps=1), 3)
     assert set(meanwhile[-1].source_ids.flatten().tolist()) == {0}
     # Back again: from every lane the next row of "few" is the one that the uninterrupted sequence has there.
     seen = {lane: [row[1:] for row in whole[lane::16] if row[0] == 1] for lane in range(16)}
@@ -299,6 +277,15 @@ def test_absent_sources_keep_their_place(corpus, tokenizer):
     assert later["tokens_per_source"]["few"] == state["tokens_per_source"]["few"]
 
 
+def test_a_source_taken_out_of_the_state_starts_again(corpus, tokenizer):
+    config = DataConfig(sources=corpus)
+    whole, state = serve(config, tokenizer, 1, 0, 20)
+    again, _ = serve(config, tokenizer, 1, 0, 10, state=without_sources(state, {"few"}))
+    for lane in range(16):
+        old, new = ([row[1:] for row in rows[lane::16] if row[0] == 1] for rows in (whole, again))
+        assert new and new == old[: len(new)]
+
+
 def test_without_any_source_there_is_no_loader(corpus, tokenizer):
     with pytest.raises(AllSourcesFailed, match="many: a; few: b"):
         make(DataConfig(sources=corpus), tokenizer, OpenedSources({}, {"many": "a", "few": "b"}))
@@ -315,22 +302,23 @@ def test_a_small_source_fills_every_lane(tmp_path, texts, tokenizer, write_json_
     )
 
 
-def test_passes_are_announced_once_with_what_was_passed_over(corpus, tokenizer):
+def test_epochs_are_announced_once_with_filtered_documents(corpus, tokenizer):
     batches = take(make(DataConfig(sources=corpus[:1]), tokenizer), 150)
-    passes = [event for batch in batches for event in batch.events if event["what"] == "next_pass"]
-    assert passes[0]["message"].startswith("many begins pass 2") and "held out" in passes[0]["message"]
-    assert [event["pass"] for event in passes] == sorted({event["pass"] for event in passes})
+    epochs = [event for batch in batches for event in batch.events if event["what"] == "next_pass"]
+    assert epochs[0]["message"].startswith("many begins epoch 2") and "held out" in epochs[0]["message"]
+    assert [event["pass"] for event in epochs] == sorted({event["pass"] for event in epochs})
 
 
-def test_a_worker_that_is_killed_is_started_again_and_changes_no_row(corpus, tokenizer):
+def test_a_killed_worker_is_started_again_and_changes_no_row(corpus, tokenizer):
     config = DataConfig(sources=corpus)
     whole, _ = serve(config, tokenizer, 1, 0, 60)
-    loader, rows, events = make(config, tokenizer, num_workers=1, micro_batch_size=16, accumulation_steps=1), [], []
+    rows, events = [], []
+    loader = make(config, tokenizer, num_workers=1, micro_batch_size=16, grad_accumulation_steps=1)
     for number, batch in enumerate(loader):
         rows += rows_of(batch)
         events += batch.events
         if number == 5:
-            loader._workers._makers[0]._process.kill()
+            loader._prefetcher.threads[0].producer.process.kill()
         if number == 59:
             break
     loader.close()
@@ -339,10 +327,10 @@ def test_a_worker_that_is_killed_is_started_again_and_changes_no_row(corpus, tok
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_all_workers_work_and_none_outlives_its_training_process(world_size, corpus, tokenizer):
+def test_all_workers_work_and_none_outlives_the_loader(world_size, corpus, tokenizer):
     loader = make(DataConfig(sources=corpus), tokenizer, num_workers=2, world_size=world_size)
     loader.next()
-    processes = [maker._process for maker in loader._workers._makers]
+    processes = [thread.producer.process for thread in loader._prefetcher.threads]
     assert all(process.poll() is None for process in processes)
     loader.close()
     assert all(process.poll() is not None for process in processes)

@@ -7,7 +7,7 @@ from itertools import cycle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sources.loading.mixing import Mixer, SequentialMixer
+from sources.loading.mixing import SequentialMixer, WeightedMixer
 
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.5}
 
@@ -21,14 +21,14 @@ def picks(mixer, live, number) -> list[str]:
 
 
 def test_shares_hold_to_within_a_row():
-    chosen = picks(Mixer(WEIGHTS, 256), list(WEIGHTS), 700)
+    chosen = picks(WeightedMixer(WEIGHTS, 256), list(WEIGHTS), 700)
     for number in (7, 70, 700):
         counts = Counter(chosen[:number])
         assert all(abs(counts[name] - number * WEIGHTS[name] / 3.5) <= 1 for name in WEIGHTS)
 
 
-def test_a_source_that_leaves_gives_its_share_to_the_others_and_is_owed_nothing_when_back():
-    mixer = Mixer(WEIGHTS, 256)
+def test_a_lost_source_gives_its_share_to_the_others():
+    mixer = WeightedMixer(WEIGHTS, 256)
     picks(mixer, list(WEIGHTS), 10)
     without = Counter(picks(mixer, ["a", "c"], 500))
     assert abs(without["a"] - 400) <= 1
@@ -37,31 +37,31 @@ def test_a_source_that_leaves_gives_its_share_to_the_others_and_is_owed_nothing_
 
 
 def test_state_goes_on_exactly():
-    mixer = Mixer(WEIGHTS, 256, phase=3)
+    mixer = WeightedMixer(WEIGHTS, 256, phase=3)
     picks(mixer, list(WEIGHTS), 17)
-    other = Mixer(WEIGHTS, 256)
+    other = WeightedMixer(WEIGHTS, 256)
     other.load(json.loads(json.dumps(mixer.state())))
     assert picks(other, list(WEIGHTS), 50) == picks(mixer, list(WEIGHTS), 50)
 
 
 def test_phases_spread_the_lanes_first_rows():
     weights = {"a": 1.0, "b": 1.0}
-    first = [Mixer(weights, 256, phase=lane).pick(["a", "b"]) for lane in range(8)]
+    first = [WeightedMixer(weights, 256, phase=lane).pick(["a", "b"]) for lane in range(8)]
     assert Counter(first) == {"a": 4, "b": 4}
 
 
-def test_sequential_follows_whole_passes():
-    passes = {"a": 0, "b": 0, "c": 0}
-    mixer = SequentialMixer(list(passes), passes.get)
+def test_sequential_follows_whole_epochs():
+    epochs = {"a": 0, "b": 0, "c": 0}
+    mixer = SequentialMixer(list(epochs), epochs.get)
     order = []
     for turn in range(7):
         name = mixer.pick(["a", "b", "c"])
         assert mixer.pick(["a", "b", "c"]) == name
         order.append(name)
-        passes[name] += 1
+        epochs[name] += 1
         if turn == 3:
             saved = json.loads(json.dumps(mixer.state()))
-            mixer = SequentialMixer(list(passes), passes.get)
+            mixer = SequentialMixer(list(epochs), epochs.get)
             mixer.load(saved)
     assert order == ["a", "b", "c", "a", "b", "c", "a"]
     assert mixer.pick(["a", "c"]) == "c"  # b is gone
@@ -76,7 +76,7 @@ def test_sequential_follows_whole_passes():
 def test_shares_of_tokens_hold_whatever_the_rows_hold(weights, lengths, phase):
     """Each source's rows have lengths of its own, over and over; no share is ever more than a few rows off."""
     shares = {str(number): weight for number, weight in enumerate(weights)}
-    mixer, live = Mixer(shares, 256, phase), list(shares)
+    mixer, live = WeightedMixer(shares, 256, phase), list(shares)
     given_tokens = Counter(dict.fromkeys(live, 0))
     rows = {name: cycle(lengths[int(name)]) for name in live}
     for _ in range(600):

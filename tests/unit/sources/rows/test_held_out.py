@@ -1,4 +1,4 @@
-"""Held-out texts: chosen by their own hash alone, packed whole, never more than asked for."""
+"""The validation set: chosen by each text's hash alone, packed whole, never more than asked for."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from sources.config import DataConfig, FilesSpec
 from sources.readers.files import FilesSource
 from sources.registry import OPENERS, open_sources
 from sources.rows.filters import HELD_OUT_SHARE, is_held_out
-from sources.rows.held_out import collect_held_out, sample_training_texts
+from sources.rows.held_out import collect_validation_set, sample_training_texts
 from tests.helpers.sources import Flaky
 
 
@@ -30,7 +30,7 @@ def opened(tmp_path, texts, write_json_lines):
 
 def test_rows_cover_the_texts(opened, tokenizer):
     config, sources, pieces = opened
-    held = collect_held_out(sources, config, tokenizer, seq_length=64, eval_tokens=4000)
+    held = collect_validation_set(sources.sources, config, tokenizer, seq_length=64, eval_tokens=4000)
     assert held.input_ids.shape == held.labels.shape == (len(held.source_ids), 64)
     assert held.input_ids.dtype == torch.int64
     for owner, name in enumerate("ab"):
@@ -48,7 +48,7 @@ def test_rows_cover_the_texts(opened, tokenizer):
 def test_short_texts_are_not_used_and_nothing_is_an_answer(tmp_path, tokenizer, write_json_lines):
     write_json_lines(tmp_path / "short", [f"text {number}" for number in range(500)], 1)
     config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "short")}])
-    held = collect_held_out(open_sources(config), config, tokenizer, seq_length=64, eval_tokens=1000)
+    held = collect_validation_set(open_sources(config).sources, config, tokenizer, seq_length=64, eval_tokens=1000)
     assert held.input_ids.shape == (0, 64) and held.texts == {str(tmp_path / "short"): []}
 
 
@@ -58,7 +58,7 @@ def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenize
     long = [kept, *(text for text in texts if 3000 < len(text) < 9000)]
     write_json_lines(tmp_path / "long", long, 1)
     config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "long"), "name": "long"}])
-    held = collect_held_out(open_sources(config), config, tokenizer, seq_length=64, eval_tokens=500)
+    held = collect_validation_set(open_sources(config).sources, config, tokenizer, seq_length=64, eval_tokens=500)
     (text,) = held.texts["long"]
     assert any(document.startswith(text) and is_held_out(document) for document in long)
     assert (held.labels != -100).sum() == 500
@@ -66,11 +66,11 @@ def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenize
 
 def test_sample_of_training_texts(opened):
     config, sources, pieces = opened
-    sample = list(sample_training_texts(sources, config, 40_000))
+    sample = list(sample_training_texts(sources.sources, config, 40_000))
     assert 40_000 <= sum(len(text.encode()) for text in sample) < 41_000
     assert not any(is_held_out(text) for text in sample)
     assert len(set(sample)) > 0.9 * len(sample)
-    everything = list(sample_training_texts(sources, config, 10**9))
+    everything = list(sample_training_texts(sources.sources, config, 10**9))
     assert sorted(everything) == sorted(p for p in pieces if not is_held_out(p) and len(p.strip()) >= 50)
 
 
@@ -81,16 +81,16 @@ def test_a_lost_connection_at_the_start_is_tried_again(failures, opened, tokeniz
     monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.5)
     config, sources, _ = opened
     shape = {"seq_length": 64, "eval_tokens": 4000}
-    expected = collect_held_out(sources, config, tokenizer, **shape)
-    sample = list(sample_training_texts(sources, config, 40_000))
+    expected = collect_validation_set(sources.sources, config, tokenizer, **shape)
+    sample = list(sample_training_texts(sources.sources, config, 40_000))
     for source in list(sources.sources.values()):
         sources.sources[source.name] = Flaky(source, 5, failures)
-    held = collect_held_out(sources, config, tokenizer, **shape)
+    held = collect_validation_set(sources.sources, config, tokenizer, **shape)
     if failures == 3:
         assert held.whole and torch.equal(held.labels, expected.labels) and held.texts == expected.texts
         assert sum("reading it again" in notice for notice in sources.sources["a"].notices) == 3
         sources.sources["a"] = Flaky(sources.sources["a"], 5, failures)
-        assert list(sample_training_texts(sources, config, 40_000)) == sample
+        assert list(sample_training_texts(sources.sources, config, 40_000)) == sample
     else:
         assert not held.whole and len(held.labels) < len(expected.labels)
 

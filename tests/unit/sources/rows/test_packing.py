@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sources.rows.packing import IGNORE, MAX_WASTE, SLACK_ROWS, Block, Packer, gather, ids_dtype, pack_all
+from sources.rows.packing import IGNORE, MAX_WASTE, SLACK_ROWS, Packer, RowBlock, gather, ids_dtype, pack_all
 
 EOS = 0
 documents = st.lists(st.integers(0, 70), min_size=1, max_size=60)
@@ -19,7 +19,7 @@ def make_documents(lengths: list[int]) -> list[np.ndarray]:
     return [np.arange(start, start + length, dtype=np.uint32) for start, length in zip(ends, lengths, strict=False)]
 
 
-def pieces_of(block: Block) -> list[tuple[int, list[int]]]:
+def pieces_of(block: RowBlock) -> list[tuple[int, list[int]]]:
     """Every piece of a block in order: the input before its first label, and its labels, read from unpacked rows."""
     inputs, labels, segments = block.unpack()
     found = []
@@ -128,9 +128,9 @@ def test_without_keys_documents_stay_in_order():
 
 def test_gathered_rows_are_the_blocks_rows():
     blocks = [pack_all(make_documents([5, 40, 2, 16, 9, 3, 3, 90][n:]), 16, EOS, np.uint16) for n in range(3)]
-    runs = [(blocks[1], 1, 3), (blocks[0], 0, 4), (blocks[2], 2, len(blocks[2]))]
-    for name, gathered in enumerate(gather(runs).unpack()):
-        expected = np.concatenate([block.unpack()[name][first:last] for block, first, last in runs])
+    spans = [(blocks[1], 1, 3), (blocks[0], 0, 4), (blocks[2], 2, len(blocks[2]))]
+    for name, gathered in enumerate(gather(spans).unpack()):
+        expected = np.concatenate([block.unpack()[name][first:last] for block, first, last in spans])
         assert np.array_equal(gathered, expected) and gathered.dtype == expected.dtype
 
 

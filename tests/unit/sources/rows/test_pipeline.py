@@ -1,4 +1,4 @@
-"""One source in one lane: every usable document once a pass over all lanes, blocks that only their state decides."""
+"""One source in one lane: every usable document once an epoch over all lanes, blocks that only their state decides."""
 
 import itertools
 import json
@@ -11,8 +11,9 @@ import pytest
 
 from sources.config import FilesSpec
 from sources.readers.files import FilesSource
-from sources.rows.filters import RECENT, Filters, is_held_out, long_ngrams
-from sources.rows.pipeline import PART_CHARACTERS, Recipe, Stream, Surroundings, counter_keys, split_text
+from sources.rows.filters import RECENT, Filters, is_held_out, ngram_hashes
+from sources.rows.pipeline import PipelineCallbacks, RowPipeline, split_text
+from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.source import SourceError
 from tests.helpers.sources import Flaky
 
@@ -24,8 +25,8 @@ def open_files(path) -> FilesSource:
 
 
 @pytest.fixture
-def recipe(tokenizer):
-    def make(**options) -> Recipe:
+def config(tokenizer):
+    def make(**options) -> PipelineConfig:
         kept = {
             "packing": "best_fit",
             "filters": Filters(20),
@@ -33,9 +34,9 @@ def recipe(tokenizer):
             "shuffle": True,
             "seed": 5,
             "retry_minutes": 0.0,
-            "whole_passes": True,
+            "whole_epochs": True,
         }
-        return Recipe(tokenizer=tokenizer, seq_length=T, **(kept | options))
+        return PipelineConfig(tokenizer=tokenizer, seq_length=T, **(kept | options))
 
     return make
 
@@ -46,6 +47,13 @@ def numbered(texts):
     long = [text[start : start + 1500] for text in texts for start in range(0, len(text), 1500)]
     short = [text[start : start + 90] for text in texts[:25] for start in range(0, min(len(text), 1800), 90)]
     return [f"No. {number}: {text}" for number, text in enumerate([*long[:250], *short])]
+
+
+def same(one, other) -> bool:
+    """Whether two results hold the same rows and lead to the same state."""
+    names = ("ids", "lengths", "pieces")
+    equal = all(np.array_equal(getattr(one.block, name), getattr(other.block, name)) for name in names)
+    return equal and one.after == other.after
 
 
 def usable(texts: list[str]) -> set[int]:
@@ -70,26 +78,33 @@ def documents_of(block, tokenizer) -> list[int]:
     return [int(match[1]) for text in found if (match := re.match(r"No\. (\d+):", text))]
 
 
-def passes(source, recipe, lane, number=2, around=None) -> list[list]:
-    """The blocks of a lane's first passes."""
-    stream, found, at = Stream(source, lane, recipe, around or Surroundings()), [[] for _ in range(number)], 0
+def open_pipeline(source, lane, config, state=None) -> RowPipeline:
+    return RowPipeline(source, lane, config, PipelineCallbacks(), state)
+
+
+def epochs(source, config, lane, number=2, callbacks=None, counts=None) -> list[list]:
+    """The blocks of a lane's first epochs; `counts` takes in what is filtered out."""
+    pipeline = RowPipeline(source, lane, config, callbacks or PipelineCallbacks())
+    found, at = [[] for _ in range(number)], 0
     while True:
-        block, after = stream.next_block()
-        if not len(block):
+        result = pipeline.next_block()
+        if counts is not None:
+            counts.update(result.filtered)
+        if not len(result.block):
             return found
-        found[at].append(block)
-        at = after["pass"]
+        found[at].append(result.block)
+        at = result.after["pass"]
         if at >= number:
             return found
 
 
 @pytest.mark.parametrize("num_files", [3, 40])
 @pytest.mark.parametrize("packing", ["best_fit", "pad"])
-def test_every_document_exactly_once_a_pass_over_all_lanes(
-    num_files, packing, tmp_path, numbered, recipe, tokenizer, write_json_lines
+def test_every_document_exactly_once_an_epoch(
+    num_files, packing, tmp_path, numbered, config, tokenizer, write_json_lines
 ):
     source = open_files(write_json_lines(tmp_path / "many", numbered, num_files))
-    lanes = [passes(source, recipe(packing=packing), lane) for lane in range(16)]
+    lanes = [epochs(source, config(packing=packing), lane) for lane in range(16)]
     orders = []
     for number in range(2):
         found = [[n for block in lane[number] for n in documents_of(block, tokenizer)] for lane in lanes]
@@ -104,23 +119,19 @@ def test_every_document_exactly_once_a_pass_over_all_lanes(
     assert orders[0] != orders[1]
 
 
-def test_a_block_depends_on_its_state_alone(tmp_path, numbered, recipe, write_json_lines):
+def test_a_block_depends_on_its_state_alone(tmp_path, numbered, config, write_json_lines):
     source = open_files(write_json_lines(tmp_path / "many", numbered, 5))
-    around = Surroundings()
-    stream, state = Stream(source, 3, recipe(), around), None
+    pipeline, state = open_pipeline(source, 3, config()), None
     for _ in range(12):
-        block, after = stream.next_block()
-        again, after_again = Stream(open_files(tmp_path / "many"), 3, recipe(), around, state).next_block()
-        for name in ("ids", "lengths", "pieces"):
-            assert np.array_equal(getattr(block, name), getattr(again, name))
-        assert json.loads(json.dumps(after)) == after == after_again
-        state = json.loads(json.dumps(after))
+        result = pipeline.next_block()
+        again = open_pipeline(open_files(tmp_path / "many"), 3, config(), state).next_block()
+        assert same(result, again)
+        state = json.loads(json.dumps(result.after))
+        assert state == result.after
     assert len(json.dumps(state)) < 60_000
 
 
-def test_what_other_lanes_read_is_remembered_inside_a_long_document(
-    tmp_path, texts, numbered, recipe, write_json_lines
-):
+def test_other_lanes_documents_are_remembered_in_a_long_one(tmp_path, texts, numbered, config, write_json_lines):
     """Each long document stands between texts of all lanes that share the shard and the same texts once more."""
     every = "\n".join(texts)
     documents = []
@@ -131,198 +142,179 @@ def test_what_other_lanes_read_is_remembered_inside_a_long_document(
     source = open_files(write_json_lines(tmp_path / "long", documents, 1))
     inside = 0
     for lane in range(4):
-        stream, state = Stream(source, lane, recipe(num_lanes=4), Surroundings()), None
+        pipeline, state = open_pipeline(source, lane, config(num_lanes=4)), None
         while state is None or state["pass"] == 0:
-            resumed = Stream(source, lane, recipe(num_lanes=4), Surroundings(), state)
-            block, after = stream.next_block()
-            again, after_again = resumed.next_block()
-            assert np.array_equal(block.ids, again.ids) and after == after_again
-            inside += after["part"] > 0
-            state = json.loads(json.dumps(after))
+            resumed = open_pipeline(source, lane, config(num_lanes=4), state)
+            result = pipeline.next_block()
+            assert same(result, resumed.next_block())
+            inside += result.after["part"] > 0
+            state = json.loads(json.dumps(result.after))
     assert inside > 4
 
 
-def test_without_shuffling_documents_keep_their_order(tmp_path, numbered, recipe, tokenizer, write_json_lines):
+def test_without_shuffling_documents_keep_their_order(tmp_path, numbered, config, tokenizer, write_json_lines):
     source = open_files(write_json_lines(tmp_path / "many", numbered, 1))
-    found = [documents_of(block, tokenizer) for block in passes(source, recipe(shuffle=False, packing="pad"), 2, 1)[0]]
+    found = [documents_of(block, tokenizer) for block in epochs(source, config(shuffle=False, packing="pad"), 2, 1)[0]]
     for block in found:
         assert block == sorted(block)
     assert [n for block in found for n in block] == sorted(n for block in found for n in block)
 
 
-def test_long_documents_are_cut_into_parts_and_lose_nothing(tmp_path, texts, recipe, tokenizer, write_json_lines):
+def test_long_documents_are_split_and_lose_nothing(tmp_path, texts, config, tokenizer, write_json_lines):
     long = "\n".join(texts)[: 5 * PART_CHARACTERS + 77]
     assert "".join(split_text(long)) == long and max(map(len, split_text(long))) <= PART_CHARACTERS
     source = open_files(write_json_lines(tmp_path / "long", [long], 1))
     options = {"num_lanes": 1, "filters": Filters(20), "shuffle": False}
-    stream, labels, state = Stream(source, 0, recipe(**options), Surroundings()), [], None
+    labels, state = [], None
     while not state or state["pass"] == 0:
-        block, state = stream.next_block()
-        labels += [
-            token for row, length in zip(block.ids, block.lengths, strict=True) for token in row[:length].tolist()
-        ]
-        stream = Stream(source, 0, recipe(**options), Surroundings(), json.loads(json.dumps(state)))
+        result = open_pipeline(source, 0, config(**options), state).next_block()
+        rows = zip(result.block.ids, result.block.lengths, strict=True)
+        labels += [token for row, length in rows for token in row[:length].tolist()]
+        state = json.loads(json.dumps(result.after))
     if not is_held_out(long):
         assert tokenizer.decode(labels) == long + "<|endoftext|>"
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "pad"])
-def test_a_resume_whose_carry_fills_the_next_block(packing, tmp_path, texts, recipe, write_json_lines):
+def test_a_resume_whose_carry_fills_the_next_block(packing, tmp_path, texts, config, write_json_lines):
     source = open_files(write_json_lines(tmp_path / "long", ["\n".join(texts)[: 2 * PART_CHARACTERS], *texts[:40]], 1))
-    short_rows = replace(recipe(num_lanes=1, packing=packing), seq_length=8)
-    stream, state, unread = Stream(source, 0, short_rows, Surroundings()), None, 0
+    short_rows = replace(config(num_lanes=1, packing=packing), seq_length=8)
+    pipeline, state, unread = open_pipeline(source, 0, short_rows), None, 0
     while state is None or state["pass"] == 0:
-        block, after = stream.next_block()
-        again, after_again = Stream(source, 0, short_rows, Surroundings(), state).next_block()
-        assert np.array_equal(block.ids, again.ids) and after == after_again
-        unread += state is not None and all(after[name] == state[name] for name in ("cursor", "part"))
-        state = after
+        result = pipeline.next_block()
+        assert same(result, open_pipeline(source, 0, short_rows, state).next_block())
+        unread += state is not None and all(result.after[name] == state[name] for name in ("cursor", "part"))
+        state = result.after
     assert unread > 2
 
 
-def test_another_document_in_a_long_ones_place_is_not_taken_for_it(
-    tmp_path, texts, numbered, recipe, tokenizer, write_json_lines
+def test_another_document_in_a_long_ones_place_is_told_apart(
+    tmp_path, texts, numbered, config, tokenizer, write_json_lines
 ):
     every = "\n".join(texts)
     long, longer = every[: 5 * PART_CHARACTERS], f"No. 9999: {every[7 : 3 * PART_CHARACTERS]}"
     held, following = next(filter(is_held_out, numbered)), [text for text in numbered if not is_held_out(text)][-60:]
-    options = recipe(num_lanes=1)
-    stream = Stream(open_files(write_json_lines(tmp_path / "long", [long, *following], 1)), 0, options, Surroundings())
-    block, state = stream.next_block()
+    options = config(num_lanes=1)
+    source = open_files(write_json_lines(tmp_path / "long", [long, *following], 1))
+    state = open_pipeline(source, 0, options).next_block().after
     assert state["part"] > 0 and state["carry"]["open"]
     carried = sum(length for _, length, _ in state["carry"]["pieces"])
     for changed in ([held, *following], following, [longer, *following]):
         source = open_files(write_json_lines(tmp_path / "long", changed, 1))
-        stream, after, labels, found = Stream(source, 0, options, Surroundings(), state), state, [], []
+        pipeline, after, labels, found = open_pipeline(source, 0, options, state), state, [], []
         while after["pass"] == 0:
-            block, after = stream.next_block()
-            labels += block.unpack()[1].flatten().tolist()
-            found += documents_of(block, tokenizer)
+            result = pipeline.next_block()
+            after = result.after
+            labels += result.block.unpack()[1].flatten().tolist()
+            found += documents_of(result.block, tokenizer)
         expected = [text for text in changed if text != held]
         assert set(found) <= set(map(number_of, expected))
-        assert labels.count(tokenizer.eos_id) == 1 + len(
-            expected
-        )  # the first ends what is left of the one that is gone
+        # The first ends what is left of the one that is gone.
+        assert labels.count(tokenizer.eos_id) == 1 + len(expected)
         ids = sum(map(len, tokenizer.encode_batch([part for text in expected for part in split_text(text)])))
         assert len(labels) - labels.count(-100) == carried + 1 + ids + len(expected)
 
 
-def test_repeats_are_passed_over_within_a_pass_and_counted(tmp_path, numbered, recipe, tokenizer, write_json_lines):
+def test_repeats_in_an_epoch_are_filtered_out_and_counted(tmp_path, numbered, config, tokenizer, write_json_lines):
     doubled = [text for text in numbered for _ in range(2)]
     doubled[1::20] = [text.upper().replace(" ", "  ") for text in doubled[1::20]]  # case and white space do not count
     source = open_files(write_json_lines(tmp_path / "twice", doubled, 1))
-    around = Surroundings()
-    lanes = [passes(source, recipe(), lane, 1, around)[0] for lane in range(16)]
+    counts: Counter[str] = Counter()
+    lanes = [epochs(source, config(), lane, 1, counts=counts)[0] for lane in range(16)]
     found = [n for lane in lanes for block in lane for n in documents_of(block, tokenizer)]
-    assert around.counts["files"]["repeated"] >= len(usable(numbered))
+    assert counts["repeated"] >= len(usable(numbered))
     assert set(Counter(found).values()) == {1}
     assert len(found) >= 0.95 * len(usable(numbered))
-    kept = passes(source, recipe(filters=Filters(20, deduplicate=False), num_lanes=1), 0, 1)[0]
+    kept = epochs(source, config(filters=Filters(20, deduplicate=False), num_lanes=1), 0, 1)[0]
     twice = Counter(n for block in kept for n in documents_of(block, tokenizer))
     assert sum(count == 2 for count in twice.values()) > 0.8 * len(twice)
     assert RECENT >= 1000
 
 
-def test_what_is_passed_over_is_counted(tmp_path, numbered, recipe, write_json_lines):
+def test_filtered_documents_are_counted(tmp_path, numbered, config, write_json_lines):
     held = [text for text in numbered if is_held_out(text)]
     forbidden = numbered[7]
     source = open_files(write_json_lines(tmp_path / "mixed", ["too short", *numbered[:200]], 1))
-    around = Surroundings()
-    filters = Filters(20, forbidden=long_ngrams([forbidden.upper()]))
-    passes(source, recipe(filters=filters, num_lanes=1), 0, 1, around)
-    counts = around.counts["files"]
+    counts: Counter[str] = Counter()
+    filters = Filters(20, forbidden=frozenset(ngram_hashes(forbidden.upper())))
+    epochs(source, config(filters=filters, num_lanes=1), 0, 1, counts=counts)
     assert counts["shorter than min_text_length"] == sum(len(t.strip()) < 20 for t in ["too short", *numbered[:200]])
     assert counts["held out for evaluation"] == len([t for t in held if number_of(t) < 200])
     assert counts["containing a text of data.decontaminate"] >= 1
 
 
-def first_blocks(source, recipe) -> list[int]:
+def first_blocks(source, config) -> list[int]:
     """How many rows each lane's first block has."""
-    return [len(Stream(source, lane, recipe, Surroundings()).next_block()[0]) for lane in range(recipe.num_lanes)]
+    return [len(open_pipeline(source, lane, config).next_block().block) for lane in range(config.num_lanes)]
 
 
 @pytest.fixture(params=itertools.product([True, False], repeat=2), ids=str)
 def dealing(request):
     shuffle, deduplicate = request.param
-    return {"shuffle": shuffle, "filters": Filters(20, deduplicate), "whole_passes": False}
+    return {"shuffle": shuffle, "filters": Filters(20, deduplicate), "whole_epochs": False}
 
 
 @pytest.mark.parametrize("num_files", [3, 31])
-def test_every_lane_comes_to_the_one_file_among_others_without_text(
-    num_files, dealing, tmp_path, numbered, recipe, write_json_lines
-):
+def test_every_lane_reaches_the_only_file_with_text(num_files, dealing, tmp_path, numbered, config, write_json_lines):
     write_json_lines(tmp_path / "one", numbered[-60:], 1)
     for number in range(1, num_files):
         (tmp_path / "one" / f"picture{number}.png").write_bytes(b"\x89PNG\r\n\0" * 20)
     source = open_files(tmp_path / "one")
-    assert source.num_shards == num_files and all(first_blocks(source, recipe(**dealing)))
+    assert source.num_shards == num_files and all(first_blocks(source, config(**dealing)))
 
 
-def test_every_lane_is_dealt_text_where_every_second_document_is_too_short(
-    dealing, tmp_path, numbered, recipe, write_json_lines
-):
+def test_every_lane_gets_text_if_every_second_is_too_short(dealing, tmp_path, numbered, config, write_json_lines):
     every_second = [text for long in numbered[-150:] for text in (long, "too short")]
     source = open_files(write_json_lines(tmp_path / "half", every_second, 1))
-    assert all(first_blocks(source, recipe(**dealing)))
+    assert all(first_blocks(source, config(**dealing)))
     for lane in range(16):
-        block, after = Stream(source, lane, recipe(**dealing | {"whole_passes": True}), Surroundings()).next_block()
-        assert len(block) and after["pass"] <= 1  # in its first pass already
+        result = open_pipeline(source, lane, config(**dealing | {"whole_epochs": True})).next_block()
+        assert len(result.block) and result.after["pass"] <= 1  # in its first epoch already
 
 
-def test_every_lane_is_dealt_some_of_fewer_texts_than_lanes(dealing, tmp_path, texts, recipe, write_json_lines):
+def test_every_lane_gets_some_of_fewer_texts_than_lanes(dealing, tmp_path, texts, config, write_json_lines):
     some = [text for text in texts if not is_held_out(text)][:2]
     source = open_files(write_json_lines(tmp_path / "tiny", some, 1))
-    assert all(first_blocks(source, recipe(**dealing)))
-    assert all(first_blocks(source, recipe(**dealing, replicated=frozenset({"files"}))))
+    assert all(first_blocks(source, config(**dealing)))
+    assert all(first_blocks(source, config(**dealing, replicated=frozenset({"files"}))))
 
 
-def test_a_lane_is_dry_where_no_shard_holds_text(dealing, tmp_path, recipe, write_json_lines):
+def test_a_lane_is_dry_if_no_shard_holds_text(dealing, tmp_path, config, write_json_lines):
     for num_files in (1, 3, 20):
         source = open_files(write_json_lines(tmp_path / str(num_files), ["too short"] * 40, num_files))
-        assert not any(first_blocks(source, recipe(**dealing)))
+        assert not any(first_blocks(source, config(**dealing)))
 
 
-def test_a_failure_that_passes_is_told_and_changes_no_row(tmp_path, numbered, recipe, write_json_lines, monkeypatch):
+def test_a_transient_failure_is_announced_and_changes_no_row(tmp_path, numbered, config, write_json_lines, monkeypatch):
     monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.01)
     source = open_files(write_json_lines(tmp_path / "many", numbered, 2))
-    told = []
-    around = Surroundings(announce=lambda *event: told.append(event))
-    patient = recipe(retry_minutes=1.0)
-    expected = passes(source, patient, 4)
-    found = passes(Flaky(source, 37, 3), patient, 4, around=around)
+    events = []
+    callbacks = PipelineCallbacks(announce=lambda *event: events.append(event))
+    patient = config(retry_minutes=1.0)
+    expected = epochs(source, patient, 4)
+    found = epochs(Flaky(source, 37, 3), patient, 4, callbacks=callbacks)
     assert all(
         np.array_equal(a.ids, b.ids) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True)
     )
-    assert [what for _, what, _ in told] == ["retry"] * 3
-    assert "hf_***" in told[0][2] and "retrying at row 37" in told[0][2]
+    assert [what for _, what, _ in events] == ["retry"] * 3
+    assert "hf_***" in events[0][2] and "retrying at row 37" in events[0][2]
 
 
-def test_retrying_may_go_on_for_days(tmp_path, numbered, recipe, write_json_lines, monkeypatch):
+def test_retrying_may_go_on_for_days(tmp_path, numbered, config, write_json_lines, monkeypatch):
     monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.0)
     flaky = Flaky(open_files(write_json_lines(tmp_path / "many", numbered, 2)), 10, 1100)
-    block, _ = Stream(flaky, 0, recipe(retry_minutes=5000.0), Surroundings()).next_block()
-    assert len(block) and flaky.times == 0
+    result = open_pipeline(flaky, 0, config(retry_minutes=5000.0)).next_block()
+    assert len(result.block) and flaky.times == 0
 
 
-def test_a_failure_that_stays_ends_at_the_deadline_and_a_lasting_one_at_once(
-    tmp_path, numbered, recipe, write_json_lines, monkeypatch
-):
+def test_a_lasting_failure_ends_at_the_deadline_or_at_once(tmp_path, numbered, config, write_json_lines, monkeypatch):
     monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.05)
     source = open_files(write_json_lines(tmp_path / "many", numbered, 2))
     flaky = Flaky(source, 10, 10**9)
     with pytest.raises(SourceError):
-        Stream(flaky, 0, recipe(retry_minutes=0.5 / 60), Surroundings()).next_block()
+        open_pipeline(flaky, 0, config(retry_minutes=0.5 / 60)).next_block()
     assert 10**9 - flaky.times > 3
     lasting = Flaky(source, 10, 10**9, transient=False)
     with pytest.raises(SourceError):
-        Stream(lasting, 0, recipe(retry_minutes=10.0), Surroundings()).next_block()
+        open_pipeline(lasting, 0, config(retry_minutes=10.0)).next_block()
     assert 10**9 - lasting.times == 1
-
-
-def test_keys_are_the_same_everywhere():
-    """Written down once: another version of numpy, or another machine, must give the same order."""
-    assert np.argsort(counter_keys(8, 1234, "wikipedia", "shards", 0)).tolist() == EXPECTED
-    assert not np.array_equal(counter_keys(8, 1234, "a", "shards", 0), counter_keys(8, 1234, "a", "shards", 1))
-
-
-EXPECTED = [5, 4, 2, 7, 3, 6, 0, 1]

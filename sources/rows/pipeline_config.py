@@ -1,0 +1,31 @@
+"""What turns documents into rows, the same for every lane and source of a run."""
+
+from dataclasses import dataclass
+
+from sources.rows.filters import Filters
+from sources.rows.packing import Packing
+from sources.rows.tokenizer import TextTokenizer
+
+BLOCK_ROWS = 256
+BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
+PART_CHARACTERS = 16_000  # longer documents are encoded in parts, which bounds memory and what a resume reads again
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """With the source, its lane and the shard cache's format, this decides every row (see caching.py)."""
+
+    tokenizer: TextTokenizer
+    seq_length: int  # labels of a row
+    packing: Packing
+    filters: Filters
+    num_lanes: int
+    shuffle: bool
+    seed: int
+    retry_minutes: float  # how long a source may fail; changes no row
+    whole_epochs: bool = False  # an epoch ends with a block that may be short; else the next epoch fills it
+    replicated: frozenset[str] = frozenset()  # sources so small that every lane reads all of them
+
+    @property
+    def block_rows(self) -> int:
+        return max(16, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length))
