@@ -25,9 +25,10 @@ import torch
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config.preset import parse_preset
 from engine.device import machine
-from tests.helpers.jobs import STEP, Job
+from tests.helpers.jobs import STEP_LINE, Job
+from tests.helpers.processes import TORCHRUN
 from tests.helpers.text import write_topics
-from tests.helpers.training import TORCHRUN, start_main, tiny_values
+from tests.helpers.training import start_main, tiny_values
 from tests.helpers.worlds import compare
 
 AIM = 20.0  # seconds
@@ -50,22 +51,28 @@ def to_group(job: Job) -> None:
 
 # What is done when: launcher, preset, the line to wait for, seconds after it, the signal.
 MOMENTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]], str, float, Callable[[Job], None]]] = {
-    "in short steps": ((), {"train": RUNNING}, STEP, 1.0, to_process),
+    "in short steps": ((), {"train": RUNNING}, STEP_LINE, 1.0, to_process),
     "in a step of 131,072 tokens, 3 x 256": (
         (),
         {"model": WIDE, "train": {**RUNNING, "per_gpu_batch_size": 128, "accumulation_steps": 4}},
-        STEP,
+        STEP_LINE,
         3.0,
         to_process,
     ),
     "in an evaluation": (
         (),
         {"model": WIDE, "train": {"eval_tokens": 20_000, "eval_interval_tokens": 4096, "per_gpu_batch_size": 4}},
-        STEP,
+        STEP_LINE,
         0.5,
         to_process,
     ),
-    "while a snapshot is written": ((), {"train": {**RUNNING, "save_interval_minutes": 1e-9}}, STEP, 1.0, to_process),
+    "while a snapshot is written": (
+        (),
+        {"train": {**RUNNING, "save_interval_minutes": 1e-9}},
+        STEP_LINE,
+        1.0,
+        to_process,
+    ),
     "while the model is compiled": (
         (),
         {"train": {**RUNNING, "compile": True}},
@@ -73,13 +80,13 @@ MOMENTS: dict[str, tuple[tuple[str, ...], dict[str, dict[str, Any]], str, float,
         5.0,
         to_process,
     ),
-    "2 ranks, to one of them": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP, 1.0, to_rank),
-    "2 ranks, to torchrun": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP, 1.0, to_process),
-    "2 ranks, SIGINT to the whole group": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP, 1.0, to_group),
+    "2 ranks, to one of them": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP_LINE, 1.0, to_rank),
+    "2 ranks, to torchrun": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP_LINE, 1.0, to_process),
+    "2 ranks, SIGINT to the whole group": ((sys.executable, *TORCHRUN), {"train": RUNNING}, STEP_LINE, 1.0, to_group),
     "2 ranks, to one in a step of 300 passes": (
         (sys.executable, *TORCHRUN),
         {"train": {**RUNNING, "accumulation_steps": 300}},
-        STEP,
+        STEP_LINE,
         1.0,
         to_rank,
     ),
@@ -93,7 +100,7 @@ def stop(topics: Path, name: str) -> tuple[float, int]:
         home = Path(folder)
         (home / "configs").mkdir()
         (home / "configs" / "00_tiny.json").write_text(json.dumps(tiny_values(topics, **sections)))
-        job = Job(home, start_main(home, *launcher))
+        job = Job(home, start_main(home, *(launcher or (sys.executable,))))
         job.process.stdin.close()
         try:
             job.until(line)

@@ -19,15 +19,15 @@ def test_two_processes_train_what_one_does(tiny, tmp_path: Path):
     alone = tiny(train={"per_gpu_batch_size": 8})
     shared = tiny(train={"per_gpu_batch_size": 4})
     budget = 12 * TOKENS_PER_STEP
-    one = by_step(train_with(1, alone, tmp_path / "one", budget, tmp_path))
-    two = by_step(train_with(2, shared, tmp_path / "two", budget, tmp_path))
+    one = by_step(train_with(1, alone, tmp_path / "one", budget))
+    two = by_step(train_with(2, shared, tmp_path / "two", budget))
     assert one.keys() == two.keys() and len(one) == 12
     assert list(two.values()) == pytest.approx(list(one.values()), abs=2e-4)
     saved = torch.load(tmp_path / "two" / CURRENT, weights_only=True)["progress"]
     assert saved["tokens_total"] == budget
 
-    one = by_step(train_with(1, alone, tmp_path / "two", 2 * budget, tmp_path))
-    two = by_step(train_with(2, shared, tmp_path / "one", 2 * budget, tmp_path))
+    one = by_step(train_with(1, alone, tmp_path / "two", 2 * budget))
+    two = by_step(train_with(2, shared, tmp_path / "one", 2 * budget))
     assert list(two.values())[12:] == pytest.approx(list(one.values())[12:], abs=2e-3)
     assert len(one) == 24
 
