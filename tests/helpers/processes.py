@@ -167,7 +167,7 @@ def run_ranks(script: Path | str, *arguments: str, processes: int = 1, timeout: 
 def _server(modules: tuple[str, ...]) -> socket.socket:
     """The connection to this process's server that has imported these modules; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.processes", str(theirs.fileno()), *modules],
         cwd=REPOSITORY,
         env=environment(),
@@ -177,7 +177,8 @@ def _server(modules: tuple[str, ...]) -> socket.socket:
         start_new_session=True,
     )
     theirs.close()
-    atexit.register(ours.close)
+    atexit.register(server.wait)
+    atexit.register(ours.close)  # which ends the server, and comes before
     return ours
 
 
@@ -186,16 +187,17 @@ def serve(connection: socket.socket) -> dict:
 
     In between stands a process that waits for it and writes down its status.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how those ended
     while True:
         data, descriptors, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not data:
             os._exit(0)
         if os.fork():
             for descriptor in descriptors:
                 os.close(descriptor)
             continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         stdin, stdout, ended = descriptors
         pid = os.fork()
         if not pid:

@@ -140,7 +140,7 @@ def two_sources(topics_folder: Path, tmp_path: Path) -> list[dict]:
     easy.mkdir()
     # A source that is learned at once: pieces of one text, in real words but always the same ones.
     line = topics["assert"][:90]
-    (easy / "all.jsonl").write_text("".join(json.dumps({"text": f"{line} {n}"}) + "\n" for n in range(800)))
+    (easy / "all.jsonl").write_text("".join(json.dumps({"text": f"{line} {n}"}) + "\n" for n in range(300)))
     return [
         {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"},
         {"type": "files", "path": str(easy), "name": "easy"},
@@ -195,6 +195,7 @@ def test_document_masks_train_and_evaluate(tiny, two_sources, tmp_path: Path):
     assert losses[True] != losses[False] and max(losses.values()) < 6.0
 
 
+@pytest.mark.slow
 def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
     preset = tiny(data={"num_workers": 17})
     train(preset, token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
@@ -206,6 +207,8 @@ def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
         train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(number))
+        (run,) = events_of(tmp_path / str(number), "run")
+        assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (16, preset.data.num_workers)
     assert by_step(read(tmp_path / "0")) == by_step(read(tmp_path / "1"))
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.exists():

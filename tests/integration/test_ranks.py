@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.folders import progress
 from tests.helpers.jobs import STEP_LINE, Job, configure, reported_steps, saved_steps
 from tests.helpers.processes import TORCHRUN, start_ranks
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import start_main
+from tests.helpers.training import TOKENS_PER_STEP, start_main
 
 SECONDS_TO_SAVE = 20.0
 SECONDS_AT_ONCE = 10.0
@@ -194,7 +195,10 @@ def test_a_launcher_that_is_killed_leaves_no_ranks_behind(launch, home: Path):
     rest = job.signal(signal.SIGKILL)
     job.ends_within(SECONDS_TO_SAVE, since)
     assert "SIGTERM at step" in rest and "Traceback" not in rest, rest
+    assert "2 processes" in job.output and job.output.count("Preset 00_tiny") == 1, "only rank 0 prints"
     assert saved_steps(home) == reported_steps(home)
+    saved = progress(home / "checkpoints")
+    assert saved["tokens_total"] == saved["step"] * 2 * TOKENS_PER_STEP
 
 
 @pytest.mark.slow

@@ -104,8 +104,8 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(lineage: Lineage):
         assert killed_at_random(lineage, rng) == [], number
 
 
-@pytest.mark.parametrize("steps", [(2, 4), (2, 3, 4, 5)])
-def test_resumed_twice_or_four_times_every_loss_and_row_is_the_same(lineage: Lineage, steps: tuple[int, ...]):
+@pytest.mark.parametrize("steps", [pytest.param((2, 4), marks=pytest.mark.slow), (2, 3, 4, 5)])
+def test_resumed_several_times_every_loss_and_row_is_the_same(lineage: Lineage, steps: tuple[int, ...]):
     assert resumed(lineage, steps) == []
 
 
