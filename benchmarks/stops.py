@@ -26,8 +26,9 @@ from engine.checkpoint.folder import CheckpointFolder
 from engine.config import parse_preset
 from engine.device import machine
 from tests.helpers.jobs import STEP_LINE, Job
+from tests.helpers.processes import TORCHRUN
 from tests.helpers.text import write_topics
-from tests.helpers.training import TORCHRUN, start_main, tiny_values
+from tests.helpers.training import start_main, tiny_values
 from tests.helpers.worlds import compare
 
 AIM = 20.0  # seconds
@@ -99,7 +100,7 @@ def stop(topics: Path, name: str) -> tuple[float, int]:
         home = Path(folder)
         (home / "configs").mkdir()
         (home / "configs" / "00_tiny.json").write_text(json.dumps(tiny_values(topics, **sections)))
-        job = Job(home, start_main(home, *launcher))
+        job = Job(home, start_main(home, *(launcher or (sys.executable,))))
         job.process.stdin.close()
         try:
             job.until(line)

@@ -16,16 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from engine import events
-from engine.checkpoint.folder import CURRENT, PREV, PREV2, CheckpointFolder, RestoredCheckpoint
+from engine.checkpoint.folder import CURRENT, PREV, PREV2, RestoredCheckpoint
 from model.snapshot import file as snapshots
 from tests.faults import Action, Call, read_log
 from tests.faults.worker import Job, Outcome, read_record
-from tests.helpers.training import tiny_values
+from tests.helpers.folders import equal, events_of, newest
+from tests.helpers.training import TOKENS_PER_STEP, tiny_values
 
-STEP_TOKENS = 8 * 2 * 32  # one step of the tiny preset
 SAVED, STEPS = 3, 6  # steps at which a trial begins, and of a whole run; every step ends with a save
 NAMES = (CURRENT, PREV, PREV2)
 PROGRESS = ("run", "step", "tokens_in_run", "tokens_total", "evaluation")
@@ -124,7 +121,7 @@ class Lineage:
             return [f"the next start ended with {again.outcome.statuses}: {again.output[-1000:]}"]
         begun = [line["step"] for line in trial.saves if line["event"] == "begin"]
         ended = [line["step"] for line in trial.saves if line["event"] == "end"]
-        resumed = [event["step"] for event in events.read(trial.folder) if event["event"] == "resume"]
+        resumed = [event["step"] for event in events_of(trial.folder, "resume")]
         at = resumed[-1] if resumed else 0
         problems = []
         if ended and at < max(ended):
@@ -159,7 +156,7 @@ class Lineage:
             folder=str(folder),
             record=str(self.scratch / f"record-{next(self.numbers)}"),
             preset=self.preset,
-            token_budget=STEPS * STEP_TOKENS,
+            token_budget=STEPS * TOKENS_PER_STEP,
             world_size=self.world_size,
             **fault,
         )
@@ -170,12 +167,6 @@ def duplicate(source: Path, target: Path) -> None:
     """A copy in which hard links to one file are again that."""
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
-
-
-def newest(folder: Path) -> RestoredCheckpoint:
-    restored = CheckpointFolder(folder).newest()
-    assert restored is not None, f"{folder} holds no snapshot"
-    return restored
 
 
 def differences(ours: RestoredCheckpoint, theirs: RestoredCheckpoint) -> list[str]:
@@ -189,15 +180,6 @@ def differences(ours: RestoredCheckpoint, theirs: RestoredCheckpoint) -> list[st
         **{key: (ours.snapshot.progress[key], theirs.snapshot.progress[key]) for key in PROGRESS},
     }
     return [f"another {part}" for part, (one, other) in pairs.items() if not equal(one, other)]
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two nests of dictionaries and tensors are equal to the bit."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return type(one) is type(other) and one == other
 
 
 def kinds_of_files(folder: Path) -> Counter[str]:

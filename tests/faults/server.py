@@ -13,8 +13,8 @@ import psutil
 
 from tests import faults
 from tests.faults.worker import Job, Killer, Outcome, read_record
+from tests.helpers.processes import environment
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
 
 
 class Server:

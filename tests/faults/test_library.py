@@ -11,8 +11,8 @@ import pytest
 
 from tests import faults
 from tests.faults import CHANGES, Action, read_log
+from tests.helpers.processes import environment
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
 
 pytestmark = pytest.mark.skipif(faults.COMPILER is None, reason="faults.c needs a C compiler")
 ARM = """

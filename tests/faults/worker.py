@@ -8,6 +8,7 @@ before there is any thread pool, and forks a process for each rank of a job.
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -34,9 +35,7 @@ from engine.data.batches import Batches
 from engine.device.ranks import join, leave
 from engine.errors import RunError
 from tests import faults
-
-# What a first run imports as it goes, and the server therefore before it forks.
-LATE_IMPORTS = ("deepspeed.runtime.zero.muon.muon_optimizer", "rich.console", "tiktoken", "torch.utils.cpp_extension")
+from tests.helpers.processes import LIBRARIES
 
 
 @dataclass
@@ -251,8 +250,10 @@ def read_record(job: Job) -> list[dict[str, Any]]:
 
 
 def serve() -> None:
-    for module in LATE_IMPORTS:
+    for module in LIBRARIES:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy all that was imported
     for line in sys.stdin:
         print(json.dumps(asdict(execute(Job(**json.loads(line))))), flush=True)
 

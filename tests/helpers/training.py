@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.config import Preset
 from engine.events import read
+from tests.helpers.processes import Process, environment, run_ranks, start
 from tests.helpers.text import REPOSITORY
 
 TINY: dict[str, Any] = {
@@ -37,16 +39,17 @@ def tiny_values(topics_folder: Path, **sections: dict[str, Any]) -> dict[str, An
     return values
 
 
-def environment(**changes: str) -> dict[str, str]:
-    values = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changes
-    return {name: value for name, value in values.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+def start_main(home: Path, *launcher: str, **changes: str) -> subprocess.Popen[str] | Process:
+    """main.py in `home`; its output is one stream of text.
 
-
-def start_main(home: Path, *launcher: str, **changes: str) -> subprocess.Popen[str]:
-    """main.py in `home`, started by python or by a launcher; its output is one stream of text."""
-    command = [*(launcher or (sys.executable,)), str(REPOSITORY / "main.py")]
+    With a launcher, or changes to the environment that are not the hub's, it is started as by a shell; else forked
+    from a process that has imported all that it needs.
+    """
+    script = REPOSITORY / "main.py"
+    if not launcher and all(name.startswith("HF_") for name in changes):
+        return start(script, cwd=home, variables=changes)
     return subprocess.Popen(
-        command,
+        [*(launcher or (sys.executable,)), str(script)],
         cwd=home,
         env=environment(**changes),
         stdin=subprocess.PIPE,
@@ -61,7 +64,7 @@ def run_main(home: Path, answer: str = "", timeout: float = 180, **changes: str)
     """Exit status and output of a main.py that is given `answer` on standard input."""
     process = start_main(home, **changes)
     output, _ = process.communicate(answer, timeout=timeout)
-    return process.returncode, output
+    return process.wait(), output
 
 
 TOKENS_PER_STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
@@ -79,38 +82,10 @@ def signal_after(folder: Path, steps: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-WORKER = """
-import contextlib, json, sys, torch
-from pathlib import Path
-torch.set_num_threads(1)
-from engine import train
-from engine.errors import Interrupted
-from engine.config import parse_preset
-from engine.device.ranks import join, leave
-from tests.helpers.training import signal_after
-ranks = join()
-preset = parse_preset(json.loads(sys.argv[1]))
-if len(sys.argv) > 4 and ranks.is_main:
-    signal_after(Path(sys.argv[2]), int(sys.argv[4]))
-with contextlib.suppress(Interrupted):
-    result = train(preset, token_budget=int(sys.argv[3]), checkpoint_dir=sys.argv[2], ranks=ranks)
-    if ranks.is_main:
-        print(result)
-leave()
-"""
-
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2")
-
-
-def train_with(processes: int, preset, folder: Path, budget: int, tmp_path: Path, stop_after: int = 0) -> list[dict]:
+def train_with(processes: int, preset: Preset, folder: Path, budget: int, stop_after: int = 0) -> list[dict]:
     """The folder's events; a SIGTERM ends the run when it has made `stop_after` steps, if that is any."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launcher = TORCHRUN if processes == 2 else ()
-    command = [sys.executable, *launcher, str(script), preset.model_dump_json(by_alias=True), str(folder), str(budget)]
-    command += [str(stop_after)] if stop_after else []
-    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
+    arguments = [preset.model_dump_json(by_alias=True), str(folder), str(budget), str(stop_after)]
+    run_ranks(REPOSITORY / "tests/helpers/workers/training.py", *arguments, processes=processes)
     return read(folder)
 
 

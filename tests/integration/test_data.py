@@ -2,137 +2,136 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-import torch
 
 from engine import train
 from engine.config import parse_preset
 from engine.errors import Interrupted, SourcesFailed
 from engine.events import read
+from tests.helpers.folders import equal, events_of, weights
 from tests.helpers.hub_runs import QUESTIONS, of, on_hub, wait_for, write_preset
-from tests.helpers.hub_server import Fault
+from tests.helpers.hub_server import Fault, HubServer
+from tests.helpers.jobs import Job
+from tests.helpers.processes import environment, start_ranks
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import (
-    TOKENS_PER_STEP,
-    TORCHRUN,
-    WORKER,
-    by_step,
-    environment,
-    signal_after,
-    start_main,
-    tiny_values,
-)
+from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, tiny_values
+
+BPE = {"tokenizer": {"train_bpe": 512}}
+DEAD = Fault("/resolve/", times=10**9, status=503)
+
+
+def start_on(hub: HubServer, home: Path, tmp_path: Path, processes: int = 1) -> list[Job]:
+    """main.py on the tiny preset, with the hub that is served here."""
+    ranks = start_ranks(REPOSITORY / "main.py", cwd=home, processes=processes, variables=on_hub(hub, tmp_path))
+    jobs = [Job(home, process) for process in ranks]
+    for job in jobs:
+        job.answer()
+    return jobs
+
+
+def steps_after(step: int, count: int = 1, source: str | None = None) -> Callable[[list[dict]], bool]:
+    """Whether there are `count` steps after that one, with text of a source."""
+
+    def reached(events: list[dict]) -> bool:
+        steps = [event for event in events if event["event"] == "step" and event["step"] > step]
+        return sum(source is None or source in event["sources"] for event in steps) >= count
+
+    return reached
 
 
 @pytest.mark.slow
-def test_the_reference_presets_questions_train_as_written_and_a_dead_hub_ends_the_run_resumably(
-    hub, home: Path, topics_folder: Path, tmp_path: Path
-):
-    write_preset(home, topics_folder, [QUESTIONS], data={"tokenizer": {"train_bpe": 512}, "retry_minutes": 0.05})
-    process = start_main(home, **on_hub(hub, tmp_path))
-    process.stdin.close()
-    wait_for(home, lambda events: sum(event["event"] == "step" for event in events) > 1)
-    hub.faults.append(Fault("/resolve/", times=10**9, status=503))
-    output = process.stdout.read()
-    assert process.wait(60) == 3, output
+def test_a_dead_hub_ends_a_run_resumably(hub: HubServer, home: Path, topics_folder: Path, tmp_path: Path):
+    """The reference preset's questions as they are written there."""
+    write_preset(home, topics_folder, [QUESTIONS], data=BPE | {"retry_minutes": 0.05})
+    (job,) = start_on(hub, home, tmp_path)
+    wait_for(home, steps_after(0, 2))
+    hub.faults.append(DEAD)
+    output = job.rest()
+    assert job.process.wait(60) == 3, output
     assert "question is read from the column query" in output
     assert "retrying at row" in output and "questions is no longer read" in output
-    assert "Every source failed: questions:" in output and "the next start continues from there" in output
-    stopped = [event for event in read(home / "checkpoints") if event["event"] == "step"][-1]["step"]
+    assert "Every source failed: questions:" in output and "the next start goes on from there" in output
+    stopped = events_of(home / "checkpoints", "step")[-1]["step"]
 
     hub.faults.clear()
-    process = start_main(home, **on_hub(hub, tmp_path))
-    process.stdin.close()
-    wait_for(home, lambda events: any(event["event"] == "step" and event["step"] > stopped for event in events))
-    process.terminate()
-    output = process.stdout.read()
-    assert process.wait(60) == 143 and "with its optimizer and data position" in output, output
+    (job,) = start_on(hub, home, tmp_path)
+    wait_for(home, steps_after(stopped))
+    output = job.signal(signal.SIGTERM)
+    assert job.process.wait(60) == 143 and "with its optimizer and data position" in output, output
 
 
-def test_a_source_that_dies_is_dropped_on_all_ranks_at_the_same_step_and_is_back_at_the_next_start(
-    hub, home: Path, topics_folder: Path, tmp_path: Path
+def test_a_dead_source_is_dropped_on_all_ranks_and_back_at_the_next_start(
+    hub: HubServer, home: Path, topics_folder: Path, tmp_path: Path
 ):
     files = {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"}
-    write_preset(home, topics_folder, [QUESTIONS, files], data={"tokenizer": {"train_bpe": 512}, "retry_minutes": 0.05})
-    process = start_main(home, sys.executable, *TORCHRUN, **on_hub(hub, tmp_path))
-    process.stdin.close()
-    wait_for(home, lambda events: sum(event["event"] == "step" for event in events) > 1)
-    hub.faults.append(Fault("/resolve/", times=10**9, status=503))
-    events = wait_for(home, lambda events: of(events, "dropped"))
+    write_preset(home, topics_folder, [QUESTIONS, files], data=BPE | {"retry_minutes": 0.02})
+    jobs = start_on(hub, home, tmp_path, processes=2)
+    wait_for(home, steps_after(0, 2))
+    hub.faults.append(DEAD)
+    events = wait_for(home, lambda events: bool(of(events, "dropped")))
     place = events.index(of(events, "dropped")[0])
-    wait_for(home, lambda events: sum(event["event"] == "step" for event in events[place:]) > 5)
-    process.terminate()
-    output = process.stdout.read()
-    process.wait(60)
+    last = max(event["step"] for event in events if event["event"] == "step")
+    wait_for(home, steps_after(last, 3))
+    jobs[1].process.terminate()
+    output = jobs[0].rest()
+    assert [job.process.wait(60) for job in jobs] == [143, 143], output
     events = read(home / "checkpoints")
     assert len(of(events, "dropped")) == 1 and of(events, "retry"), output
     before = [event for event in events[:place] if event["event"] == "step"]
     after = [event for event in events[place:] if event["event"] == "step"]
     assert set(before[-1]["sources"]) == {"questions", "topics"}
-    assert all(set(event["sources"]) == {"topics"} for event in after[1:])
+    assert len(after) >= 3 and all(set(event["sources"]) == {"topics"} for event in after[1:])
     assert any(event["event"] == "save" for event in events[place:])
 
     hub.faults.clear()
-    process = start_main(home, **on_hub(hub, tmp_path))  # one process goes on with what two have left
-    process.stdin.close()
-    last = after[-1]["step"]
-    wait_for(
-        home,
-        lambda events: any(e["event"] == "step" and e["step"] > last and "questions" in e["sources"] for e in events),
-    )
-    process.terminate()
-    process.stdout.read()
-    assert process.wait(60) == 143
+    (job,) = start_on(hub, home, tmp_path)  # one process goes on with what two have left
+    wait_for(home, steps_after(after[-1]["step"], source="questions"))
+    job.signal(signal.SIGTERM)
+    assert job.process.wait(60) == 143
 
 
 def test_a_signal_is_heard_while_a_source_is_awaited(hub, home: Path, topics_folder: Path, tmp_path: Path):
-    write_preset(home, topics_folder, [QUESTIONS], data={"tokenizer": {"train_bpe": 512}, "retry_minutes": 30})
-    process = start_main(home, **on_hub(hub, tmp_path))
-    process.stdin.close()
-    wait_for(home, lambda events: sum(event["event"] == "step" for event in events) > 1)
-    hub.faults.append(Fault("/resolve/", times=10**9, status=503))
-    wait_for(home, lambda events: of(events, "retry"))
-    count = len(read(home / "checkpoints"))
-    time.sleep(2.0)
+    write_preset(home, topics_folder, [QUESTIONS], data=BPE | {"retry_minutes": 30})
+    (job,) = start_on(hub, home, tmp_path)
+    wait_for(home, steps_after(0, 2))
+    hub.faults.append(DEAD)
+    wait_for(home, lambda events: bool(of(events, "retry")))
+    steps = len(events_of(home / "checkpoints", "step"))
+    time.sleep(1.0)  # until what was read ahead is used up
     begin = time.monotonic()
-    process.terminate()
-    output = process.stdout.read()
-    assert process.wait(60) == 143 and time.monotonic() - begin < 20, output
-    assert "the next start continues from there" in output and count > 0
+    output = job.signal(signal.SIGTERM)
+    assert job.process.wait(60) == 143 and time.monotonic() - begin < 20, output
+    assert "the next start goes on from there" in output and steps > 0
 
 
 @pytest.mark.slow
 def test_cached_rows_train_the_same_model_without_any_network(hub, home: Path, topics_folder: Path, tmp_path: Path):
-    data = {"tokenizer": {"train_bpe": 512}, "cache": True, "cache_dir": str(tmp_path / "cache")}
+    data = BPE | {"cache": True, "cache_dir": str(tmp_path / "cache")}
     write_preset(home, topics_folder, [QUESTIONS], data=data)
     values = json.loads((home / "configs" / "00_tiny.json").read_text())
     values["train"]["log_interval_seconds"] = 1e-9
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
+    script = str(REPOSITORY / "tests/helpers/workers/training.py")
 
-    def run(folder: Path, **settings: str) -> dict[int, float]:
-        command = [sys.executable, str(script), json.dumps(values), str(folder), str(40 * TOKENS_PER_STEP)]
-        finished = subprocess.run(
-            command, env=environment(**settings), cwd=REPOSITORY, capture_output=True, text=True, timeout=200
-        )
-        assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
+    def run(folder: Path) -> dict[int, float]:
+        command = [sys.executable, script, json.dumps(values), str(folder), str(40 * TOKENS_PER_STEP), "0"]
+        variables = environment(**on_hub(hub, tmp_path))
+        done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return by_step(read(folder))
 
-    first = run(tmp_path / "first", **on_hub(hub, tmp_path))
+    first = run(tmp_path / "first")
     assert list((tmp_path / "cache").rglob("*.tar"))
     hub.faults.append(Fault("/", times=10**9, status=503))
-    second = run(tmp_path / "second", **on_hub(hub, tmp_path))
-    assert second == first
-    weights = [
-        torch.load(tmp_path / name / "lm_current.pth", weights_only=True)["model"] for name in ("first", "second")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert run(tmp_path / "second") == first
+    assert equal(weights(tmp_path / "first"), weights(tmp_path / "second"))
 
 
 @pytest.fixture
@@ -141,7 +140,7 @@ def two_sources(topics_folder: Path, tmp_path: Path) -> list[dict]:
     easy.mkdir()
     # A source that is learned at once: pieces of one text, in real words but always the same ones.
     line = topics["assert"][:90]
-    (easy / "all.jsonl").write_text("".join(json.dumps({"text": f"{line} {n}"}) + "\n" for n in range(4000)))
+    (easy / "all.jsonl").write_text("".join(json.dumps({"text": f"{line} {n}"}) + "\n" for n in range(300)))
     return [
         {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"},
         {"type": "files", "path": str(easy), "name": "easy"},
@@ -175,16 +174,16 @@ def test_the_curriculum_weighs_rows_after_its_burn_in(two_sources, topics_folder
     values = tiny_values(topics_folder, train={"learning_rate": 0.01})
     values["data"]["sources"] = two_sources
     plain = parse_preset(values)
-    train(plain, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "plain")
+    train(plain, token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "plain")
     values["auxiliary"] = {
         "enable_curriculum": True,
         "curriculum_burn_in_tokens": 20 * TOKENS_PER_STEP,
         "curriculum_interval_tokens": 10 * TOKENS_PER_STEP,
         "curriculum_temperature": 0.3,
     }
-    train(parse_preset(values), token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "weighed")
+    train(parse_preset(values), token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "weighed")
     losses = [by_step(read(tmp_path / name)) for name in ("plain", "weighed")]
-    same = [losses[0][step] == losses[1][step] for step in range(1, 61)]
+    same = [losses[0][step] == losses[1][step] for step in range(1, 41)]
     assert all(same[:24]) and not any(same[30:])
 
 
@@ -196,10 +195,11 @@ def test_document_masks_train_and_evaluate(tiny, two_sources, tmp_path: Path):
     assert losses[True] != losses[False] and max(losses.values()) < 6.0
 
 
+@pytest.mark.slow
 def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
     preset = tiny(data={"num_workers": 17})
     train(preset, token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    (run,) = [event for event in read(tmp_path) if event["event"] == "run"]
+    (run,) = events_of(tmp_path, "run")
     assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (32, 17)
 
 
@@ -207,6 +207,8 @@ def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
         train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(number))
+        (run,) = events_of(tmp_path / str(number), "run")
+        assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (16, preset.data.num_workers)
     assert by_step(read(tmp_path / "0")) == by_step(read(tmp_path / "1"))
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.exists():

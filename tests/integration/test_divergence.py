@@ -4,8 +4,6 @@ import hashlib
 import itertools
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,19 @@ import pytest
 import torch
 
 from engine import train
-from engine.checkpoint.folder import CURRENT, PREV, CheckpointFolder
+from engine.checkpoint.folder import CURRENT, PREV
+from engine.config import Preset
 from engine.data.source_losses import UNIT
 from engine.device.determinism import CUBLAS_WORKSPACE, deterministic, seed_batch
 from engine.errors import Diverged, Interrupted
-from engine.events import read
 from engine.run.stability import all_finite
 from model import TransformerLM
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, environment, signal_after
-from tests.helpers.workers.stability import equal
+from tests.helpers.folders import data_state, equal, events_of, progress, whole
+from tests.helpers.processes import run_ranks
+from tests.helpers.training import TOKENS_PER_STEP, signal_after
+from tests.helpers.workers import divergence
 
-PASSES = 2  # of one step of the tiny preset
+MICRO_BATCHES = 2  # of one step of the tiny preset
 FORWARD = TransformerLM.forward
 
 
@@ -34,14 +33,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Ten
     """Multiplies the training losses by `factor(step, input_ids)`, the step being counted from 0 over all starts."""
 
     def install(factor: Callable[[int, torch.Tensor], float]) -> None:
-        passes = itertools.count()
+        forwards = itertools.count()
 
         def forward(
             self: TransformerLM, input_ids: torch.Tensor, *inputs: Any, **options: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
             loss_sum, token_nll = FORWARD(self, input_ids, *inputs, **options)
-            trains = self.training and input_ids.any()  # a rehearsal reads the same token everywhere
-            scale = factor(next(passes) // PASSES, input_ids) if trains else 1.0
+            trains = self.training and input_ids.any()  # the warm-up reads the same token everywhere
+            scale = factor(next(forwards) // MICRO_BATCHES, input_ids) if trains else 1.0
             return loss_sum * scale, token_nll * scale
 
         monkeypatch.setattr(TransformerLM, "forward", forward)
@@ -49,25 +48,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, torch.Ten
     return install
 
 
-def of(folder: Path, event: str) -> list[dict[str, Any]]:
-    return [line for line in read(folder) if line["event"] == event]
-
-
-def progress(folder: Path, name: str = CURRENT) -> dict[str, Any]:
-    return torch.load(folder / name, weights_only=True)["progress"]
-
-
-def test_a_bad_step_is_passed_over_and_counts_for_nothing_but_its_place(tiny, spoil, tmp_path: Path, capsys):
+def test_a_bad_step_is_skipped_and_its_batch_is_not_read_again(tiny, spoil, tmp_path: Path, capsys):
     spoil(lambda step, _: math.nan if step in (2, 5) else 1.0)
     result = train(tiny(), token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert result.tokens == 10 * TOKENS_PER_STEP and math.isfinite(result.eval_loss)
     saved = progress(tmp_path)
     assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (10, 10 * TOKENS_PER_STEP, 2)
-    assert CheckpointFolder(tmp_path).newest().data["loader"]["batch"] == 12, "what was skipped is not read again"
-    skips = of(tmp_path, "skip")
+    assert data_state(tmp_path)["loader"]["batch"] == 12, "what was skipped is not read again"
+    skips = events_of(tmp_path, "skip")
     assert [(skip["step"], skip["in_a_row"], skip["total"]) for skip in skips] == [(3, 1, 1), (5, 1, 2)]
     assert {(skip["reason"], skip["loss"], skip["grad_norm"]) for skip in skips} == {("non-finite loss", None, None)}
-    steps = of(tmp_path, "step")
+    steps = events_of(tmp_path, "step")
     assert [step["step"] for step in steps] == list(range(1, 11)) and all(step["loss"] < 7 for step in steps)
     output = capsys.readouterr().out
     assert "step 3: non-finite loss (loss nan); 1 in a row, 1 in all" in output and "OVERFLOW" not in output
@@ -83,8 +74,9 @@ def test_too_many_in_a_row_stop_the_run_and_leave_the_snapshots(tiny, spoil, tmp
     assert caught.value.status == 1
     assert str(caught.value).startswith("3 steps in a row were skipped, the last for a non-finite loss, after step 6.")
     assert "or set train.on_divergence to" in str(caught.value)
-    assert [skip["in_a_row"] for skip in of(tmp_path, "skip")] == [1, 2, 1, 2, 3]
-    assert [save["step"] for save in of(tmp_path, "save")] == [0, 4, 5, 6], "no generation of a state that is in doubt"
+    assert [skip["in_a_row"] for skip in events_of(tmp_path, "skip")] == [1, 2, 1, 2, 3]
+    saves = [save["step"] for save in events_of(tmp_path, "save")]
+    assert saves == [0, 4, 5, 6], "no generation of a state that is in doubt"
     after = sorted(path.read_bytes() for path in tmp_path.glob("lm_prev2.pth"))
     assert after == [before[CURRENT]]
 
@@ -93,22 +85,22 @@ def test_what_follows_the_losses_never_sees_a_bad_step(tiny, spoil, tmp_path: Pa
     spoil(lambda step, _: math.nan if step in (2, 5) else 1.0)
     preset = tiny(auxiliary={"enable_adaptive_sources": True, "enable_curriculum": True})
     train(preset, token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    data = CheckpointFolder(tmp_path).newest().data
+    data = data_state(tmp_path)
     nll, labels = data["adaptive"]["sums"]["topics"]
-    steps = of(tmp_path, "step")
+    steps = events_of(tmp_path, "step")
     assert labels == data["adaptive"]["tokens"] == data["curriculum"]["tokens"] == 10 * TOKENS_PER_STEP
     assert nll * UNIT / labels == pytest.approx(sum(step["loss"] for step in steps) / len(steps))
-    assert (data["curriculum"]["step"], sum(data["curriculum"]["counts"])) == (10, 10 * 8 * PASSES)
+    assert (data["curriculum"]["step"], sum(data["curriculum"]["counts"])) == (10, 10 * 8 * MICRO_BATCHES)
 
 
 @pytest.mark.parametrize("on_spike", ["log", "skip"])
 def test_a_spike_is_told_of_and_skipped_if_asked(tiny, spoil, tmp_path: Path, on_spike: str):
     spoil(lambda step, _: 3.0 if step == 36 else 1.0)
     train(tiny(train={"on_spike": on_spike}), token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    spikes, skips = of(tmp_path, "spike"), of(tmp_path, "skip")
+    spikes, skips = events_of(tmp_path, "spike"), events_of(tmp_path, "skip")
     assert (len(spikes), len(skips)) == ((1, 0) if on_spike == "log" else (0, 1))
     (event,) = spikes + skips
-    losses = [step["loss"] for step in of(tmp_path, "step")]
+    losses = [step["loss"] for step in events_of(tmp_path, "step")]
     assert event["step"] == 37 and event["loss"] > 2 * losses[35]
     assert (max(losses) == event["loss"]) == (on_spike == "log")
     assert progress(tmp_path)["skipped"] == len(skips)
@@ -118,26 +110,26 @@ def test_a_spike_is_told_of_and_skipped_if_asked(tiny, spoil, tmp_path: Path, on
         assert event["reason"] == "spike" and event["grad_norm"] is None
 
 
-def test_a_rollback_goes_on_from_the_newest_snapshot_with_other_text(tiny, spoil, tmp_path: Path, capsys):
+def test_a_rollback_resumes_the_newest_snapshot_with_other_text(tiny, spoil, tmp_path: Path, capsys):
     train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     train(tiny(), token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     spoil(lambda step, _: math.nan if 3 <= step < 6 else 1.0)
     preset = tiny(train={"max_skipped_steps": 3, "on_divergence": "rollback"})
     result = train(preset, token_budget=12 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert result.tokens == 12 * TOKENS_PER_STEP
-    (rollback,) = of(tmp_path, "rollback")
+    (rollback,) = events_of(tmp_path, "rollback")
     assert (rollback["step"], rollback["to_step"]) == (9, 6)
     assert rollback["reason"] == "3 steps in a row were skipped, the last for a non-finite loss"
-    steps = [step["step"] for step in of(tmp_path, "step")]
+    steps = [step["step"] for step in events_of(tmp_path, "step")]
     assert steps == [*range(1, 10), *range(7, 13)]
     saved = progress(tmp_path)
     assert (saved["step"], saved["tokens_total"], saved["skipped"]) == (12, 12 * TOKENS_PER_STEP, 3)
-    assert CheckpointFolder(tmp_path).newest().data["loader"]["batch"] == 6 + 3 + 3 + 6, "no batch is read twice"
+    assert data_state(tmp_path)["loader"]["batch"] == 6 + 3 + 3 + 6, "no batch is read twice"
     assert progress(tmp_path, PREV)["step"] == 6
     assert "back to step 6, on with text that was not read yet" in capsys.readouterr().out
 
 
-def test_each_rollback_goes_one_generation_further_and_the_fourth_divergence_stops(tiny, spoil, tmp_path: Path):
+def test_each_rollback_goes_a_generation_further_the_fourth_stops(tiny, spoil, tmp_path: Path):
     for steps in (2, 4, 6):
         train(tiny(), token_budget=steps * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     oldest = (tmp_path / "lm_prev2.pth").read_bytes()
@@ -146,8 +138,8 @@ def test_each_rollback_goes_one_generation_further_and_the_fourth_divergence_sto
     with pytest.raises(Diverged, match="after step 2") as caught:
         train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 1 and "rollback" not in str(caught.value)
-    assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [6, 4, 2]
-    assert [skip["total"] for skip in of(tmp_path, "skip")] == list(range(1, 9))
+    assert [rollback["to_step"] for rollback in events_of(tmp_path, "rollback")] == [6, 4, 2]
+    assert [skip["total"] for skip in events_of(tmp_path, "skip")] == list(range(1, 9))
     assert (tmp_path / CURRENT).read_bytes() == oldest
 
 
@@ -155,7 +147,7 @@ def test_a_new_snapshot_makes_the_next_rollback_a_first_one(tiny, spoil, tmp_pat
     spoil(lambda step, _: math.nan if step in (2, 3, 5, 6) else 1.0)
     preset = tiny(train={"max_skipped_steps": 2, "on_divergence": "rollback", "save_interval_minutes": 1e-9})
     train(preset, token_budget=6 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [2, 3]
+    assert [rollback["to_step"] for rollback in events_of(tmp_path, "rollback")] == [2, 3]
     assert not list(tmp_path.glob("rolled_back*"))
 
 
@@ -166,9 +158,9 @@ def test_a_run_without_a_snapshot_rolls_back_to_its_beginning(tiny, spoil, tmp_p
         token_budget=3 * TOKENS_PER_STEP,
         checkpoint_dir=tmp_path,
     )
-    assert [rollback["to_step"] for rollback in of(tmp_path, "rollback")] == [0]
+    assert [rollback["to_step"] for rollback in events_of(tmp_path, "rollback")] == [0]
     assert progress(tmp_path)["step"] == 3
-    assert CheckpointFolder(tmp_path).newest().data["loader"]["batch"] == 7
+    assert data_state(tmp_path)["loader"]["batch"] == 7
 
 
 @pytest.mark.parametrize("on_divergence", ["stop", "rollback"])
@@ -185,7 +177,7 @@ def test_weights_that_are_not_finite_never_become_a_snapshot(
 
     def step(self: torch.optim.AdamW) -> None:
         real(self)
-        if self.param_groups[0]["lr"] > 0 and next(calls) == 1:  # no rehearsal's
+        if self.param_groups[0]["lr"] > 0 and next(calls) == 1:  # not the warm-up's
             self.param_groups[0]["params"][0].data[0, 0] = math.inf
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
@@ -198,7 +190,7 @@ def test_weights_that_are_not_finite_never_become_a_snapshot(
     else:
         result = train(tiny(train=train_section), token_budget=last_step * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         assert result.tokens == last_step * TOKENS_PER_STEP
-        (rollback,) = of(tmp_path, "rollback")
+        (rollback,) = events_of(tmp_path, "rollback")
         assert rollback["reason"] == what and rollback["to_step"] == (2 if last_step == 4 else 3)
     if last_step == 4:
         assert (tmp_path / (CURRENT if on_divergence == "stop" else PREV)).read_bytes() == before
@@ -212,29 +204,28 @@ def by_content(_step: int, input_ids: torch.Tensor) -> float:
     return math.nan if number < 12 else 3.0 if number < 24 else 1.0
 
 
-def test_interrupted_among_bad_steps_with_dropout_equals_uninterrupted_to_the_bit(tiny, spoil, tmp_path: Path):
+def test_interrupted_among_bad_steps_equals_uninterrupted_to_the_bit(tiny, spoil, tmp_path: Path):
     spoil(by_content)
     preset = tiny(model={"dropout": 0.2}, train={"on_spike": "skip", "deterministic": True})
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=whole)
+    undisturbed, parts = tmp_path / "undisturbed", tmp_path / "parts"
+    train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=undisturbed)
     for steps in (20, 21):
         signal_after(parts, steps)
         with pytest.raises(Interrupted):
             train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=parts)
     train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=parts)
 
-    def told(folder: Path, event: str, *keys: str) -> list[tuple]:
-        return [tuple(line[key] for key in keys) for line in of(folder, event)]
+    def values(folder: Path, event: str, *keys: str) -> list[tuple]:
+        return [tuple(line[key] for key in keys) for line in events_of(folder, event)]
 
-    skips = told(whole, "skip", "step", "reason", "loss", "in_a_row", "total")
+    skips = values(undisturbed, "skip", "step", "reason", "loss", "in_a_row", "total")
     assert {reason for _, reason, *_ in skips} == {"non-finite loss", "spike"}, "both kinds must have been met"
-    assert told(parts, "skip", "step", "reason", "loss", "in_a_row", "total") == skips
-    assert told(parts, "step", "step", "loss") == told(whole, "step", "step", "loss")
-    ours, theirs = (CheckpointFolder(folder).newest() for folder in (parts, whole))
-    assert equal(ours.snapshot.model, theirs.snapshot.model)
-    assert equal(ours.optimizer, theirs.optimizer)
-    assert ours.data["guard"] == theirs.data["guard"] and len(ours.data["guard"]["losses"]) == 60
-    assert ours.data["loader"] == theirs.data["loader"]
+    assert values(parts, "skip", "step", "reason", "loss", "in_a_row", "total") == skips
+    assert values(parts, "step", "step", "loss") == values(undisturbed, "step", "step", "loss")
+    (model, optimizer, data), theirs = whole(parts), whole(undisturbed)
+    assert equal((model, optimizer), theirs[:2])
+    assert data["guard"] == theirs[2]["guard"] and len(data["guard"]["losses"]) == 60
+    assert data["loader"] == theirs[2]["loader"]
 
 
 def test_dropout_belongs_to_a_batch_and_a_rank():
@@ -257,7 +248,7 @@ def test_deterministic_kernels_are_asked_for_during_the_run_alone(tiny, spoil, t
     spoil(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()) or 1.0)
     for asked in (True, False):
         train(tiny(train={"deterministic": asked}), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(asked))
-        assert seen == [asked] * PASSES and not torch.are_deterministic_algorithms_enabled()
+        assert seen == [asked] * MICRO_BATCHES and not torch.are_deterministic_algorithms_enabled()
         seen.clear()
 
 
@@ -272,69 +263,36 @@ def test_deterministic_settings_are_put_back_after_an_error(monkeypatch):
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-WORKER = """
-import itertools, json, math, os, sys, torch
-torch.set_num_threads(1)
-from engine import train
-from engine.errors import RunError
-from engine.config import parse_preset
-from engine.device.ranks import join, leave
-from model import TransformerLM
-ranks = join()
-real, passes, seeds = TransformerLM.forward, itertools.count(), []
-bad = json.loads(sys.argv[3])
-def forward(self, input_ids, *inputs):
-    loss_sum, token_nll = real(self, input_ids, *inputs)
-    if self.training and input_ids.any():  # no rehearsal's
-        seeds.append(torch.initial_seed())
-        if next(passes) // 2 in bad and ranks.rank == 1:
-            loss_sum, token_nll = loss_sum * math.nan, token_nll * math.nan
-    return loss_sum, token_nll
-TransformerLM.forward = forward
-try:
-    train(parse_preset(json.loads(sys.argv[1])), token_budget=12 * 512, checkpoint_dir=sys.argv[2], ranks=ranks)
-    ended = 0
-except RunError as error:
-    ended = [error.status, str(error)]
-told = ranks.gather_json({"ended": ended, "seeds": seeds})
-if ranks.is_main:
-    print("TOLD" + json.dumps(told))
-leave()
-os._exit(0)
-"""
-
-
-def on_two(preset, folder: Path, bad: list[int], tmp_path: Path) -> list[dict[str, Any]]:
+def on_two(preset: Preset, folder: Path, bad: list[int]) -> list[dict[str, Any]]:
     """What each of two ranks says of a run in which steps are bad on the second one."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    command = [sys.executable, *TORCHRUN, str(script), preset.model_dump_json(by_alias=True), str(folder), str(bad)]
-    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, (finished.stdout + finished.stderr)[-3000:]
-    return json.loads(finished.stdout.split("TOLD")[1].splitlines()[0])
+    output = folder.with_name("ranks.json")
+    arguments = [preset.model_dump_json(by_alias=True), str(folder), json.dumps(bad), str(output)]
+    run_ranks(Path(divergence.__file__), *arguments, processes=2, timeout=120)
+    return json.loads(output.read_text())
 
 
 def test_ranks_skip_and_roll_back_together_when_one_is_bad(tiny, tmp_path: Path):
     train_section = {"per_gpu_batch_size": 4, "max_skipped_steps": 2, "on_divergence": "rollback"}
     train_section |= {"zero_stage": 2, "save_interval_minutes": 1e-9}
     preset = tiny(model={"dropout": 0.1}, train=train_section, auxiliary={"enable_adaptive_sources": True})
-    told = on_two(preset, tmp_path / "run", [1, 4, 5], tmp_path)
-    assert [rank["ended"] for rank in told] == [0, 0]
-    assert [(skip["step"], skip["in_a_row"]) for skip in of(tmp_path / "run", "skip")] == [(2, 1), (4, 1), (4, 2)]
-    assert [rollback["to_step"] for rollback in of(tmp_path / "run", "rollback")] == [3]
+    ranks = on_two(preset, tmp_path / "run", [1, 4, 5])
+    assert [rank["ended"] for rank in ranks] == [0, 0]
+    skips = [(skip["step"], skip["in_a_row"]) for skip in events_of(tmp_path / "run", "skip")]
+    assert skips == [(2, 1), (4, 1), (4, 2)]
+    assert [rollback["to_step"] for rollback in events_of(tmp_path / "run", "rollback")] == [3]
     assert progress(tmp_path / "run")["step"] == 12
-    assert not set(told[0]["seeds"]) & set(told[1]["seeds"]), "dropout differs between ranks"
-    for rank in told:
-        assert len(set(rank["seeds"])) == len(rank["seeds"]) / PASSES, "and between batches, skipped or rolled back"
-    adaptive = CheckpointFolder(tmp_path / "run").newest().data["adaptive"]
+    assert not set(ranks[0]["seeds"]) & set(ranks[1]["seeds"]), "dropout differs between ranks"
+    for rank in ranks:
+        assert len(set(rank["seeds"])) == len(rank["seeds"]) / MICRO_BATCHES, "and between batches, also skipped ones"
+    adaptive = data_state(tmp_path / "run")["adaptive"]
     assert adaptive["sums"]["topics"][1] == adaptive["tokens"], "what is loaded on every rank is counted once"
 
 
 @pytest.mark.slow
 def test_ranks_stop_together_when_one_stays_bad(tiny, tmp_path: Path):
     preset = tiny(train={"per_gpu_batch_size": 4, "max_skipped_steps": 2})
-    told = on_two(preset, tmp_path / "run", list(range(3, 20)), tmp_path)
-    assert told[0]["ended"] == told[1]["ended"]
-    status, sentence = told[0]["ended"]
+    ranks = on_two(preset, tmp_path / "run", list(range(3, 20)))
+    assert ranks[0]["ended"] == ranks[1]["ended"]
+    status, sentence = ranks[0]["ended"]
     assert status == 1 and "2 steps in a row were skipped" in sentence and "after step 3" in sentence
     assert progress(tmp_path / "run")["step"] == 0, "what was saved before the first step"

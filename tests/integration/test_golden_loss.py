@@ -2,16 +2,12 @@
 numbers were wrong (facts in ARCHITECTURE.md), and a wrong accumulation or reduction looks like training."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
-
-WORKER = REPOSITORY / "tests/helpers/workers/golden.py"
+from tests.helpers.processes import run_ranks
+from tests.helpers.workers import golden
 
 
 @pytest.mark.parametrize(
@@ -23,10 +19,7 @@ WORKER = REPOSITORY / "tests/helpers/workers/golden.py"
 )
 def test_all_stages_equal_a_plain_loop(processes: int, stages: str, tmp_path: Path):
     output = tmp_path / "losses.json"
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *launcher, str(WORKER), str(output), *stages]
-    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_ranks(Path(golden.__file__), str(output), *stages, processes=processes, timeout=600)
     results = json.loads(output.read_text())
     for stage in stages:
         for kind, per_step, on_average, norms_on_average in (

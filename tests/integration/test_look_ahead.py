@@ -2,35 +2,24 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine import train
-from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.config import parse_preset
 from engine.errors import Interrupted, PresetError
-from engine.events import read
 from engine.optim.optimizers import parameter_groups
 from model import TransformerLM, load
 from model.latent import FIGURES, LookAhead, LookAheadSampler
+from tests.helpers.folders import events_of, progress, weights, whole
 from tests.helpers.look_ahead import ON
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import TOKENS_PER_STEP, TORCHRUN, by_step, environment, signal_after, train_with
+from tests.helpers.processes import run_ranks
+from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 from tests.helpers.workers import look_ahead
 
 KEYS = ("latent.transition.", "latent.value_head.", "latent.span_projector.")
-
-
-def steps_of(folder: Path) -> list[dict]:
-    return [event for event in read(folder) if event["event"] == "step"]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / CURRENT, weights_only=True)["model"]
 
 
 def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path):
@@ -40,11 +29,11 @@ def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path
     plain, off = weights(tmp_path / "plain"), weights(tmp_path / "off")
     assert plain.keys() == off.keys() and not any(name.startswith("latent") for name in plain)
     assert all(torch.equal(plain[name], off[name]) for name in plain)
-    assert all(event["auxiliary"] == {} for event in steps_of(tmp_path / "off"))
+    assert all(event["auxiliary"] == {} for event in events_of(tmp_path / "off", "step"))
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
-def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_path: Path, stage: int):
+def test_a_detached_core_leaves_the_trunk_to_the_bit(tiny, tmp_path: Path, stage: int):
     detached = {f"{part}_detach_trunk": True for part in ("policy", "value", "dynamics", "span_contrastive")}
     # a limit that clips every step: what the core's gradients are must not decide how much
     options = {"zero_stage": stage, "gradient_clipping": 0.05}
@@ -54,15 +43,16 @@ def test_a_detached_core_leaves_the_trunk_as_it_is_without_to_the_bit(tiny, tmp_
         )
     off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
     assert off.keys() < on.keys() and all(torch.equal(on[name], tensor) for name, tensor in off.items())
-    told = [[(event["loss"], event["grad_norm"]) for event in steps_of(tmp_path / name)] for name in ("off", "on")]
-    assert told[0] == told[1] and all(norm > 0.05 for _, norm in told[0])
+    steps = [events_of(tmp_path / name, "step") for name in ("off", "on")]
+    without, detached_core = ([(event["loss"], event["grad_norm"]) for event in events] for events in steps)
+    assert without == detached_core and all(norm > 0.05 for _, norm in without)
 
 
 def test_with_every_part_on_a_run_learns_and_logs_every_figure(tiny, tmp_path: Path):
     result = train(tiny(auxiliary=ON), token_budget=40 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "on")
     train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path / "off")
-    steps = steps_of(tmp_path / "on")
-    assert steps[0]["loss"] == steps_of(tmp_path / "off")[0]["loss"], "the trunk begins with the same weights"
+    steps = events_of(tmp_path / "on", "step")
+    assert steps[0]["loss"] == events_of(tmp_path / "off", "step")[0]["loss"], "the trunk begins with the same weights"
     for event in steps:
         assert tuple(event["auxiliary"]) == FIGURES
         assert all(math.isfinite(value) for value in (event["loss"], event["grad_norm"], *event["auxiliary"].values()))
@@ -74,24 +64,25 @@ def test_with_every_part_on_a_run_learns_and_logs_every_figure(tiny, tmp_path: P
 
     lm = load(result.snapshot)
     assert lm.model.latent is not None
-    evaluations = [event for event in read(tmp_path / "on") if event["event"] == "evaluation"]
+    evaluations = events_of(tmp_path / "on", "evaluation")
     assert result.eval_loss == evaluations[-1]["ce"] and 3 < result.eval_loss < math.log(512)
     assert evaluations[-1]["sample"]["text"]
 
 
 def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path):
     preset = tiny(auxiliary=ON)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=whole)
+    undisturbed, parts = tmp_path / "undisturbed", tmp_path / "parts"
+    train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=undisturbed)
     for steps in (1, 5):  # in the warm-up, and later
         signal_after(parts, steps)
         with pytest.raises(Interrupted):
             train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=parts)
     train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=parts)
-    ours, theirs = weights(parts), weights(whole)
+    ours, theirs = weights(parts), weights(undisturbed)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
-    told = [[(event["step"], event["loss"], event["auxiliary"]) for event in steps_of(f)] for f in (parts, whole)]
-    assert told[0] == told[1] and len(told[0]) == 20
+    steps = [events_of(folder, "step") for folder in (parts, undisturbed)]
+    figures = [[(event["step"], event["loss"], event["auxiliary"]) for event in events] for events in steps]
+    assert figures[0] == figures[1] and len(figures[0]) == 20
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -104,24 +95,25 @@ def test_a_part_may_be_switched_on_and_off_between_runs(tiny, tmp_path: Path, st
     trunk = run(3, {}).keys()
     both = run(6, ON)
     assert trunk < both.keys() and {name[: name.index(".", 7) + 1] for name in both.keys() - trunk} == set(KEYS)
-    moments = CheckpointFolder(tmp_path).newest().optimizer["moments"]
+    moments = whole(tmp_path)[1]["moments"]
     assert moments.keys() == both.keys() and all(moments[name]["exp_avg_sq"].any() for name in both.keys() - trunk)
     value_only = run(9, {**ON, "enable_policy": False, "enable_dynamics": False, "enable_span_contrastive": False})
     assert {name for name in value_only if name.startswith("latent")} == {n for n in both if n.startswith(KEYS[1])}
     assert run(12, {}).keys() == trunk
 
-    said = [event["message"] for event in read(tmp_path) if event["event"] == "resume"]
+    said = [event["message"] for event in events_of(tmp_path, "resume")]
     assert len(said) == 3 and all("with its optimizer" in message for message in said)
     assert "Starting fresh: latent.transition, latent.value_head, latent.span_projector" in said[0]
     assert "In the file but not used: latent.transition, latent.span_projector" in said[1]
     assert "In the file but not used: latent.value_head" in said[2]
-    assert set(steps_of(tmp_path)[8]["auxiliary"]) == {"value"} and steps_of(tmp_path)[9]["auxiliary"] == {}
-    assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["step"] == 12
+    steps = events_of(tmp_path, "step")
+    assert set(steps[8]["auxiliary"]) == {"value"} and steps[9]["auxiliary"] == {}
+    assert progress(tmp_path)["step"] == 12
 
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[LookAhead]:
-    """Every draw from here on, but for rehearsals'."""
+    """Every draw from here on, but for the warm-up's."""
     draws = []
     original = LookAheadSampler.draw
 
@@ -177,29 +169,26 @@ def test_a_detached_core_without_finite_gradients_is_left_out(tiny, tmp_path: Pa
     off, on = weights(tmp_path / "off"), weights(tmp_path / "on")
     assert all(torch.equal(on[name], tensor) for name, tensor in off.items())
     assert all(tensor.isfinite().all() for tensor in on.values())
-    for event in steps_of(tmp_path / "on"):
+    for event in events_of(tmp_path / "on", "step"):
         assert event["core_grad_norm"] is None and event["core_left_out"] == 1
     assert "the core's gradient was not finite in 1 step" in capsys.readouterr().out
-    assert "core_grad_norm" not in steps_of(tmp_path / "off")[0]
+    assert "core_grad_norm" not in events_of(tmp_path / "off", "step")[0]
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return run_worker(tmp_path_factory.mktemp("one") / "told.json", 1, "0", "3")
+    return run_worker(tmp_path_factory.mktemp("one") / "figures.json", 1, "0", "3")
 
 
 def run_worker(output: Path, processes: int, *stages: str) -> dict:
-    launcher = TORCHRUN if processes == 2 else ()
-    command = [sys.executable, *launcher, look_ahead.__file__, str(output), *stages]
-    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_ranks(Path(look_ahead.__file__), str(output), *stages, processes=processes)
     return json.loads(output.read_text())
 
 
-def assert_same(told: dict, expected: dict) -> None:
-    assert told["losses"] == pytest.approx(expected["losses"], abs=1e-5)
-    assert told["norms"] == pytest.approx(expected["norms"], rel=1e-4)
-    for ours, theirs in zip(told["figures"], expected["figures"], strict=True):
+def assert_same(found: dict, expected: dict) -> None:
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    for ours, theirs in zip(found["figures"], expected["figures"], strict=True):
         assert tuple(ours) == FIGURES and ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
@@ -214,20 +203,20 @@ def test_every_stage_equals_a_plain_loop_over_unequal_passes(one_process: dict, 
     "stages", [("1",), pytest.param(("0", "2", "3"), marks=pytest.mark.slow)], ids=lambda stages: "".join(stages)
 )
 def test_two_processes_equal_one(one_process: dict, tmp_path: Path, stages: tuple[str, ...]):
-    told = run_worker(tmp_path / "told.json", 2, *stages)
+    results = run_worker(tmp_path / "figures.json", 2, *stages)
     for stage in stages:
-        assert_same(told[stage], one_process["plain"])
+        assert_same(results[stage], one_process["plain"])
 
 
 @pytest.mark.slow
 def test_a_run_on_two_processes_learns_as_one_does(tiny, tmp_path: Path):
     """Draws belong to a rank, so the losses are near one another, not equal."""
     budget = 12 * TOKENS_PER_STEP
-    one = train_with(1, tiny(auxiliary=ON), tmp_path / "one", budget, tmp_path)
+    one = train_with(1, tiny(auxiliary=ON), tmp_path / "one", budget)
     shared = tiny(auxiliary=ON, train={"per_gpu_batch_size": 4})
-    two = train_with(2, shared, tmp_path / "two", budget, tmp_path)
+    two = train_with(2, shared, tmp_path / "two", budget)
     assert list(by_step(two).values()) == pytest.approx(list(by_step(one).values()), abs=0.02)
-    ours, theirs = steps_of(tmp_path / "two")[-1]["auxiliary"], steps_of(tmp_path / "one")[-1]["auxiliary"]
+    ours, theirs = (events_of(tmp_path / name, "step")[-1]["auxiliary"] for name in ("two", "one"))
     assert ours["value"] == pytest.approx(theirs["value"], abs=0.05) and ours.keys() == theirs.keys()
 
 

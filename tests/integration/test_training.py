@@ -20,8 +20,11 @@ from model import TransformerLM, load
 from sources.registry import open_sources
 from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
+from tests.helpers.folders import events_of, progress
+from tests.helpers.look_ahead import PARTS
+from tests.helpers.processes import environment
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import TOKENS_PER_STEP, environment, signal_after
+from tests.helpers.training import TOKENS_PER_STEP, signal_after
 
 
 def test_a_run_is_a_hundred_million_tokens():
@@ -42,19 +45,17 @@ def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path
     assert saved["progress"]["evaluation"]["ce"] == result.eval_loss
     assert (tmp_path / MIRROR).read_bytes() == result.snapshot.read_bytes()
 
-    events = read(tmp_path)
-    steps = [event for event in events if event["event"] == "step"]
-    assert events[0]["event"] == "run" and events[0]["derived"]["token_budget"] == 20 * TOKENS_PER_STEP - 5
+    first, steps = read(tmp_path)[0], events_of(tmp_path, "step")
+    assert first["event"] == "run" and first["derived"]["token_budget"] == 20 * TOKENS_PER_STEP - 5
     assert sum(event["steps"] for event in steps) == 20 and steps[-1]["tokens"] == 20 * TOKENS_PER_STEP
     assert set(steps[0]["sources"]) == {"topics"}
     assert steps[0]["loss"] == pytest.approx(math.log(512), abs=0.3)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
-    evaluations = [event for event in events if event["event"] == "evaluation"]
+    evaluations = events_of(tmp_path, "evaluation")
     assert [event["step"] for event in evaluations] == [8, 16, 20]
     assert all(event["perplexity"] == pytest.approx(math.exp(event["ce"])) for event in evaluations)
     assert evaluations[-1]["sample"]["text"]
-    saves = [event for event in events if event["event"] == "save"]
-    assert [event["step"] for event in saves] == [0, 20]
+    assert [event["step"] for event in events_of(tmp_path, "save")] == [0, 20]
 
 
 def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
@@ -74,30 +75,26 @@ def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
     assert result.bits_per_byte == pytest.approx(losses.item() / math.log(2) / text_bytes, rel=1e-5)
 
 
-LOOKING_AHEAD = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("auxiliary", "precision", "apart"),
     [
         ({}, "fp32", 1e-3),
-        (LOOKING_AHEAD, "bf16", 0.02),
+        (PARTS, "bf16", 0.02),
         ({"enable_curriculum": True}, "fp32", 1e-3),
     ],
 )
 def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path, auxiliary: dict, precision: str, apart: float):
     if auxiliary.get("enable_curriculum"):
         auxiliary |= {"curriculum_burn_in_tokens": 0, "curriculum_interval_tokens": TOKENS_PER_STEP}
-    told = []
+    steps = []
     for compiled in (False, True):
         preset = tiny(auxiliary=auxiliary, train={"compile": compiled, "precision": precision})
         train(preset, token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(compiled))
-        events = read(tmp_path / str(compiled))
-        assert events[0]["derived"]["compiled"] is compiled
-        told.append([event for event in events if event["event"] == "step"])
-    assert len(told[0]) == len(told[1]) == 10
-    for plain, compiled in zip(*told, strict=True):
+        assert read(tmp_path / str(compiled))[0]["derived"]["compiled"] is compiled
+        steps.append(events_of(tmp_path / str(compiled), "step"))
+    assert len(steps[0]) == len(steps[1]) == 10
+    for plain, compiled in zip(*steps, strict=True):
         assert compiled["loss"] == pytest.approx(plain["loss"], abs=apart)
         assert compiled["auxiliary"] == pytest.approx(plain["auxiliary"], rel=0.1, abs=0.02)
 
@@ -124,15 +121,15 @@ def test_a_finished_run_is_followed_by_the_next(tiny, tmp_path: Path):
     first = train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     second = train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert first.tokens == second.tokens == 4 * TOKENS_PER_STEP
-    saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
+    saved = progress(tmp_path)
     assert (saved["run"], saved["step"], saved["tokens_in_run"], saved["tokens_total"]) == (
         2,
         8,
         4 * TOKENS_PER_STEP,
         8 * TOKENS_PER_STEP,
     )
-    assert torch.load(tmp_path / PREV, weights_only=True)["progress"]["run"] == 1
-    resumed = [event["message"] for event in read(tmp_path) if event["event"] == "resume"]
+    assert progress(tmp_path, PREV)["run"] == 1
+    resumed = [event["message"] for event in events_of(tmp_path, "resume")]
     assert len(resumed) == 1 and "with its optimizer and data position" in resumed[0]
 
 
@@ -151,16 +148,16 @@ def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_p
         with pytest.raises(Interrupted, match="SIGTERM at step 4") as caught:
             train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 143
-    saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
+    saved = progress(tmp_path)
     assert saved["tokens_in_run"] == 4 * TOKENS_PER_STEP and saved["evaluation"] is None and not saved["finished"]
 
     result = train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert result.eval_loss is not None and result.tokens == 4 * TOKENS_PER_STEP
-    saved = torch.load(tmp_path / CURRENT, weights_only=True)["progress"]
+    saved = progress(tmp_path)
     assert (saved["run"], saved["step"], saved["finished"]) == (1, 4, True) and saved["evaluation"]["ce"]
-    assert sum(event["steps"] for event in read(tmp_path) if event["event"] == "step") == 4
+    assert sum(event["steps"] for event in events_of(tmp_path, "step")) == 4
     train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    assert torch.load(tmp_path / CURRENT, weights_only=True)["progress"]["run"] == 2
+    assert progress(tmp_path)["run"] == 2
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -183,15 +180,13 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path,
 
 def test_stages_continue_one_another(tiny, tmp_path: Path):
     for number, stage in enumerate((1, 0, 3, 2, 1)):
-        result = train(
-            tiny(train={"zero_stage": stage}), token_budget=(number + 1) * 2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
-        )
-    sizes = {event["derived"]["parameters"] for event in read(tmp_path) if event["event"] == "run"}
-    assert sizes == {load(result.snapshot).model.num_parameters()}, (
-        "the size is the model's, also where it is partitioned"
-    )
-    losses = [event["loss"] for event in read(tmp_path) if event["event"] == "step"]
-    saved = torch.load(result.snapshot, weights_only=True)["progress"]
+        preset = tiny(train={"zero_stage": stage})
+        train(preset, token_budget=2 * (number + 1) * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    sizes = {event["derived"]["parameters"] for event in events_of(tmp_path, "run")}
+    size = load(tmp_path / CURRENT).model.num_parameters()
+    assert sizes == {size}, "the size is the model's, also where it is partitioned"
+    losses = [event["loss"] for event in events_of(tmp_path, "step")]
+    saved = progress(tmp_path)
     assert saved["run"] == 1 and saved["step"] == 10
     assert all(after < before + 0.1 for before, after in itertools.pairwise(losses)), losses
 

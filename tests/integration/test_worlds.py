@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from engine.events import read
-from tests.helpers.worlds import GLOBAL_ROWS, LENGTH, Told, compare, run_leg
+from tests.helpers.worlds import GLOBAL_ROWS, LENGTH, Notes, compare, run_leg
 
 
 @pytest.mark.slow
 def test_one_process_three_and_one_again(tiny, tmp_path: Path):
     whole, parts = compare(tiny, tmp_path, [(1, 1), (3, 2), (1, 0)], steps=5)
     assert "3 processes cannot share this lineage's 16 lanes of data evenly: a pass has 5 rows instead of 4" in (
-        " ".join(parts.notices.split())
+        " ".join(parts.printed.split())
     )
-    assert "evenly" not in whole.notices
+    assert "evenly" not in whole.printed
 
 
 @pytest.mark.slow
@@ -24,8 +24,8 @@ def test_any_number_of_processes_and_stage_in_turn(tiny, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_lineage_that_begins_on_three_processes_needs_no_padding(tiny, tmp_path: Path):
-    told = Told()
-    run_leg(tiny, tmp_path / "three", 3, 1, 4 * GLOBAL_ROWS * LENGTH - LENGTH, 0, told)
+    notes = Notes()
+    run_leg(tiny, tmp_path / "three", 3, 1, 4 * GLOBAL_ROWS * LENGTH - LENGTH, 0, notes)
     (run,) = [event for event in read(tmp_path / "three") if event["event"] == "run"]
     assert (run["derived"]["lanes"], run["derived"]["rows_per_pass"]) == (48, 4)
-    assert len(told.rows) == 4 and "evenly" not in told.notices
+    assert len(notes.rows) == 4 and "evenly" not in notes.printed

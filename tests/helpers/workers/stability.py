@@ -17,6 +17,7 @@ from engine.device.ranks import Ranks, join, leave
 from engine.run.stability import MIN_LOSSES, StabilityGuard
 from engine.run.step import StepResult, StepRunner
 from model import TransformerLM
+from tests.helpers.folders import equal
 from tests.helpers.workers import golden
 from tests.helpers.workers.golden import PASSES, TRAIN, VOCABULARY, batch_of, rows, shape_of_step
 
@@ -71,17 +72,6 @@ def train(kind: str, stage: int, bf16: bool, ranks: Ranks, leave_out: bool) -> t
 
 def state(engine: Any) -> list[Any]:
     return [deepspeed_engine.weights(engine, keep=True), optimizer_state(engine, keep=True)]
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two nested states are the same to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
 
 
 def main() -> None:

@@ -158,11 +158,11 @@ def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_pat
     alone = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 8})
     shared = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 4})
     budget = 8 * TOKENS_PER_STEP
-    one = by_step(train_with(1, alone, tmp_path / "one", budget, tmp_path))
-    two = by_step(train_with(2, shared, tmp_path / "two", budget, tmp_path))
+    one = by_step(train_with(1, alone, tmp_path / "one", budget))
+    two = by_step(train_with(2, shared, tmp_path / "two", budget))
     assert list(two.values()) == pytest.approx(list(one.values()), abs=1e-3)
-    one = by_step(train_with(1, alone, tmp_path / "two", 2 * budget, tmp_path))
-    two = by_step(train_with(2, shared, tmp_path / "one", 2 * budget, tmp_path))
+    one = by_step(train_with(1, alone, tmp_path / "two", 2 * budget))
+    two = by_step(train_with(2, shared, tmp_path / "one", 2 * budget))
     assert len(one) == 16 and list(two.values())[8:] == pytest.approx(list(one.values())[8:], abs=5e-3)
 
 
@@ -173,9 +173,9 @@ def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_pat
 def test_two_processes_that_are_interrupted_equal_two_that_are_not_to_the_bit(tiny, tmp_path: Path, optimizer, stage):
     preset = tiny(train={"optimizer": optimizer, "zero_stage": stage, "per_gpu_batch_size": 4})
     budget = 10 * TOKENS_PER_STEP
-    train_with(2, preset, tmp_path / "whole", budget, tmp_path)
-    interrupted = by_step(train_with(2, preset, tmp_path / "parts", budget, tmp_path, stop_after=4))
+    train_with(2, preset, tmp_path / "whole", budget)
+    interrupted = by_step(train_with(2, preset, tmp_path / "parts", budget, stop_after=4))
     assert 4 <= len(interrupted) < 10
-    train_with(2, preset, tmp_path / "parts", budget, tmp_path)
+    train_with(2, preset, tmp_path / "parts", budget)
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
