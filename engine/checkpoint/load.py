@@ -78,7 +78,7 @@ def scan(folder: Path) -> FolderScan:
             file = _verify(path, records)
         except SnapshotError as error:
             found.names[path.name] = None
-            if path.name != MIRROR or not _is_same(path, folder / CURRENT):  # whose damage is in the notes already
+            if path.name != MIRROR or found.names.get(CURRENT, "") is not None:  # else a note has told it already
                 found.notes.append(f"{str(error).split(';')[0].rstrip('.')}.")  # the remedy is applied here
             continue
         if file.sha256 not in found.names.values():
@@ -134,10 +134,3 @@ def _verify(path: Path, records: Records) -> VerifiedFile:
         if record and record.generation in {known.generation for known in records.values()}:
             raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
     return VerifiedFile(path, sha256, record)
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:
-        return False

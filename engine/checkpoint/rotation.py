@@ -80,20 +80,20 @@ def arrange(folder: Path, found: FolderScan, kept: list[VerifiedFile], why: str)
     fresh = {name: storage.temporary(folder / name) for name in changed if name in wanted}
     for name, path in fresh.items():  # a second name for each file, before any name goes to another file
         storage.hard_link_or_copy(wanted[name].path, path)
-    told = f"Put in order: {', '.join(changed)}."
+    sentence = f"Put in order: {', '.join(changed)}."
     kept_digests = {file.sha256 for file in wanted.values()}
     if unwanted := [name for name in changed if name in found.names and found.names[name] not in kept_digests]:
         aside = archive_folder(folder, f"-{why}")
         for name in unwanted:
             os.rename(folder / name, aside / name)
-        told += f" The files that had these names are in {aside}."
+        sentence += f" The files that had these names are in {aside}."
     _rename([(path, folder / name) for name, path in fresh.items()], undo=[])
     for name in changed:
         if name not in wanted:
             (folder / name).unlink(missing_ok=True)
     storage.sync(folder)
     storage.sweep(folder)
-    return [told]
+    return [sentence]
 
 
 def archive_folder(folder: Path, ending: str = "") -> Path:

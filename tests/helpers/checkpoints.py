@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
+from engine.checkpoint.folder import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder, RestoredCheckpoint
 from model import ModelConfig, TransformerLM
 from model.snapshot.file import Snapshot
 
@@ -42,3 +42,9 @@ def flip(path: Path) -> None:
 
 def tokens(restored: RestoredCheckpoint) -> int:
     return restored.snapshot.progress["tokens_total"]
+
+
+def tokens_of(folder: CheckpointFolder) -> list[int]:
+    """Tokens of the snapshot under each of the four names that exists."""
+    names = [name for name in (CURRENT, PREV, PREV2, MIRROR) if (folder.folder / name).exists()]
+    return [torch.load(folder.folder / n, weights_only=True)["progress"]["tokens_total"] for n in names]

@@ -90,7 +90,7 @@ print(held(lane, 0, 100) == list(range(16)), len(source.notices), *source.notice
 """
 
 
-def test_files_that_may_not_grow_stop_the_writing_and_not_the_run(folder: Path, start):
+def test_a_file_size_limit_stops_the_writing_and_not_the_run(folder: Path, start):
     out, errors = start(folder, code=LIMITED).communicate(timeout=30)
     assert out.startswith("True 1 "), errors
     assert "cannot be written (File too large); nothing more is cached in this run" in out

@@ -191,7 +191,7 @@ def test_a_damaged_shard_is_reported_once_and_made_again(folder: Path, kind: str
     assert path.read_bytes() in (whole, whole + b" ")
 
 
-def test_a_short_damaged_shard_is_made_again_without_touching_its_neighbours(folder: Path):
+def test_a_damaged_short_shard_alone_is_made_again(folder: Path):
     fill(open_lane(folder), 0, 5)
     fill(open_lane(folder), 0, 30)
     names = shards(folder)
@@ -225,7 +225,7 @@ def test_skip_leads_into_a_shard_and_past_gaps(folder: Path):
         assert reader.skip(21) is None
 
 
-def test_skip_cannot_lead_to_a_first_block_whose_state_nobody_told(folder: Path):
+def test_skip_needs_the_state_of_a_first_block(folder: Path):
     lane = open_lane(folder)
     chain = list(states(0, 10))
     for state in chain[5:8]:

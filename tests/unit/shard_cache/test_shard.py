@@ -56,7 +56,7 @@ def whole(**changed: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
     return [regular(f"000000.{part}", data) for part, data in members(**changed).items()]
 
 
-def test_what_somebody_else_made_well_is_read(tmp_path: Path):
+def test_a_valid_shard_of_another_program_is_read(tmp_path: Path):
     write(tmp_path, whole())
     assert_equal(read_shard(tmp_path, 0, OWNER, reaching=0).block(0), beginning(0))
 
@@ -87,7 +87,7 @@ def test_extended_headers_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", [2**40, -(2**30)])
-def test_a_member_that_claims_another_size_than_the_tar_has_is_refused(tmp_path: Path, size: int):
+def test_a_member_with_a_false_size_is_refused(tmp_path: Path, size: int):
     header = regular("000000.ids.npy", b"", size=size)[0].tobuf(tarfile.GNU_FORMAT)
     write_bytes(tmp_path, header + bytes(10240))
     with pytest.raises(Damaged, match="does not belong"):

@@ -82,7 +82,7 @@ def test_when_all_is_in_use_writing_stops_and_reading_goes_on(folder: Path):
     assert held(kept.lane(0), 0, 16) == list(range(16))
 
 
-def test_a_folder_that_another_process_uses_stays_until_that_ends(folder: Path, start):
+def test_a_folder_that_a_process_uses_stays_until_it_ends(folder: Path, start):
     path = filled(folder, "python/topics", 30)
     process = start(folder, code=OPEN)
     assert process.stdout.readline() == "open\n"
@@ -138,7 +138,7 @@ def test_remembered_files_count_and_go_too(folder: Path):
     assert held(source.lane(0), 0, 16) == list(range(16))
 
 
-def test_what_somebody_else_put_there_counts_and_stays(folder: Path, tmp_path: Path):
+def test_files_of_others_count_and_stay(folder: Path, tmp_path: Path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "file").write_bytes(bytes(10 * SHARD))
