@@ -10,7 +10,7 @@ from itertools import islice
 
 from sources.caching import open_cache
 from sources.config import DataConfig
-from sources.loading.loader import Loader
+from sources.loading.loader import BatchShape, Loader, LoaderOptions
 from sources.registry import open_sources
 from sources.rows.tokenizer import TextTokenizer
 
@@ -26,8 +26,8 @@ def main() -> None:
         cache = open_cache(config)
         opened = open_sources(config, cache=cache)
         kinds += [type(source).__name__ for source in opened.sources.values()]
-        shape = {"seq_length": 32, "micro_batch_size": 16, "accumulation_steps": 1}
-        loader = Loader(opened, config, tokenizer, num_workers=1, cache=cache, **shape)
+        shape = BatchShape(micro_batch_size=16, grad_accumulation_steps=1, seq_length=32)
+        loader = Loader(opened, config, tokenizer, shape, LoaderOptions(num_workers=1, cache=cache))
         starts.append([batch.input_ids.tolist() for batch in islice(loader, number)])
         loader.close()
     print(json.dumps({"starts": starts, "kinds": kinds}))
