@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 os.environ["RAYON_NUM_THREADS"] = "1"
@@ -411,10 +412,10 @@ def pdf(path: str | None, rounds: int) -> None:
                 page.get_textpage().get_text_bounded()
 
     def alone() -> None:
-        with Sandbox() as sandbox:
+        with closing(Sandbox()) as sandbox:
             extract_text(file, sandbox)
 
-    with Sandbox() as sandbox:
+    with closing(Sandbox()) as sandbox:
         extract_text(file, sandbox)
         found = medians(
             {

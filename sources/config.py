@@ -4,7 +4,6 @@ Whatever a preset can get wrong about data that shows without a disk or a networ
 sentence. A source's name (in weights, logs and metrics) is its "name", its built-in name, or its dataset or path.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -50,7 +49,7 @@ def _check_text_field(field: str) -> str:
     return field
 
 
-LocalPath = Annotated[str, AfterValidator(_check_home)]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_check_home)]
 
 
 class Section(BaseModel):
@@ -73,7 +72,7 @@ class HubSpec(Spec):
 
     named_after: ClassVar[str] = "dataset"
     type: Literal["hf"]
-    dataset: LocalPath = Field(min_length=1)
+    dataset: LocalPath
     config: str | None = None
     revision: str | None = None
     split: str = "train"
@@ -103,16 +102,16 @@ class PdfSpec(Spec):
     """A PDF file, or a folder searched for them."""
 
     type: Literal["pdf"]
-    path: LocalPath = Field(min_length=1)
+    path: LocalPath
 
 
 class FilesSpec(Spec):
     """Text, source code, JSON lines and parquet files below a folder; `text_field` is for the latter two."""
 
     type: Literal["files"]
-    path: LocalPath = Field(min_length=1)
-    glob: Annotated[str, AfterValidator(_check_glob)] = Field(default="**/*", min_length=1)
-    text_field: Annotated[str, AfterValidator(_check_text_field)] = Field(default="text", min_length=1)
+    path: LocalPath
+    glob: Annotated[str, AfterValidator(_check_glob)] = "**/*"
+    text_field: Annotated[str, AfterValidator(_check_text_field)] = "text"
 
 
 class PythonPackagesSpec(Spec):
@@ -122,19 +121,10 @@ class PythonPackagesSpec(Spec):
     type: Literal["python_packages"]
 
 
-SOURCE_TYPES = ("hf", "pdf", "files", "python_packages")
-SourceSpec = Annotated[HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec, Field(discriminator="type")]
+SPECS = {"hf": HubSpec, "pdf": PdfSpec, "files": FilesSpec, "python_packages": PythonPackagesSpec}
 
 
-def _expand_builtins(sources: Any) -> Any:
-    if not isinstance(sources, (list, tuple)):
-        raise ValueError('"sources" is a list of built-in names and source objects, such as ["wikipedia"].')
-    if not sources:
-        raise ValueError('"sources" is empty; name at least one source, such as "wikipedia".')
-    return tuple(map(_expand, sources))
-
-
-def _expand(source: Any) -> Any:
+def _expand_builtin(source: Any) -> Any:
     """Turn a built-in name into its specification and refuse unknown names and types; objects pass as they are."""
     if isinstance(source, str):
         if source not in BUILTIN_SOURCES:
@@ -143,21 +133,21 @@ def _expand(source: Any) -> Any:
                 f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
             )
         return {**BUILTIN_SOURCES[source], "name": source}
-    if isinstance(source, dict) and (kind := source.get("type")) not in SOURCE_TYPES:
-        problem = "has no type" if kind is None else f'has the unknown type "{kind}"{nearest(str(kind), SOURCE_TYPES)}'
-        raise ValueError(f'a source {problem}; write "type": one of {", ".join(SOURCE_TYPES)}.')
+    if isinstance(source, dict) and (kind := str(source.get("type"))) not in SPECS:
+        problem = f'has the unknown type "{kind}"{nearest(kind, SPECS)}' if "type" in source else "has no type"
+        raise ValueError(f'a source {problem}; write "type": one of {", ".join(SPECS)}.')
     return source
 
 
-def _check_names(sources: tuple[Spec, ...]) -> tuple[Spec, ...]:
-    names = [spec.source_name for spec in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
+def _check_list(sources: Any) -> Any:
+    if not isinstance(sources, (list, tuple)) or not sources:
+        raise ValueError('"sources" is empty or not a list; write one with built-in names or objects: ["wikipedia"].')
     return sources
 
 
-Sources = Annotated[tuple[SourceSpec, ...], BeforeValidator(_expand_builtins), AfterValidator(_check_names)]
+SourceSpec = Annotated[
+    HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec, Field(discriminator="type"), BeforeValidator(_expand_builtin)
+]
 DEFAULT_SOURCES: Any = ("wikipedia",)  # becomes a specification when it is validated
 
 
@@ -168,9 +158,8 @@ class TrainBPE(Section):
 
 
 Tokenizer = Annotated[
-    Annotated[str, Tag("name")] | Annotated[TrainBPE, Tag("train_bpe")],
+    Annotated[LocalPath, Tag("name")] | Annotated[TrainBPE, Tag("train_bpe")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "train_bpe"),
-    AfterValidator(lambda value: _check_home(value) if isinstance(value, str) else value),
 ]
 
 
@@ -178,10 +167,12 @@ class DataConfig(Section):
     """The `data` section."""
 
     model_config = ConfigDict(validate_default=True)
-    sources: Sources = DEFAULT_SOURCES
+    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_check_list)] = DEFAULT_SOURCES
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
-    source_weights: dict[str, float] = Field(default={}, description="relative shares of tokens; 1.0 where not given")
+    source_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={}, description="relative shares of tokens; 1.0 where not given"
+    )
     min_text_length: StrictInt = Field(default=50, ge=0, description="characters; shorter documents are filtered out")
     deduplicate: StrictBool = Field(default=True, description="filter out repeats of a source's recent documents")
     decontaminate: tuple[LocalPath, ...] = Field(
@@ -196,24 +187,21 @@ class DataConfig(Section):
     retry_minutes: float = Field(default=10.0, ge=0, le=1440, description="a source that fails for longer is dropped")
     cache: StrictBool = Field(default=False, description="keep packed rows on disk and read them in later runs")
     cache_max_gb: float = Field(default=20.0, gt=0, description="above it, the least recently used source is removed")
-    cache_dir: LocalPath = Field(default="shard_cache/store", min_length=1, description="the folder of the cache")
+    cache_dir: LocalPath = Field(default="shard_cache/store", description="the folder of the cache")
 
     @model_validator(mode="after")
-    def _check_weights(self) -> "DataConfig":
+    def _check_names(self) -> "DataConfig":
         names = [spec.source_name for spec in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
         if self.source_weights and self.mix_strategy != "weighted":
-            raise ValueError(
-                f'"source_weights" has no effect with "mix_strategy": "{self.mix_strategy}"; '
-                'set it to "weighted" or remove the weights.'
-            )
-        for name, weight in self.source_weights.items():
+            remedy = 'set that to "weighted" or remove the weights'
+            raise ValueError(f'"source_weights" has no effect with "mix_strategy": "{self.mix_strategy}"; {remedy}.')
+        for name in self.source_weights:
             if name not in names:
-                raise ValueError(
-                    f'"source_weights" names "{name}", which is no source here{nearest(name, names)}; '
-                    f"the sources are {', '.join(names)}."
-                )
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f'"source_weights" gives "{name}" the weight {weight}; a weight is a positive number.')
+                known = f"{nearest(name, names)}; the sources are {', '.join(names)}"
+                raise ValueError(f'"source_weights" names "{name}", which is no source here{known}.')
         return self
 
     def weights(self) -> dict[str, float]:

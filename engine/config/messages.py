@@ -1,34 +1,45 @@
 """What is wrong with a preset, in sentences: a pydantic error -> the key, the problem, the remedy."""
 
-import difflib
 import json
 import re
-import typing
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from engine.config.schema import Preset
+from sources.config import SPECS, TrainBPE
+from sources.readers.fields import nearest
 
-def explain(error: ValidationError, values: dict[str, Any], schema: type[BaseModel]) -> str:
-    """One or two sentences on why `schema` refuses `values`.
+# Every object of a preset, by the last part of its location in pydantic's errors: a section's key, or a union's tag.
+OBJECTS: dict[int | str, type[BaseModel]] = {
+    **{key: type(field.default) for key, field in Preset.model_fields.items() if isinstance(field.default, BaseModel)},
+    **SPECS,
+    "train_bpe": TrainBPE,
+}
+
+
+def explain(error: ValidationError, values: dict[str, Any]) -> str:
+    """Return one or two sentences on why `values` are no preset.
 
     A union reports one error for each alternative, so an unknown key, which is a cause by itself, comes first.
     """
     errors = error.errors()
     unknown = [details for details in errors if details["type"] == "extra_forbidden"]
-    return " ".join(_sentence(details, values, schema) for details in (unknown or errors)[:2])
+    return " ".join(_sentence(details, values) for details in (unknown or errors)[:2])
 
 
-def _sentence(error: ErrorDetails, values: dict[str, Any], schema: type[BaseModel]) -> str:
-    keys, known = _locate(error, values, schema)
-    where = ".".join(map(str, keys))
+def _sentence(error: ErrorDetails, values: dict[str, Any]) -> str:
+    where = ".".join(_keys(error, values))
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(keys[-1]), known, 1, cutoff=0.5)
-        return f"{where}: unknown, " + (f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}.")
+        *parents, key = error["loc"]
+        fields = (OBJECTS[parents[-1]] if parents else Preset).model_fields
+        known = [field.alias or name for name, field in fields.items()]
+        hint = nearest(str(key), known) or f"; known keys are {', '.join(known)}"
+        return f"{where}: unknown key{hint}."
     if error["type"] == "missing":
         return f"{where}: is missing."
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and message.startswith(where):  # the validator named the key itself
         return message
     if error["type"] == "value_error" or message.endswith("."):
@@ -38,37 +49,14 @@ def _sentence(error: ErrorDetails, values: dict[str, Any], schema: type[BaseMode
     return f"{where}: {message}, not {given if len(given) < 60 else type(error['input']).__name__}."
 
 
-def _locate(error: ErrorDetails, values: Any, schema: type[BaseModel]) -> tuple[list[int | str], list[str]]:
-    """The preset's own keys that lead to an error, and the keys known beside the last of them.
-
-    pydantic also puts the tags of a union's alternatives into a location; those are no keys of the file.
-    """
-    keys: list[int | str] = []
-    models = siblings = [schema]
+def _keys(error: ErrorDetails, values: Any) -> list[str]:
+    """Return the preset's own keys that lead to an error: its location without the tags of a union's alternatives."""
+    keys: list[str] = []
     for depth, part in enumerate(error["loc"], 1):
-        is_missing = error["type"] == "missing" and depth == len(error["loc"])
         try:
             values = values[part]
         except (LookupError, TypeError):
-            if not is_missing:  # a tag: only the alternative that it names is meant
-                models = [model for model in models if part in _tags(model)] or models
+            if error["type"] != "missing" or depth < len(error["loc"]):
                 continue
-        keys.append(part)
-        siblings = models
-        if isinstance(part, str):
-            fields = [model.model_fields[part] for model in models if part in model.model_fields]
-            models = [model for field in fields for model in _models(field.annotation)]
-    return keys, [field.alias or key for model in siblings for key, field in model.model_fields.items()]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Every pydantic model that an annotation mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
-
-
-def _tags(model: type[BaseModel]) -> tuple[str, ...]:
-    """The names by which a union's error may mean `model`: its class's, and its "type"."""
-    kind = model.model_fields.get("type")
-    return (model.__name__, *(typing.get_args(kind.annotation) if kind else ()))
+        keys.append(str(part))
+    return keys

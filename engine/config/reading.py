@@ -3,7 +3,6 @@
 Whatever cannot be used raises a PresetError with a sentence that names the file, the key and the remedy.
 """
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from engine.config.messages import explain
 from engine.config.schema import Preset
 from engine.errors import PresetError
+from sources.readers.fields import nearest
 from sources.redact import redact
 
 CONFIGS = Path("configs")
@@ -30,8 +30,7 @@ def load_preset(path: str | Path) -> Preset:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [file.name for file in preset_files(path.parent)], 1)
-        problem = "no such preset" + (f"; did you mean {near[0]}?" if near else ".")
+        problem = f"no such preset{nearest(path.name, [file.name for file in preset_files(path.parent)])}."
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot be read ({error})."
     except json.JSONDecodeError as error:
@@ -50,14 +49,12 @@ def load_preset(path: str | Path) -> Preset:
 def parse_preset(values: dict[str, Any], where: str = "preset") -> Preset:
     """Checks a preset's values. Raises PresetError with a sentence that begins with `where`."""
     if secret := _key_with_secret(values):  # a preset is written into every snapshot and into metrics.jsonl
-        raise PresetError(
-            f"{where}: {redact(secret)}: holds a hub token or a password; take it out and set HF_TOKEN, or log in with "
-            "hf auth login."
-        )
+        remedy = "take it out and set HF_TOKEN, or log in with hf auth login"
+        raise PresetError(f"{where}: {redact(secret)}: holds a hub token or a password; {remedy}.")
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise PresetError(f"{where}: {explain(error, values, Preset)}") from None
+        raise PresetError(f"{where}: {explain(error, values)}") from None
 
 
 def write_schema(path: Path = CONFIGS / SCHEMA_FILE) -> None:
@@ -79,8 +76,9 @@ def _key_with_secret(value: Any, key: str = "") -> str | None:
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict. json.loads silently keeps the last of two equal keys; here they raise ValueError."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    section: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in section:
             raise ValueError(f"the key {key!r} appears twice in one section; remove one of them.")
-    return dict(pairs)
+        section[key] = value
+    return section

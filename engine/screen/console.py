@@ -10,9 +10,18 @@ from rich.console import Console as RichConsole
 
 from engine.formatting import count, duration
 from engine.screen.streams import OUTPUT
-from engine.screen.text import literal, plural
+from engine.screen.text import literal, lookahead, plural
 
 Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
+
+TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
+    "resume": "[green]resumed[/]  {message}",
+    "spike": "[yellow]spike[/]  step {step:,}: loss {loss:.4f} is above {threshold:.4f}",
+    "skip": "[yellow]skipped[/]  step {step:,}: {reason} (loss {loss:.4f}); {in_a_row:,} in a row, {total:,} in all",
+    "rollback": "[yellow]rollback[/]  {reason}, after step {step:,}: training continues from step {to_step:,} with "
+    "text that it has not read yet",
+    "save": "[green]saved[/]  {path} at {tokens_total:,} tokens in {seconds:.1f} s",
+}
 
 
 class Console:
@@ -20,25 +29,21 @@ class Console:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False)
+        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False, quiet=not enabled)
 
     def say(self, text: str) -> None:
-        self._print(literal(text))
+        self._rich.print(literal(text))
 
     def warn(self, text: str) -> None:
-        self._print(f"[yellow]warning:[/] {literal(text)}")
+        self._rich.print(f"[yellow]warning:[/] {literal(text)}")
 
     def error(self, text: str) -> None:
-        self._print(f"[red]stopped:[/] {literal(text)}")
+        self._rich.print(f"[red]stopped:[/] {literal(text)}")
 
     def show(self, event: Event) -> None:
         """Prints an event, if its kind has lines of its own."""
         if self.enabled and (lines := _render(event)):
-            self._print(lines)
-
-    def _print(self, markup: str) -> None:
-        if self.enabled:
-            self._rich.print(markup)
+            self._rich.print(lines)
 
 
 def _render(event: Event) -> str | None:
@@ -46,31 +51,16 @@ def _render(event: Event) -> str | None:
     match event["event"]:
         case "run":
             return "\n".join(map(literal, _run(event)))
-        case "resume":
-            return f"[green]resumed[/]  {literal(event['message'])}"
         case "step":
             return _step(event)
-        case "spike":
-            step, loss, threshold = event["step"], event["loss"], event["threshold"]
-            return f"[yellow]spike[/]  step {step:,}: loss {loss:.4f} is above {threshold:.4f}"
-        case "skip":
-            return (
-                f"[yellow]skipped[/]  step {event['step']:,}: {event['reason']} (loss {event['loss']:.4f}); "
-                f"{event['in_a_row']:,} in a row, {event['total']:,} in all"
-            )
-        case "rollback":
-            return (
-                f"[yellow]rollback[/]  {literal(event['reason'])}, after step {event['step']:,}: training continues "
-                f"from step {event['to_step']:,} with text that it has not read yet"
-            )
         case "evaluation":
             return _evaluation(event)
-        case "save":
-            tokens, seconds = count(event["tokens_total"]), event["seconds"]
-            return f"[green]saved[/]  {literal(event['path'])} at {tokens} tokens in {seconds:.1f} s"
         case "source":
             colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
             return f"[{colour}]source[/] {literal(event['name'])}: {literal(event['message'])}"
+        case kind if kind in TEMPLATES:
+            values = {key: literal(value) if isinstance(value, str) else value for key, value in event.items()}
+            return TEMPLATES[kind].format_map(values)
     return None
 
 
@@ -83,13 +73,13 @@ def _run(event: Event) -> Iterator[str]:
         f"Run {derived['run']} of {preset['name']}: {count(derived['parameters'])} parameters, vocabulary "
         f"{derived['vocab_size']:,}, {processes} on {event['machine']}."
     )
-    rows, padded, steps = train["per_gpu_batch_size"], derived["rows_per_pass"], train["accumulation_steps"]
-    instructions, stage = derived.get("bf16_instructions"), derived["zero_stage"]
+    rows, padded, stage = train["per_gpu_batch_size"], derived["rows_per_pass"], derived["zero_stage"]
+    instructions = derived.get("bf16_instructions")
     precision = derived["precision"] + (f" with {instructions}" if instructions else "")
     alone = f" ({train['zero_stage']} with several processes)" if stage != train["zero_stage"] else ""
     yield (
         f"A step has {derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens: "
-        f"{plural(steps, 'micro-batch')} of {plural(rows, 'row')} per process. "
+        f"{plural(train['accumulation_steps'], 'micro-batch')} of {plural(rows, 'row')} per process. "
         f"Precision {precision}, ZeRO stage {stage}{alone}."
     )
     peak, cost = derived["peak_flops"], count(derived["flops_per_token"])
@@ -140,22 +130,6 @@ def _evaluation(event: Event) -> str:
     )
     if sample := event.get("sample"):
         line += f"\n[dim]sample:[/] [bold]{literal(sample['prompt'])}[/]{literal(sample['text'])}"
-    if event.get("passage"):
-        line += f"\n[dim]lookahead:[/] {_lookahead(event['passage'])}"
-    return line
-
-
-def _lookahead(passage: list[dict[str, Any]]) -> str:
-    """What the model predicted in the middle of a passage, beside the text itself."""
-    middle = len(passage) // 2
-    here = passage[middle]
-    before = "".join(token["token"] for token in passage[: middle + 1])[-60:]
-    guesses = "".join(place[0][0] for place in here["guesses"])
-    actual = "".join(token["token"] for token in passage[middle + 1 : middle + 1 + len(here["guesses"])])
-    line = f"after [bold]{literal(repr(before))}[/] it predicts {literal(repr(guesses))}, the text has "
-    line += literal(repr(actual))
-    for horizon, expected in list(here["expected_nll"].items())[-1:]:
-        realised = here["realised_nll"].get(horizon)
-        line += f"; loss of the next {horizon} tokens: predicted {expected:.2f}"
-        line += "" if realised is None else f", actual {realised:.2f}"
+    if passage := event.get("passage"):
+        line += f"\n[dim]lookahead:[/] {literal(lookahead(passage))}"
     return line

@@ -3,6 +3,7 @@
 Only rank 0 asks. Without a terminal the answer is one line of standard input; none in time means the default.
 """
 
+import contextlib
 import select
 import sys
 from pathlib import Path
@@ -36,11 +37,8 @@ def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> dict[str,
 
 def may_archive(sentence: str) -> bool:
     """Asks a person whether checkpoints that do not fit may be moved away; without a terminal the answer is no."""
-    if not sys.stdin.isatty():
-        return False
-    _say(sentence)
-    answer = _line(f"Move the old checkpoints to {CHECKPOINTS}/archive/ and train a new model? [y/N] ")
-    return answer.strip().lower() in ("y", "yes")
+    question = f"{sentence}\nMove the old checkpoints to {CHECKPOINTS}/archive/ and train a new model? [y/N] "
+    return sys.stdin.isatty() and _line(question).strip().lower() in ("y", "yes")
 
 
 def converse(checkpoint_dir: Path = CHECKPOINTS) -> None:
@@ -79,11 +77,9 @@ def _ask(files: list[Path], tokens_per_run: int, checkpoint_dir: Path) -> Preset
 def _read_answer(files: list[Path]) -> Preset | None:
     """The answer on standard input. The default of an unattended start never depends on the network."""
     answer = ""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # closed, or nothing that can be waited for
         if select.select([sys.stdin], [], [], ANSWER_SECONDS)[0]:
             answer = sys.stdin.readline().strip()
-    except (OSError, ValueError):  # closed, or nothing that can be waited for
-        pass
     if answer == GENERATE:
         return None
     path = _match(answer, files) if answer else files[0]
@@ -93,25 +89,23 @@ def _read_answer(files: list[Path]) -> Preset | None:
 
 def _match(answer: str, files: list[Path]) -> Path:
     """The preset file that an answer means: by file name, by number, or by the preset's name, in this order."""
-
-    def has_number(path: Path) -> bool:
-        number = path.stem.split("_")[0]
-        return number != "" and answer.lstrip("0") == number.lstrip("0")
-
-    def has_name(path: Path) -> bool:
-        try:
-            return load_preset(path).name == answer
-        except PresetError:
-            return False
-
-    for fits in (lambda path: answer in (path.stem, path.name), has_number, has_name):
-        found = [path for path in files if fits(path)]
+    number = answer.lstrip("0")
+    for found in (
+        [path for path in files if answer in (path.stem, path.name)],
+        [path for path in files if path.stem.split("_")[0].lstrip("0") == number],
+        [path for path in files if answer == _name(path)],
+    ):
         if len(found) > 1:
             names = ", ".join(path.stem for path in found)
             raise PresetError(f"{answer!r} fits several presets, {names}; give the file name of one.")
         if found:
             return found[0]
     raise PresetError(f"{answer!r} is no preset; there are {', '.join(path.stem for path in files)}.")
+
+
+def _name(path: Path) -> str | None:
+    with contextlib.suppress(PresetError):
+        return load_preset(path).name
 
 
 def _say(text: str = "", end: str = "\n") -> None:

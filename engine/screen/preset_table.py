@@ -21,7 +21,7 @@ from engine.screen.streams import OUTPUT
 from engine.screen.text import literal
 from model.config import AuxiliaryConfig, ModelConfig
 from model.transformer import TransformerLM
-from sources.config import DataConfig, TrainBPE
+from sources.config import TrainBPE
 from sources.registry import probe
 from sources.rows.tokenizer import tokenizer_available
 
@@ -59,15 +59,15 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
     for heading in ("preset", "parameters", "sources", "data", "a run here"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "preset")  # its name is what is typed
     for entry in entries:
-        if (preset := entry.preset) is None:
-            table.add_row(literal(entry.path.stem), "", f"[red]cannot be used[/]: {literal(entry.problem)}")
+        name, preset = literal(entry.path.stem), entry.preset
+        if preset is None:
+            table.add_row(name, "", f"[red]cannot be used[/]: {literal(entry.problem)}")
             continue
         model = model_without_weights(preset.model, preset.auxiliary, preset.data.tokenizer)
         seconds = tokens_per_run / (measured.get(preset.name) or flops / model.flops_per_token())
-        names = literal(", ".join(spec.source_name for spec in preset.data.sources))
+        size, sources = count(model.num_parameters()), literal(", ".join(preset.data.weights()))
         state = "[yellow]not reachable[/]" if entry.problem else "[green]reachable[/]"
-        size = count(model.num_parameters())
-        table.add_row(literal(entry.path.stem), size, names, state, f"about {duration(seconds)}")
+        table.add_row(name, size, sources, state, f"about {duration(seconds)}")
     RichConsole(file=OUTPUT).print(table)
 
 
@@ -95,12 +95,8 @@ def _read_entry(path: Path) -> MenuEntry:
         preset = load_preset(path)
     except PresetError as error:
         return MenuEntry(path, None, str(error))
-    return MenuEntry(path, preset, _unavailable(preset.data))
-
-
-def _unavailable(data: DataConfig) -> str:
-    """Why there is nothing to train on now, or "". One readable source is enough; the tokenizer must be there."""
-    if reason := tokenizer_available(data.tokenizer):
-        return f"tokenizer {data.tokenizer}: {reason}"
-    reasons = {spec.source_name: probe(spec, PROBE_SECONDS) for spec in data.sources}
-    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) if all(reasons.values()) else ""
+    if reason := tokenizer_available(preset.data.tokenizer):
+        return MenuEntry(path, preset, f"tokenizer {preset.data.tokenizer}: {reason}")
+    reasons = {spec.source_name: probe(spec, PROBE_SECONDS) for spec in preset.data.sources}
+    problem = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    return MenuEntry(path, preset, "" if None in reasons.values() else problem)  # one readable source is enough

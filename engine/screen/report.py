@@ -5,7 +5,7 @@ token, and counts of saves, spikes and other events. Every text in it is escaped
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import storage
 from engine import events
 from engine.formatting import count, duration
 from engine.screen.chart import COLOURS, Curve, chart
-from engine.screen.text import as_html
+from engine.screen.text import as_html, lookahead
 
 FILE_NAME = "report.html"
 STYLE = """
@@ -49,8 +49,7 @@ class ReportPage:
         try:
             write(self._folder)
         except Exception as error:  # a full disk, or a line of metrics.jsonl with a flipped bit
-            is_os_error = isinstance(error, OSError)
-            why = storage.os_error_reason(error) if is_os_error else f"{type(error).__name__}: {error}"
+            why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             self._warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
 
 
@@ -67,7 +66,10 @@ def page(events: Sequence[Event]) -> str:
     if samples := [event["sample"] for event in evaluations if event.get("sample")]:
         prompt, text = as_html(samples[-1]["prompt"]), as_html(samples[-1]["text"])
         parts.append(f"<h2>A sample</h2><pre><b>{prompt}</b>{text}</pre>")
-    parts.append(_incidents(events))
+    counts = ", ".join(f"{len(by_kind[kind]):,} {word}" for kind, word in INCIDENTS.items())
+    dropped = [event for event in by_kind["source"] if event["what"] == "dropped"]
+    lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
+    parts.append(f"<h2>Events</h2><p>{counts}.</p><ul>{lines}</ul>")
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
@@ -89,38 +91,30 @@ def _summary(runs: list[Event], steps: list[Event]) -> str:
 
 
 def _losses(steps: list[Event], evaluations: list[Event]) -> Iterator[str]:
-    def curve(events: list[Event], *keys: str) -> Curve:
-        """The number under nested `keys` over the tokens of all runs, where both are known."""
-        points = []
-        for event in events:
-            value: Any = event
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, int | float) and event.get("tokens_total") is not None:
-                points.append((event["tokens_total"], value))
-        return points
+    def curve(events: list[Event], key: str) -> Curve:
+        """A figure over the tokens of all runs, where both are known."""
+        points = ((event.get("tokens_total"), event.get(key)) for event in events)
+        return [(tokens, figure) for tokens, figure in points if tokens is not None and figure is not None]
 
     yield "<h2>Loss, nats per token</h2>"
     yield chart({"training": curve(steps, "loss"), "validation": curve(evaluations, "ce")})
-    if evaluations:
-        last = evaluations[-1]
-        yield (
-            f"<p>Validation loss {last['ce']:.4f}, perplexity {last['perplexity']:.2f}, "
-            f"{last['bits_per_byte']:.4f} bits per byte.</p>"
-        )
+    for last in evaluations[-1:]:
+        loss = f"Validation loss {last['ce']:.4f}, perplexity {last['perplexity']:.2f}"
+        yield f"<p>{loss}, {last['bits_per_byte']:.4f} bits per byte.</p>"
     for title, section in (("Loss by source, nats per token", "sources"), ("Lookahead core", "auxiliary")):
-        names = list(dict.fromkeys(name for event in steps for name in event.get(section) or {}))
+        figures = [{**(step.get(section) or {}), "tokens_total": step.get("tokens_total")} for step in steps]
+        names = list(dict.fromkeys(name for step in steps for name in step.get(section) or {}))
         if len(names) > (section == "sources"):  # the loss of a single source is drawn above
             yield f"<h2>{title}</h2>"
             for first in range(0, len(names), len(COLOURS)):
-                yield chart({name: curve(steps, section, name) for name in names[first : first + len(COLOURS)]})
+                yield chart({name: curve(figures, name) for name in names[first : first + len(COLOURS)]})
 
 
 def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
     """Each token over the loss predicted there (its shade) and the actual one (the line below it)."""
     horizons = list(passage[0]["expected_nll"])
     horizon = horizons[min(1, len(horizons) - 1)] if horizons else None
-    nlls = [at[key][horizon] for at in passage for key in ("expected_nll", "realised_nll") if horizon in at[key]]
+    nlls = [here[key][horizon] for here in passage for key in ("expected_nll", "realised_nll") if horizon in here[key]]
 
     def shade(nll: float | None) -> str:
         """From white at the passage's lowest loss to orange at its highest."""
@@ -128,40 +122,23 @@ def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
             return "transparent"
         return f"rgba(230, 120, 20, {(nll - min(nlls)) / max(1e-9, max(nlls) - min(nlls)):.2f})"
 
-    def guesses(at: int) -> Iterator[tuple[str, str, str]]:
-        """The places after a token, what was predicted there, and the actual token."""
-        for place, guessed in enumerate(passage[at]["guesses"], 1):
-            actual = repr(passage[at + place]["token"]) if at + place < len(passage) else "?"
-            yield f"+{place}", ", ".join(f"{token!r} {share:.0%}" for token, share in guessed), actual
-
     spans = []
     for at, here in enumerate(passage):
         expected, realised = (here[key].get(horizon) for key in ("expected_nll", "realised_nll"))
         lines = [] if expected is None else [f"loss of the next {horizon} tokens: predicted {expected:.2f}"]
         lines += [] if realised is None else [f"actual {realised:.2f}"]
-        lines += [f"{place}: {guessed}; actual {actual}" for place, guessed, actual in guesses(at)]
+        for place, guesses in enumerate(here["guesses"], 1):
+            actual = repr(passage[at + place]["token"]) if at + place < len(passage) else "?"
+            guessed = ", ".join(f"{token!r} {share:.0%}" for token, share in guesses)
+            lines.append(f"+{place}: {guessed}; actual {actual}")
         style = f"background: {shade(expected)}; border-color: {shade(realised)}"
         title = as_html("\n".join(lines))
         spans.append(f'<span style="{style}" title="{title}">{as_html(here["token"])}</span>')
     legend = "What the model predicts at each token, before it reads on: point at one to see its guesses and the text."
     if horizon is not None:
-        legend += (
-            f" The darker a token, the higher the predicted loss of the next {horizon} tokens; the line below it shows "
-            "the actual loss."
-        )
-    middle = len(passage) // 2
-    rows = "".join(f"<tr><td>{'</td><td>'.join(map(as_html, row))}</td></tr>" for row in guesses(middle))
-    before = "".join(here["token"] for here in passage[: middle + 1])[-60:]
+        legend += f" The darker a token, the higher the predicted loss of the next {horizon} tokens; the line below it "
+        legend += "shows the actual loss."
     return (
         f'<h2>Lookahead at step {step:,}</h2><p class="small">{legend}</p>'
-        f'<div class="passage">{"".join(spans)}</div><p>After {as_html(repr(before))}:</p>'
-        f"<table><tr><th></th><th>predicted</th><th>actual</th></tr>{rows}</table>"
+        f'<div class="passage">{"".join(spans)}</div><p>For example, {as_html(lookahead(passage))}.</p>'
     )
-
-
-def _incidents(events: Sequence[Event]) -> str:
-    kinds = Counter(event["event"] for event in events)
-    counts = ", ".join(f"{kinds[kind]:,} {word}" for kind, word in INCIDENTS.items())
-    dropped = [event for event in events if event["event"] == "source" and event.get("what") == "dropped"]
-    lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
-    return f"<h2>Events</h2><p>{counts}.</p><ul>{lines}</ul>"

@@ -28,11 +28,9 @@ class _Output:
     """Standard output, as it is at each call, without its failures: a full disk or a closed pipe ends no run."""
 
     def write(self, text: str) -> int:
+        encoding = sys.stdout.encoding or "utf-8"  # which may lack some characters, as ascii does
         with contextlib.suppress(OSError):
-            try:
-                sys.stdout.write(text)
-            except UnicodeEncodeError:  # a terminal or a PYTHONIOENCODING that lacks some characters
-                sys.stdout.write(text.encode("ascii", "replace").decode())
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

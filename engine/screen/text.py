@@ -1,6 +1,7 @@
-"""Text for a terminal or a page: names and samples without secrets and control characters, plurals."""
+"""Text for a terminal or a page: names and samples without secrets and control characters."""
 
 import html
+from typing import Any
 
 from rich.markup import escape
 
@@ -29,3 +30,16 @@ def plural(number: int, noun: str) -> str:
     """A number and its noun: 1 row, 2 rows, 3 micro-batches."""
     ending = "es" if noun.endswith(("s", "ch")) else "s"
     return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
+def lookahead(passage: list[dict[str, Any]]) -> str:
+    """What the model predicted in the middle of an evaluation's passage, beside the text itself."""
+    middle = len(passage) // 2
+    guesses, expected, realised = (passage[middle][key] for key in ("guesses", "expected_nll", "realised_nll"))
+    tokens = [place["token"] for place in passage]
+    before, after = "".join(tokens[: middle + 1])[-60:], "".join(tokens[middle + 1 :][: len(guesses)])
+    sentence = f"after {before!r} it predicts {''.join(place[0][0] for place in guesses)!r}, the text has {after!r}"
+    for horizon in list(expected)[-1:]:
+        sentence += f"; loss of the next {horizon} tokens: predicted {expected[horizon]:.2f}"
+        sentence += f", actual {realised[horizon]:.2f}" if realised.get(horizon) is not None else ""
+    return sentence

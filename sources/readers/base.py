@@ -20,9 +20,9 @@ class Reader:
         self.counts: Counter[str] = Counter()
         self._noted: set[tuple[str, str]] = set()  # (file, what was announced or counted of it)
 
-    def announce(self, file: str, sentence: str, topic: str | None = None) -> None:
-        """Add a notice about a file, once; of several sentences on one topic, only the first."""
-        if self._is_new(file, topic or sentence):
+    def announce(self, file: str, sentence: str) -> None:
+        """Add a notice about a file, once."""
+        if self._is_new(file, sentence):
             self.notices.append(f"{file}: {sentence}")
 
     def announce_change(self, location: str, detail: str = "") -> None:
@@ -40,14 +40,15 @@ class Reader:
                 self.announce(file, sentence)
 
     def bind(self, template: Template, columns: Columns, file: str, usual: Template | None = None) -> Template | None:
-        """Return the template for a file's columns; None where it lacks one, and the file is skipped.
+        """Return the template for the columns of a file or row; None where one is missing, announced once a file.
 
         Announces columns that stand for others, unless the result is the `usual` one.
         """
         try:
             bound, substitutions = template.bind(columns, "this file")
         except FieldError as error:
-            self.skip(file, "files without the text field", f"{error} The file is skipped.")
+            if self._is_new(file, "no such column"):
+                self.announce(file, f"{error} Rows without it are skipped.")
             return None
         for sentence in substitutions if bound != usual else ():
             self.announce(file, sentence)

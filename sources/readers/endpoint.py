@@ -22,21 +22,12 @@ def is_local(name: str) -> bool:
     return name.startswith(("./", "../", "/", "~")) or os.path.isdir(name)  # pathlib's raises where a name is too long
 
 
-def newest_commit(dataset: str, revision: str | None, timeout: float = 10.0) -> str | None:
-    """Return the commit that `revision` (default: the main branch) points to; raises what the hub's client raises.
-
-    None where a mirror does not say.
-    """
-    return HfApi().dataset_info(dataset, revision=revision, timeout=timeout).sha
-
-
 def unreachable(kind: Literal["dataset", "model"], name: str, timeout: float) -> str | None:
     """Ask the endpoint about a repository: None when it is there and open, else a short reason, within `timeout` s."""
-    ask = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
 
     def question() -> str | None:
         try:
-            ask(name, timeout=timeout)
+            HfApi().repo_info(name, repo_type=kind, timeout=timeout)
         except Exception as error:  # the client's HTTP library, and so its errors, depends on its version
             return explain(error, name).reason
         return None

@@ -8,7 +8,6 @@ columns ("answers.text"); a list gives its first text.
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from string import Formatter
 from typing import TypeAlias
 
@@ -51,17 +50,13 @@ class Template:
         notices: list[str] = []
         for field, path in self.paths.items():
             column, *rest = path
-            other = SYNONYMS.get(column)
+            other = SYNONYMS.get(column, column)
             if ".".join(path) in columns:  # a flat column may have a dot in its name
                 path = (".".join(path),)
-            elif column not in columns and other is not None and other in columns:
+            elif column not in columns and other in columns:
                 path = (other, *rest)
                 notices.append(f"field {column} is read from the column {other}, since there is no column {column}")
-            elif column not in columns:
-                raise FieldError(
-                    f"{where} has no column {column!r}{nearest(column, columns)}; its columns are {', '.join(columns)}."
-                )
-            _check_nested(columns, path, where)
+            _check_path(path, columns, where)
             bound[field] = path
         return replace(self, paths=bound), notices
 
@@ -76,12 +71,12 @@ class Template:
             [_first_text(value, path[1:]) for value in columns.get(path[0]) or [None] * num_rows]
             for path in self.paths.values()
         ]
-        if len(texts) == 1 and len(self.parts) == 1 and not self.parts[0][0]:
+        if len(texts) == len(self.parts) == 1 and not self.parts[0][0]:
             return texts[0]
-        numbers = {field: number for number, field in enumerate(self.paths)} | {None: -1}
-        parts = [(literal, numbers[field]) for literal, field in self.parts]
+        order = list(self.paths)
+        parts = [(literal, order.index(field) if field else None) for literal, field in self.parts]
         return [
-            None if None in row else "".join(literal + row[n] if n >= 0 else literal for literal, n in parts)
+            None if None in row else "".join(literal if n is None else literal + row[n] for literal, n in parts)
             for row in zip(*texts, strict=True)
         ]
 
@@ -109,38 +104,37 @@ def compile_template(format: str | None, fields: Sequence[str] | Mapping[str, st
 
 def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]]:
     try:
-        parsed = list(Formatter().parse(format))
+        parts = list(Formatter().parse(format))
     except ValueError as error:
         raise FieldError(f'"format" cannot be read: {error}; write a literal brace as {{{{ or }}}}.') from None
-    for _, field, spec, conversion in parsed:
-        if field is None:
+    for _, field, spec, conversion in parts:
+        if field is None or (field in known and not (spec or conversion)):
             continue
-        if spec or conversion or (field not in known and (not field or field.isdigit() or set(field) & set(".[]"))):
+        if spec or conversion or not field or field.isdigit() or set(field) & set(".[]"):
             raise FieldError(
                 f'"format" holds {{{field}}} in another form than a bare field name such as {{question}}; '
                 'name a nested column in "fields", such as {"answer": "answers.text"}.'
             )
-        if known and field not in known:
+        if known:
             raise FieldError(
                 f'"format" uses {{{field}}}, which is not among "fields"{nearest(field, known)}: {", ".join(known)}.'
             )
-    if not any(field for _, field, _, _ in parsed):
+    if not any(field for _, field, _, _ in parts):
         raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')
-    return [(literal, field) for literal, field, _, _ in parsed]
+    return [(literal, field) for literal, field, _, _ in parts]
 
 
-def _check_nested(columns: Columns, path: Path, where: str) -> None:
-    """Raise FieldError when a column of the path is known to hold no field of the next name."""
-    for column, field in pairwise(path):
-        nested = columns[column]
-        if nested is None:
+def _check_path(path: Path, columns: Columns, where: str) -> None:
+    """Raise FieldError when `where`, or a column in it, is known to lack the next part of the path."""
+    place, kind = where, "column"
+    known: Columns | None = columns
+    for name in path:
+        if known is None:
             return
-        if field not in nested:
-            raise FieldError(
-                f"the column {column!r} of {where} has no field {field!r}{nearest(field, nested)}; "
-                f"its fields are {', '.join(nested)}."
-            )
-        columns = nested
+        if name not in known:
+            names = f"{nearest(name, known)}; its {kind}s are {', '.join(known)}"
+            raise FieldError(f"{place} has no {kind} {name!r}{names}.")
+        place, kind, known = f"the column {name!r} of {where}", "field", known[name]
 
 
 def _first_text(value: object, path: Path) -> str | None:

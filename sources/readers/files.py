@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sources.config import FilesSpec
-from sources.readers.fields import FieldError, Template, compile_template
+from sources.readers.fields import compile_template
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.parquet import columns_of, read_columns
 from sources.source import SourceError
@@ -42,9 +42,8 @@ class FilesSource(FolderSource):
         return {**super().fingerprint(), "text_field": self.text_field}
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
-        path = PurePosixPath(file.key.lower())
-        packed = path.suffix == ".gz"
-        kind = path.with_suffix("").suffix if packed else path.suffix
+        packed = file.key.lower().endswith(".gz")
+        kind = PurePosixPath(file.key.lower().removesuffix(".gz")).suffix
         if kind == ".parquet" and not packed:
             yield from self._parquet_rows(file, start)
             return
@@ -84,14 +83,13 @@ class FilesSource(FolderSource):
 
     def _json_rows(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
-        position, columns, template = start, None, None
+        columns, template = None, None
         while line := stream.readline(LONGEST_LINE + 1):
-            position += len(line)
             if len(line) > LONGEST_LINE:
-                while not line.endswith(b"\n") and (line := stream.readline(LARGE)):
-                    position += len(line)
                 self.counts["lines that are too long"] += 1
                 self.announce(file.key, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(LARGE)
                 continue
             if not line.strip():
                 continue
@@ -102,29 +100,20 @@ class FilesSource(FolderSource):
                 continue
             if isinstance(row, dict) and list(row) != columns:
                 columns = list(row)
-                template = self._bind_row(file, columns)
+                template = self.bind(self.template, dict.fromkeys(columns), file.key)
             text = template.render(row) if isinstance(row, dict) and template else None
             if text is None:
                 self.counts["rows without text"] += 1
             else:
-                yield text, position
-
-    def _bind_row(self, file: File, columns: list[str]) -> Template | None:
-        """Return the template for rows of these columns; announces only the first row of a file that lacks a field."""
-        try:
-            template, substitutions = self.template.bind(dict.fromkeys(columns), "this file's row")
-        except FieldError as error:
-            self.announce(file.key, str(error), topic="missing field")
-            return None
-        for sentence in substitutions:
-            self.announce(file.key, sentence)
-        return template
+                yield text, stream.tell()
 
     def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         try:
             with pq.ParquetFile(file.path) as parquet:
                 if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
                     yield from self.texts(template, read_columns(parquet, template.columns, start))
+                else:
+                    self.skip(file.key, "files without the text field")
         except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
             reason = str(error).splitlines()[0]
             self.skip(file.key, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")

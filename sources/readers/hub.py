@@ -11,19 +11,20 @@ plus the number of rows of the batch that are done.
 
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from huggingface_hub import hf_file_system
+from huggingface_hub import HfApi, hf_file_system
 from huggingface_hub.utils import http_backoff
 
 from sources.config import HubSpec
 from sources.readers.base import Reader
-from sources.readers.endpoint import newest_commit
+from sources.readers.endpoint import explain
+from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
-from sources.readers.hub_errors import explain_dataset
 from sources.readers.parquet import ParquetShard, columns_of, parquet_shards, read_columns
 from sources.source import Backoff, SourceError
 
@@ -37,6 +38,15 @@ logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 ROWS_PER_BATCH = 64  # of what the library streams
 OPENING_TRIES = 5
+# Words of the library's message -> the sentence.
+_SENTENCES = {
+    "Available splits|Bad split": '{dataset} has no split "{split}"; its splits are {choices}.',
+    "Config name is missing": '{dataset} needs a "config"; it has {choices}.',
+    "BuilderConfig .*not found": '{dataset} has no config "{config}"; its configs are {choices}.',
+    "scripts are no longer supported": "{dataset} is a loading script; use a copy that holds data files.",
+    "(any|contain) data file|data files found": "{dataset} holds no data files, such as parquet or JSON lines.",
+}
+_CHOICES = re.compile(r"[Aa]vailable(?: splits| configs)?: \[(.*?)\]")
 
 
 class CommitPin(TypedDict):
@@ -75,14 +85,10 @@ class HubSource(Reader):
         return self._pin
 
     def fingerprint(self) -> dict[str, object]:
-        parts = [list(part) for part in self._template.parts]
-        paths = {field: list(path) for field, path in self._template.paths.items()}
         return {
-            "dataset": self._spec.dataset,
-            "config": self._spec.config,
-            "split": self._spec.split,
+            **self._spec.model_dump(include={"dataset", "config", "split"}),
             "version": self._version,
-            "template": [parts, paths],
+            "template": [self._template.parts, self._template.paths],
             "num_shards": self.num_shards,
         }
 
@@ -95,13 +101,15 @@ class HubSource(Reader):
                 assert not isinstance(cursor, int)
                 yield from self._stream(self._dataset.shard(num_shards=self.num_shards, index=shard), cursor)
         except Exception as error:
-            raise explain_dataset(error, self._spec) from error
+            raise _explain(error, self._spec) from error
 
     def _read_parquet(self, shard: ParquetShard, start: int) -> Iterator[tuple[str, int]]:
         with shard.open() as parquet:
             columns = columns_of(parquet.schema_arrow)
             if template := self.bind(self._spec.template(), columns, shard.path, usual=self._template):
                 yield from self.texts(template, read_columns(parquet, template.columns, start, shard.group))
+            else:
+                self.skip(shard.path, "files without the text field")
 
     def _stream(self, dataset: "IterableDataset", cursor: StreamCursor | None) -> Iterator[tuple[str, StreamCursor]]:
         _import_datasets()  # for its settings, which are each process's own
@@ -121,7 +129,7 @@ class HubSource(Reader):
             try:
                 return self._open()
             except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
-                failure = explain_dataset(error, self._spec)
+                failure = _explain(error, self._spec)
                 if not (failure.transient and tries_left and backoff.sleep()):
                     raise failure from error
                 self.notices.append(f"{failure.reason}; opening it again")
@@ -129,7 +137,7 @@ class HubSource(Reader):
     def _open(self) -> None:
         spec = self._spec
         if self._pin is None:
-            self._pin = CommitPin(commit=newest_commit(spec.dataset, spec.revision))
+            self._pin = CommitPin(commit=HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=10.0).sha)
         if "path" in self._pin:
             address, commit = self._pin["path"], None
         else:
@@ -167,18 +175,29 @@ class HubSource(Reader):
         return {"path": str(folder.resolve()), "files": sizes}
 
 
+def _explain(error: Exception, spec: HubSpec) -> SourceError:
+    """Return the SourceError for an error of the library, of the hub's client, or of our own."""
+    if isinstance(error, SourceError):
+        return SourceError(error.reason, transient=error.transient)
+    if isinstance(error, FieldError):
+        return SourceError(f'{error} Name one of them in "text_field" or "fields".')
+    choices = _CHOICES.search(str(error))
+    for words, sentence in _SENTENCES.items():
+        if re.search(words, str(error)):
+            values = {**spec.model_dump(), "choices": choices[1] if choices else "several"}
+            return SourceError(sentence.format_map(values))
+    return explain(error, spec.dataset)
+
+
 def _import_datasets() -> ModuleType:
     import datasets  # takes seconds to import; parquet is read without it once it is open
     from datasets import config
 
     # By default the library retries a dead endpoint for half an hour. Retries beyond the hub client's are the caller's,
     # who announces them.
-    config.STREAMING_READ_MAX_RETRIES = 1
-    config.STREAMING_READ_RETRY_INTERVAL = 0
-    config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 0
-    config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
-    config.STREAMING_OPEN_MAX_RETRIES = 1
-    config.STREAMING_OPEN_RETRY_INTERVAL = 0
+    for name in dir(config):
+        if name.startswith("STREAMING_") and name.endswith(("_MAX_RETRIES", "_RETRY_INTERVAL")):
+            setattr(config, name, 1 if name.endswith("_MAX_RETRIES") else 0)
     datasets.disable_progress_bars()
     return datasets
 

@@ -161,7 +161,7 @@ def fill(folder: Path, free_bytes: int | None, free_files: int | None) -> None:
 def run(job: Job) -> int:
     """The job's training, in this process; returns the exit status as main.py would."""
     torch.set_num_threads(1)
-    background.RETRY_SECONDS, background.PAUSE_SECONDS = 0.0, 0.1
+    background.RETRY_SECONDS, background.FINAL_RETRY_SECONDS = 0.0, 0.1
     save = Faults(job, CheckpointFolder.save)
     CheckpointFolder.save = lambda *arguments: save(*arguments)
     if job.rows:

@@ -58,7 +58,7 @@ def test_a_dead_hub_ends_a_run_resumably(hub: HubServer, home: Path, topics_fold
     assert job.process.wait(60) == 3, output
     assert "question is read from the column query" in output
     assert "retrying at row" in output and "questions is no longer read" in output
-    assert "Every source failed: questions:" in output and "the next start goes on from there" in output
+    assert "Every source failed: questions:" in output and "the next start continues from there" in output
     stopped = events_of(home / "checkpoints", "step")[-1]["step"]
 
     hub.faults.clear()
@@ -109,7 +109,7 @@ def test_a_signal_is_heard_while_a_source_is_awaited(hub, home: Path, topics_fol
     begin = time.monotonic()
     output = job.signal(signal.SIGTERM)
     assert job.process.wait(60) == 143 and time.monotonic() - begin < 20, output
-    assert "the next start goes on from there" in output and steps > 0
+    assert "the next start continues from there" in output and steps > 0
 
 
 @pytest.mark.slow

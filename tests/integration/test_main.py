@@ -172,7 +172,7 @@ def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
 
     menu = read_terminal("[01_reachable]: ")
     assert "00_tiny" in menu and "not reachable" in menu and "reachable" in menu
-    assert "trian: unknown, did you mean train?" in menu
+    assert 'trian: unknown key (did you mean "train"?)' in menu
     assert "Enter takes 01_reachable instead" in menu
     os.write(terminal, b"seven\n")
     assert "is no preset" in read_terminal("[01_reachable]: ")

@@ -81,7 +81,7 @@ def test_a_signal_to_one_rank_is_a_signal_to_all(two_ranks, home: Path):
     rest = jobs[0].rest()
     jobs[0].ends_within(SECONDS_TO_SAVE, since)
     assert [job.process.wait() for job in jobs] == [143, 143]
-    assert rest.count("SIGTERM at step") == 1 and "the next start goes on from there" in rest, rest
+    assert rest.count("SIGTERM at step") == 1 and "the next start continues from there" in rest, rest
     assert saved_steps(home) == reported_steps(home)
 
 
@@ -94,7 +94,7 @@ def test_under_a_launcher_a_signal_to_one_is_a_signal_to_all(launch, home: Path,
     (job.rank(1) if target == "one rank" else job.process).send_signal(signal.SIGTERM)
     rest = job.rest()
     job.ends_within(SECONDS_TO_SAVE, since)
-    assert rest.count("SIGTERM at step") == 1 and "the next start goes on from there" in rest, rest
+    assert rest.count("SIGTERM at step") == 1 and "the next start continues from there" in rest, rest
     assert saved_steps(home) == reported_steps(home)
 
 
@@ -133,13 +133,13 @@ import os, signal
 import torch
 import torch.distributed as dist
 from engine.control import health
-from engine.control.signals import watch
+from engine.control.signals import watch_signals
 from engine.device.ranks import join
 from engine.screen.console import Console
 health.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
 health.TELL_SECONDS = 10.0  # and that word is sent all the same
 ranks = join()
-with watch(ranks, Console(enabled=ranks.is_main)):
+with watch_signals(ranks, Console(enabled=ranks.is_main)):
     dist.barrier()
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -154,14 +154,14 @@ def test_the_second_signal_leaves_at_once(begin, home: Path):
     assert saved_steps(home) == 0
 
 
-BEGINS_ANEW = """
+RESTARTS = """
 import os, signal, sys
 import torch
-from engine.control.signals import watch
+from engine.control.signals import watch_signals
 from engine.device.ranks import Ranks
 from engine.screen.console import Console
-with watch(Ranks(0, 1, torch.device("cpu"), None), Console()) as stop:
-    stop.training(lambda: "at step 3")
+with watch_signals(Ranks(0, 1, torch.device("cpu"), None), Console()) as watch:
+    watch.training(lambda: "at step 3")
     if sys.argv[1] == "before":
         os.kill(os.getpid(), signal.SIGTERM)
     watch.restart()
@@ -171,9 +171,9 @@ with watch(Ranks(0, 1, torch.device("cpu"), None), Console()) as stop:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_while_a_rollback_starts_over_a_signal_leaves_at_once(when: str, home: Path):
+def test_a_signal_during_a_rollback_ends_at_once(when: str, home: Path):
     """Also one that came in the attempt that diverged, and was to be agreed on."""
-    process = start(BEGINS_ANEW, when, cwd=home)
+    process = start(RESTARTS, when, cwd=home)
     output, _ = process.communicate(timeout=SECONDS_AT_ONCE + 20)
     assert process.returncode == 143 and "SIGTERM before the first step" in output, output
 

@@ -1,15 +1,14 @@
 """The processes that read PDFs for `sandbox.py`: a server that forks one child a file.
 
-The parent writes a request to the server's standard input: a line of JSON with the file's path, the reader and the
-`Limits`. The server forks a child, takes its answer from a pipe, and writes it to standard output: eight bytes of
-length and a packed `Extract`. The server itself touches no file's content. A child gives up what it could do harm with
-before it looks at the file: it keeps one pipe, can open nothing more (pypdfium2) and write nothing, and has limits on
-its memory and its processor time. The server ends when its input does, and takes the child with it.
+The parent sends the server a file's path, the reader and the `Limits` over a socket, its standard input. The server
+forks a child, takes its packed `Extract` from a pipe, and sends that back; it touches no file's content itself. A child
+gives up what it could do harm with before it looks at the file: it keeps one pipe, can open nothing more (pypdfium2)
+and write nothing, and has limits on its memory and its processor time. The server ends when its input does, and takes
+the child with it.
 """
 
 import contextlib
 import ctypes
-import json
 import logging
 import mmap
 import os
@@ -19,7 +18,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from multiprocessing.connection import Connection
 
 import pypdfium2
 import pypdfium2.raw as pdfium
@@ -28,19 +27,18 @@ from sources.readers.pdf.layout import SOFT_HYPHEN, Line, clean, plain_lines, ru
 from sources.readers.pdf.sandbox import Extract, Limits
 
 LOST_IN_A_ROW = 100  # pages; a page tree that invents its pages is left here
-PIPE = 1  # the descriptor that server and child write their answers to
+PARENT, PIPE = 0, 1  # descriptors: the server's socket, and the child's pipe to the server
 PIECE = 1 << 20
 _CUT = re.compile(r"[\ufffe\x02]")
 _LINE = re.compile(r"[^\r\n\ufffe\x02]+")
 
 
-def serve(requests: BinaryIO) -> None:
+def serve(parent: Connection) -> None:
     """Answer requests until there are no more."""
     "".encode("utf-16-le")  # loads what a child that can open no file needs
-    for line in iter(requests.readline, b""):
-        request = json.loads(line)
-        answer = _read_in_child(request["path"], request["reader"], Limits(**request["limits"]))
-        _write(len(answer).to_bytes(8) + answer)
+    with contextlib.suppress(EOFError):
+        while True:
+            parent.send_bytes(_read_in_child(*parent.recv()))
 
 
 def _read_in_child(path: str, reader: str, limits: Limits) -> bytes:
@@ -50,14 +48,19 @@ def _read_in_child(path: str, reader: str, limits: Limits) -> bytes:
     if child == 0:
         with contextlib.suppress(BaseException):
             os.dup2(write_end, PIPE)
-            os.close(0)
+            os.close(PARENT)
             os.closerange(3, max(read_end, write_end) + 1)
-            _write(_read(path, reader, limits).pack())
+            with open(PIPE, "wb") as pipe:
+                pipe.write(_read(path, reader, limits).pack())
         os._exit(0)
     os.close(write_end)
     answer = bytearray()
     try:
-        while piece := _piece_from_child(read_end):
+        while True:
+            if PARENT in select.select([read_end, PARENT], [], [])[0]:
+                raise SystemExit  # nobody asks for a second file before the first is answered: the parent is gone
+            if not (piece := os.read(read_end, PIECE)):
+                break
             answer += piece
             if len(answer) > limits.characters * 4 + PIECE:
                 return Extract("size").pack()
@@ -65,23 +68,12 @@ def _read_in_child(path: str, reader: str, limits: Limits) -> bytes:
         os.close(read_end)
         os.kill(child, signal.SIGKILL)
         _, status, usage = os.wait4(child, 0)
-    if os.WIFSIGNALED(status) and not answer:
-        hungry = usage.ru_maxrss * 1024 > limits.memory / 2
-        return Extract(_cause_of_death(os.WTERMSIG(status), hungry)).pack()
-    return bytes(answer)
-
-
-def _piece_from_child(pipe: int) -> bytes:
-    if 0 in select.select([pipe, 0], [], [])[0]:
-        raise SystemExit  # nobody asks for a second file before the first is answered: the parent is gone
-    return os.read(pipe, PIECE)
-
-
-def _cause_of_death(number: int, hungry: bool) -> str:
-    """Return what the signal that ended a child says about its file: pdfium aborts where memory ends."""
-    if number == signal.SIGXCPU:
-        return "time"
-    return "memory" if hungry or number == signal.SIGKILL else "damaged"
+    if answer or not os.WIFSIGNALED(status):
+        return bytes(answer)
+    if os.WTERMSIG(status) == signal.SIGXCPU:
+        return Extract("time").pack()
+    hungry = usage.ru_maxrss * 1024 > limits.memory / 2  # pdfium aborts where memory ends
+    return Extract("memory" if hungry or os.WTERMSIG(status) == signal.SIGKILL else "damaged").pack()
 
 
 def _read(path: str, reader: str, limits: Limits) -> Extract:
@@ -168,31 +160,20 @@ def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: Limi
 
 def _give_up(limits: Limits, can_open_files: bool) -> None:
     """Give up for good what reading a file does not need."""
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)  # the first limit names the cause
+    wanted = {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_FSIZE: (0, 0)}
+    wanted[resource.RLIMIT_CPU] = limits.cpu_seconds, limits.cpu_seconds + 1  # the first limit names the cause
     if sys.platform == "linux":  # macOS has this limit in name only
         with open("/proc/self/statm") as stream:
-            pages_in_use = int(stream.read().split()[0])
-        _limit(resource.RLIMIT_AS, pages_in_use * resource.getpagesize() + limits.memory)
+            in_use = int(stream.read().split()[0]) * resource.getpagesize()
+        wanted[resource.RLIMIT_AS] = in_use + limits.memory, in_use + limits.memory
     if not can_open_files:
-        _limit(resource.RLIMIT_NOFILE, 0)
-
-
-def _limit(kind: int, soft: int, hard: int | None = None) -> None:
-    hard = soft if hard is None else hard
-    highest = resource.getrlimit(kind)[1]
-    if highest != resource.RLIM_INFINITY:
-        soft, hard = min(soft, highest), min(hard, highest)
-    resource.setrlimit(kind, (soft, hard))
-
-
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(PIPE, view) :]
+        wanted[resource.RLIMIT_NOFILE] = 0, 0
+    for kind, (soft, hard) in wanted.items():
+        highest = resource.getrlimit(kind)[1]
+        if highest != resource.RLIM_INFINITY:
+            soft, hard = min(soft, highest), min(hard, highest)
+        resource.setrlimit(kind, (soft, hard))
 
 
 if __name__ == "__main__":
-    with open(0, "rb", buffering=0) as standard_input:
-        serve(standard_input)
+    serve(Connection(PARENT))

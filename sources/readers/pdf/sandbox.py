@@ -1,25 +1,24 @@
 """Reads PDFs in processes of their own: a PDF is a stranger's input to large and old readers.
 
-This is the parent's side. `Sandbox.read` sends one line of JSON to a small server process (`process.py`), started when
-the first file is read; the server forks one child a file and answers with a packed `Extract`. The child holds no
-secrets, has limits on memory, processor time and what it may open and write, and is killed when its time is over. A
-sandbox serves any number of threads, one file at a time; one that was pickled or forked starts a server of its own; a
-server ends with the process that started it.
+This is the parent's side. `Sandbox.read` asks a small server process (`process.py`), started when the first file is
+read; the server forks one child a file and answers with a packed `Extract`. The child holds no secrets, has limits on
+memory, processor time and what it may open and write, and is killed when its time is over. A sandbox serves any number
+of threads, one file at a time; one that was pickled or forked starts a server of its own; a server ends with the
+process that started it.
 """
 
 import contextlib
-import json
+import multiprocessing
 import os
 import signal
 import struct
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
 STATUSES = ("text", "locked", "damaged", "memory", "time", "size", "foreign", "scanned")
 _HEADER = struct.Struct("!BIII")
@@ -65,7 +64,7 @@ class Extract:
 
 
 class Sandbox:
-    """The parent's handle on a server process; usable by many threads, picklable, a context manager."""
+    """The parent's handle on a server process; usable by many threads, picklable."""
 
     def __init__(self, limits: Limits | None = None):
         self.limits = limits or Limits()
@@ -75,12 +74,6 @@ class Sandbox:
 
     def __reduce__(self) -> tuple[type["Sandbox"], tuple[Limits]]:
         return Sandbox, (self.limits,)
-
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read(self, path: Path) -> Extract:
         """Extract a PDF's text with pypdfium2, and with pypdf where that fails. Raises OSError for a file not there."""
@@ -99,73 +92,50 @@ class Sandbox:
             self._server = None
 
     def _ask(self, path: Path, reader: str) -> Extract:
-        request = {"path": os.path.abspath(path), "reader": reader, "limits": asdict(self.limits)}
         for _ in range(2):  # a server may have died since the last file
-            with contextlib.suppress(EOFError, BrokenPipeError):
-                return self._exchange(json.dumps(request).encode() + b"\n")
+            with contextlib.suppress(EOFError, ConnectionError):
+                return self._exchange(os.path.abspath(path), reader)
         return Extract("memory")  # only want of memory ends a server that merely forks
 
-    def _exchange(self, request: bytes) -> Extract:
+    def _exchange(self, path: str, reader: str) -> Extract:
         if self._server is None:
-            self._server = _start_server()
-            self._end_server = weakref.finalize(self, _end, self._server, self._owner)
-        requests, answers = _pipes(self._server)
-        deadline = time.monotonic() + self.limits.wall_seconds
-        timer = threading.Timer(self.limits.wall_seconds, _kill, (self._server,))
-        timer.start()
+            self._server, self._connection = _start_server()
+            self._end_server = weakref.finalize(self, _end, self._server, self._connection, self._owner)
         try:
-            requests.write(request)
-            requests.flush()
-            size = int.from_bytes(_exactly(answers, 8))
-            return Extract.unpack(_exactly(answers, size))
+            self._connection.send((path, reader, self.limits))
+            if self._connection.poll(self.limits.wall_seconds):
+                return Extract.unpack(self._connection.recv_bytes())
         except BaseException:  # even an interrupt: the next file must not get this file's answer
             self.close()
-            if time.monotonic() >= deadline:
-                return Extract("time")
             raise
-        finally:
-            timer.cancel()
+        self.close()
+        return Extract("time")
 
 
-def _start_server() -> "subprocess.Popen[bytes]":
+def _start_server() -> tuple["subprocess.Popen[bytes]", Connection]:
     """Start `process.py` in a session of its own, with nothing of this process but where its modules are."""
     paths = [str(Path(__file__).parents[3]), *(os.path.abspath(path) for path in sys.path)]
     variables = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
     if "LD_LIBRARY_PATH" in os.environ:  # without it an interpreter may not even start
         variables["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    return subprocess.Popen(
-        # no bytecode written, no folder searched but `paths`, no start-up code of installed packages
-        [sys.executable, "-B", "-P", "-S", "-m", "sources.readers.pdf.process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=variables,
-        start_new_session=True,
-    )
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        server = subprocess.Popen(
+            # no bytecode written, no folder searched but `paths`, no start-up code of installed packages
+            [sys.executable, "-B", "-P", "-S", "-m", "sources.readers.pdf.process"],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=variables,
+            start_new_session=True,
+        )
+    return server, ours
 
 
-def _pipes(server: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
-    assert server.stdin is not None and server.stdout is not None
-    return server.stdin, server.stdout
-
-
-def _exactly(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _kill(server: "subprocess.Popen[bytes]") -> None:
-    """Kill a server and its child. Its number is not another process's: nobody but `_end` takes note of its death."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(server.pid, signal.SIGKILL)
-
-
-def _end(server: "subprocess.Popen[bytes]", owner: int) -> None:
+def _end(server: "subprocess.Popen[bytes]", connection: Connection, owner: int) -> None:
+    connection.close()
     if os.getpid() == owner:
-        _kill(server)
+        # The server and its child. Its number is not another process's: only this function takes note of its death.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    for stream in _pipes(server):
-        with contextlib.suppress(BrokenPipeError):
-            stream.close()

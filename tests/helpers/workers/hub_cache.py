@@ -26,7 +26,8 @@ def main() -> None:
         cache = open_cache(config)
         opened = open_sources(config, cache=cache)
         kinds += [type(source).__name__ for source in opened.sources.values()]
-        loader = Loader(opened, config, tokenizer, BatchShape(16, 1, 32), LoaderOptions(num_workers=1, cache=cache))
+        shape = BatchShape(micro_batch_size=16, grad_accumulation_steps=1, seq_length=32)
+        loader = Loader(opened, config, tokenizer, shape, LoaderOptions(num_workers=1, cache=cache))
         starts.append([batch.input_ids.tolist() for batch in islice(loader, number)])
         loader.close()
     print(json.dumps({"starts": starts, "kinds": kinds}))

@@ -17,19 +17,25 @@ def refusal(values: dict) -> str:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"train": {"per_gpu_batchsize": 3}}, "train.per_gpu_batchsize: unknown, did you mean per_gpu_batch_size?"),
-        ({"trian": {}}, "trian: unknown, did you mean train?"),
-        ({"model": {"hidden_siz": 1}}, "model.hidden_siz: unknown, did you mean hidden_size?"),
-        ({"data": {"min_length": 1}}, "data.min_length: unknown, did you mean min_text_length?"),
-        ({"auxiliary": {"enable_polcy": True}}, "auxiliary.enable_polcy: unknown, did you mean enable_policy?"),
+        (
+            {"train": {"per_gpu_batchsize": 3}},
+            'per_gpu_batchsize: unknown key (did you mean "per_gpu_batch_size"?)',
+        ),
+        ({"trian": {}}, 'trian: unknown key (did you mean "train"?)'),
+        ({"model": {"hidden_siz": 1}}, 'model.hidden_siz: unknown key (did you mean "hidden_size"?)'),
+        ({"data": {"min_length": 1}}, 'data.min_length: unknown key (did you mean "min_text_length"?)'),
+        ({"auxiliary": {"enable_polcy": True}}, 'auxiliary.enable_polcy: unknown key (did you mean "enable_policy"?)'),
         (
             {"data": {"sources": [{"type": "hf", "datset": "a/b"}]}},
-            "data.sources.0.datset: unknown, did you mean dataset?",
+            'data.sources.0.datset: unknown key (did you mean "dataset"?)',
         ),
-        ({"data": {"tokenizer": {"train_bp": 300}}}, "data.tokenizer.train_bp: unknown, did you mean train_bpe?"),
+        (
+            {"data": {"tokenizer": {"train_bp": 300}}},
+            'tokenizer.train_bp: unknown key (did you mean "train_bpe"?)',
+        ),
         ({"data": {"tokenizer": ["gpt2"]}}, 'an object with keys of its own, not ["gpt2"].'),
         ({"data": {"tokenizer": "~nobody-here/x"}}, "data.tokenizer: the home folder in '~nobody-here/x' is not known"),
-        ({"data": {"sources": [{"type": ["hf"]}]}}, "data.sources: a source has the unknown type \"['hf']\""),
+        ({"data": {"sources": [{"type": ["hf"]}]}}, "data.sources.0: a source has the unknown type \"['hf']\""),
         ({"model": {"hidden_size": 250}}, "model.hidden_size: 250 cannot be divided among num_heads 4"),
         ({"model": {"hidden_size": "big"}}, 'model.hidden_size: Input should be a valid integer, not "big".'),
         ({"data": {"sources": ["wikpedia"]}}, 'did you mean "wikipedia"?'),

@@ -20,7 +20,7 @@ def test_malformed_files_say_where(tmp_path: Path):
     path.write_text('{"name": "x", "name": "y"}')
     with pytest.raises(PresetError, match="'name' appears twice"):
         load_preset(path)
-    with pytest.raises(PresetError, match=r"no such preset; did you mean broken.json\?"):
+    with pytest.raises(PresetError, match=r'no such preset \(did you mean "broken.json"\?\)'):
         load_preset(tmp_path / "brokn.json")
 
 

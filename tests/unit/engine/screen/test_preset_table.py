@@ -48,7 +48,7 @@ def test_a_broken_preset_stands_in_the_table(tmp_path: Path, capsys, monkeypatch
     (entry,) = entries = read_entries([tmp_path / "00_broken.json"])
     assert entry.preset is None
     show_table(entries, 1, tmp_path)
-    assert "cannot be used" in (shown := capsys.readouterr().out) and "did you mean train?" in shown
+    assert "cannot be used" in (shown := capsys.readouterr().out) and 'did you mean "train"?' in shown
 
 
 def test_unreachable_data_is_named_by_source(tmp_path: Path):

@@ -143,7 +143,7 @@ def test_files_with_other_columns_than_the_first(answers, pieces, num_files):
     assert found["resumes"] and found["counts"] == {"files without the text field": 1}
     renamed, missing = sorted(notice.split("/data/")[1] for notice in found["notices"])
     assert renamed.startswith(f"train-00001-of-{num_files:05}.parquet: field question is read from the column query")
-    assert "train-00002" in missing and "no column 'question'; its columns are id. The file is skipped." in missing
+    assert "train-00002" in missing and "no column 'question'; its columns are id. Rows without it" in missing
 
 
 def test_rows_that_lack_a_column_are_counted(answers):

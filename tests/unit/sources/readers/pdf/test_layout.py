@@ -2,6 +2,7 @@
 
 import colorsys
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ PROSE = re.compile(r"[A-Z](?:[A-Za-z ,.;:'()-]|\"\w+\"){150,}\.", re.ASCII)
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox() as sandbox:
+    with closing(Sandbox()) as sandbox:
         yield sandbox
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pypdf
@@ -34,7 +35,7 @@ NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(Limits(cpu_seconds=20, wall_seconds=60)) as sandbox:
+    with closing(Sandbox(Limits(cpu_seconds=20, wall_seconds=60))) as sandbox:
         yield sandbox
 
 
@@ -121,7 +122,7 @@ def test_locked_files(sandbox, tmp_path, good):
 def test_bombs_end_at_the_memory_limit(tmp_path):
     texts = zlib.compress(b"BT /F1 9 Tf " + b"(spam) Tj " * 1_000_000 + b" ET", 9)
     bombs = [one_page(flate_bomb(layers=2, size=200_000_000)), one_page(stream(texts, b"/Filter /FlateDecode"))]
-    with Sandbox(Limits(memory=100 << 20)) as sandbox:
+    with closing(Sandbox(Limits(memory=100 << 20))) as sandbox:
         for bomb in bombs:
             assert len(bomb) < 50_000
             assert sandbox.read(write(tmp_path, bomb)) == Extract("memory")
@@ -130,13 +131,13 @@ def test_bombs_end_at_the_memory_limit(tmp_path):
 
 
 def test_a_file_without_end_meets_the_processor_limit(tmp_path, good):
-    with Sandbox(Limits(cpu_seconds=1)) as sandbox:
+    with closing(Sandbox(Limits(cpu_seconds=1))) as sandbox:
         assert sandbox.read(write(tmp_path, laughing_forms(depth=9))) == Extract("time")
         assert sandbox.read(write(tmp_path, good)).status == "text"
 
 
 def test_a_file_without_end_meets_the_clock(tmp_path, good):
-    with Sandbox(Limits(wall_seconds=0.7)) as sandbox:
+    with closing(Sandbox(Limits(wall_seconds=0.7))) as sandbox:
         begin = time.perf_counter()
         assert sandbox.read(write(tmp_path, laughing_forms(depth=9))) == Extract("time")
         assert time.perf_counter() - begin < 2
@@ -145,12 +146,12 @@ def test_a_file_without_end_meets_the_clock(tmp_path, good):
 
 def test_sizes_have_limits(tmp_path, good):
     whole = Sandbox().read(write(tmp_path, good))
-    with Sandbox(Limits(file_bytes=len(good) - 1)) as sandbox:
+    with closing(Sandbox(Limits(file_bytes=len(good) - 1))) as sandbox:
         assert sandbox.read(write(tmp_path, good)) == Extract("size")
-    with Sandbox(Limits(pages=2)) as sandbox:
+    with closing(Sandbox(Limits(pages=2))) as sandbox:
         extract = sandbox.read(write(tmp_path, good))
         assert (extract.num_pages, extract.read_pages) == (6, 2) and whole.text.startswith(extract.text)
-    with Sandbox(Limits(characters=1000)) as sandbox:
+    with closing(Sandbox(Limits(characters=1000))) as sandbox:
         extract = sandbox.read(write(tmp_path, good))
         assert len(extract.text) == 1000 and extract.read_pages < 6
 
@@ -160,7 +161,7 @@ def running(tmp_path, monkeypatch):
     """A sandbox, and the number of the child that is reading a long file in it."""
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with Sandbox() as sandbox, ThreadPoolExecutor(1) as pool:
+    with closing(Sandbox()) as sandbox, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sandbox.read, write(tmp_path, laughing_forms(depth=9)))
         child = wait_for(lambda: sandbox._server and children(sandbox._server.pid))[0]
         wait_for(lambda: "Max open files            0 " in Path(f"/proc/{child}/limits").read_text())
