@@ -1,6 +1,6 @@
 """The lines of a run in a terminal: events and messages. Only rank 0 shows any.
 
-Names, messages and samples come from presets, hubs and models, so each passes through `literal`.
+Names, messages and samples come from presets, hubs and models, so each is made `literal` first.
 """
 
 from collections.abc import Iterator

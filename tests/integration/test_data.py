@@ -68,7 +68,7 @@ def test_a_dead_hub_ends_a_run_resumably(hub: HubServer, home: Path, topics_fold
     assert job.process.wait(60) == 143 and "with its optimizer and data position" in output, output
 
 
-def test_a_dead_source_is_dropped_on_all_ranks_and_back_at_the_next_start(
+def test_a_dead_source_is_dropped_and_back_at_the_next_start(
     hub: HubServer, home: Path, topics_folder: Path, tmp_path: Path
 ):
     files = {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"}

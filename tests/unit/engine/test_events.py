@@ -161,7 +161,7 @@ metrics.close()
 """
 
 
-def test_a_full_disk_is_told_once_until_it_works_again_and_spoils_no_later_line(tmp_path: Path):
+def test_a_full_disk_is_reported_once_and_spoils_no_later_line(tmp_path: Path):
     run = subprocess.run(
         [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
     )

@@ -62,7 +62,7 @@ def test_a_step_is_that_of_torchs_muon():
         theirs.zero_grad()
 
 
-def test_which_weights_it_steps_and_how_a_fused_projection_is_taken_apart():
+def test_which_weights_muon_steps_and_how_fused_ones_split():
     model = TransformerLM(SHAPE, 64, EVERYTHING)
     optimizer = muon(model, 1e-2, 0.1, torch.float32)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -170,7 +170,7 @@ def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_pat
     ("optimizer", "stage"),
     [("muon", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("muon", 2), ("adamw", 1), ("adamw", 2)))],
 )
-def test_two_processes_that_are_interrupted_equal_two_that_are_not_to_the_bit(tiny, tmp_path: Path, optimizer, stage):
+def test_two_interrupted_ranks_equal_two_uninterrupted_to_the_bit(tiny, tmp_path: Path, optimizer, stage):
     preset = tiny(train={"optimizer": optimizer, "zero_stage": stage, "per_gpu_batch_size": 4})
     budget = 10 * TOKENS_PER_STEP
     train_with(2, preset, tmp_path / "whole", budget)

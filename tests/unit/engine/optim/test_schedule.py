@@ -18,7 +18,7 @@ def test_a_first_run_warms_up_from_nearly_zero_and_ends_at_its_floor():
     assert values[-1] == pytest.approx(1e-4)
 
 
-def test_a_continued_run_starts_where_the_last_one_ended_and_warms_up_briefly():
+def test_a_continued_run_warms_up_briefly_from_the_last_rate():
     values = rates(continued=True)
     assert values[0] == pytest.approx(rates(continued=False)[-1])
     assert values.index(max(values)) == pytest.approx(100 * CONTINUED_WARMUP, abs=1)

@@ -50,7 +50,7 @@ def test_averages_are_smoothed_and_clamped():
     assert weights == {"a": 0.5, "b": 1.75}
 
 
-def test_a_source_without_tokens_keeps_its_weight_and_stays_in_the_mean():
+def test_a_source_without_tokens_keeps_its_weight():
     adaptive = AdaptiveWeights(BASE, **SETTINGS)
     _, before = adaptive.update(1, {"wiki": 2.0, "web": 4.0, "notes": 6.0})
     _, after = adaptive.update(2, {"wiki": 2.0, "web": 4.0})
