@@ -34,7 +34,7 @@ from engine.device import machine
 from model import ModelConfig
 from shard_cache import ShardCache
 from sources.config import DataConfig
-from sources.loading.loader import BatchShape, Loader, LoaderOptions, merge_states, pipeline_config
+from sources.loading.loader import BatchShape, Loader, LoaderOptions, configure_pipeline, merge_states
 from sources.loading.state import new_state
 from sources.readers.pdf.reader import extract_text
 from sources.readers.pdf.sandbox import Sandbox
@@ -179,7 +179,7 @@ def stream(tokenizer: TextTokenizer, sets: dict, arguments: argparse.Namespace) 
     for name, (config, texts) in sets.items():
         opened = open_sources(config)
         start = new_state(1, True, 16, {"seq_length": SEQUENCE, "packing": config.packing})
-        rows = pipeline_config(opened, config, tokenizer, start)
+        rows = configure_pipeline(opened, config, tokenizer, start)
         (source,) = opened.sources.values()
         chains = [RowPipeline(source, lane, rows, PipelineCallbacks()) for lane in range(16)]
         ours = (int(chain.next_block().block.lengths.sum()) for chain in itertools.cycle(chains))
@@ -347,7 +347,7 @@ def packing(tokenizer: TextTokenizer, sets: dict) -> None:
         for seq_length in (256, 1024):
             opened = open_sources(config)
             start = new_state(1, True, 16, {"seq_length": seq_length, "packing": config.packing})
-            row_config = pipeline_config(opened, config, tokenizer, start)
+            row_config = configure_pipeline(opened, config, tokenizer, start)
             (source,) = opened.sources.values()
             used = places = split = documents = 0
             for lane in range(0, 16, 4):

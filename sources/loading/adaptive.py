@@ -1,25 +1,32 @@
-"""Source weights that follow the training loss: what is learned less well is read more.
+"""Source weights that follow the training loss: sources with a higher loss are read more.
 
-Every interval of tokens each source's loss is compared with the mean over the sources; the moving average of that
-ratio, clamped, multiplies the weight that the preset gives. New weights count from a fixed number of steps later, so
-that rows prepared ahead have theirs already: neither prefetching nor a restart changes a run. Only numbers that all
-ranks know go in, so all come to the same weights without asking each other.
+Every interval of tokens each source's loss is compared with the mean over the sources. The moving average of that
+ratio, clamped, multiplies the weight that the preset gives. New weights take effect a fixed number of steps later,
+behind all rows that are prepared ahead, so neither prefetching nor a restart changes a run. Only numbers that all ranks
+know go in, so all compute the same weights without communication.
 
-(Of a kind with the online mixing methods compared in Aioli, arXiv 2411.05735, none of which beat fixed weights
+(Similar to the online mixing methods compared in Aioli, arXiv 2411.05735, none of which beat fixed weights
 consistently: hence off by default.)
 """
 
 from collections.abc import Collection
+from typing import TypedDict
 
-from sources.source import JSON
+
+class AdaptiveState(TypedDict):
+    """What a restart needs, as JSON."""
+
+    tokens: int  # since the last update
+    losses: dict[str, float]  # each source's latest, nats per token
+    average: dict[str, float]  # of each source's loss over the mean
+    schedule: list[tuple[int, dict[str, float]]]  # first step, multipliers of the weights from it on; ascending
 
 
 class AdaptiveWeights:
-    """Weights by step, a step being the number of its batch in the lineage.
+    """Weights by step, counted as the lineage's batches are.
 
-    `base_weights` are those of the preset, by source. `delay` is in steps: after step s, the weights up to step
-    s + delay - 1 are decided, so at most that far may be read ahead. `smoothing` is the share of the old average that
-    is kept.
+    `base_weights` are the preset's, by source. `delay` is in steps: after step s, the weights up to step s + delay - 1
+    are decided, so at most that far may be read ahead. `smoothing` is the share of the old average that is kept.
     """
 
     def __init__(
@@ -39,12 +46,12 @@ class AdaptiveWeights:
         self.average: dict[str, float] = {}  # of the relative losses
         self._losses: dict[str, float] = {}  # each source's latest
         self._tokens = 0  # since the last update
-        # Multipliers of the base weights by the step from which they count, ascending; the first is in use. Replaced,
-        # never changed, because a loader's thread reads it meanwhile.
+        # First step, multipliers from it on; ascending, the first is in use. Replaced, never changed: a loader's thread
+        # reads it meanwhile.
         self._schedule: tuple[tuple[int, dict[str, float]], ...] = ((0, {}),)
 
     def after_step(self, step: int, tokens: int) -> bool:
-        """Count a step's tokens over all ranks; return whether an update is due."""
+        """Count a step's tokens over all ranks; returns whether an update is due."""
         self._tokens += tokens
         while len(self._schedule) > 1 and self._schedule[1][0] <= step:
             self._schedule = self._schedule[1:]
@@ -53,10 +60,10 @@ class AdaptiveWeights:
     def update(
         self, step: int, losses: dict[str, float], dropped: Collection[str] = ()
     ) -> tuple[int, dict[str, float]]:
-        """Take in the mean losses since the last update, after `step`; return (first step they count for, weights).
+        """Take in the mean losses since the last update, after `step`; returns (first step, weights from it on).
 
-        `losses` are nats per token over all ranks and hold only the sources that had tokens. One without keeps its
-        latest loss and its weight; `dropped` sources are left out of the mean.
+        `losses` are nats per token over all ranks, of the sources that had tokens. Another source keeps its latest loss
+        and its weight; `dropped` sources are left out of the mean.
         """
         self._tokens = 0
         self._losses |= losses
@@ -79,17 +86,16 @@ class AdaptiveWeights:
         multipliers = [in_use[1], *(multipliers for start, multipliers in coming if start <= step)][-1]
         return {name: weight * multipliers.get(name, 1.0) for name, weight in self.base_weights.items()}
 
-    def state(self) -> JSON:
-        """Return what a restart needs, updates to come included."""
+    def state(self) -> AdaptiveState:
         return {
             "tokens": self._tokens,
             "losses": dict(self._losses),
             "average": dict(self.average),
-            "schedule": [[start, dict(multipliers)] for start, multipliers in self._schedule],
+            "schedule": [(start, dict(multipliers)) for start, multipliers in self._schedule],
         }
 
-    def load(self, state: JSON) -> None:
-        """Continue `state`; sources that are no longer there are forgotten, new ones begin at their base weight."""
+    def load(self, state: AdaptiveState) -> None:
+        """Continue `state`; sources that are gone are forgotten, new ones start at their base weight."""
         self._tokens = state["tokens"]
         self._losses = self._known(state["losses"])
         self.average = self._known(state["average"])

@@ -103,8 +103,9 @@ class Loader:
         has_other_rows = self._state["rows"] != rows
         if has_other_rows:
             self._state = with_rows(self._state, rows)
-        pipeline = pipeline_config(opened, config, tokenizer, self._state)
+        pipeline = configure_pipeline(opened, config, tokenizer, self._state)
         self._eos_id = tokenizer.eos_id
+        self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         numbers = range(shape.rank, self.num_lanes, shape.world_size)
         cached = cached_sources(options.cache, opened.sources, config, pipeline) if options.cache is not None else {}
         setup = ProducerSetup(opened.sources, pipeline, cached)
@@ -185,9 +186,8 @@ class Loader:
         places: dict[int, list[int]] = defaultdict(list)  # in this batch, of each lane's rows
         for place, lane_number in enumerate(lanes_of_step(row, shape, self.num_lanes)):
             places[lane_number].append(place)
-        dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         spans, order = [], []
-        owners = np.zeros(math.prod(dims), dtype=np.int64)
+        owners = np.zeros(math.prod(self._dims), dtype=np.int64)
         for lane_number, lane_places in places.items():
             for span in self._lanes[lane_number].take(lane_places):
                 spans.append((span.block, span.first, span.first + len(span.places)))
@@ -203,7 +203,7 @@ class Loader:
             inputs[order], labels[order], segments[order] = gathered.unpack()
             num_tokens = int(gathered.lengths.sum())
         arrays = (inputs, labels, segments, owners)
-        tensors = [torch.from_numpy(array).view(*dims, *array.shape[1:]) for array in arrays]
+        tensors = [torch.from_numpy(array).view(*self._dims, *array.shape[1:]) for array in arrays]
         if self.options.pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
         self._announce_epochs()
@@ -227,7 +227,7 @@ class Loader:
                 self._prefetcher.announce(name, "next_pass", message, **{"pass": newest + 1})
 
 
-def pipeline_config(
+def configure_pipeline(
     opened: OpenedSources, config: DataConfig, tokenizer: TextTokenizer, state: LoaderState
 ) -> PipelineConfig:
     """Return how rows are made of documents. Reads the texts of `config.decontaminate`; raises SourceError."""

@@ -163,12 +163,12 @@ class ProcessProducer:
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sources.loading.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             # One encoding thread each: the workers share the cores among themselves.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAYON_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "1"},
             start_new_session=True,  # a Ctrl-C is for the training process, which ends this one
         )
         theirs.close()
@@ -181,9 +181,8 @@ class ProcessProducer:
             self._connection.close()  # the worker ends by itself when it sees that
             self._connection = None
         if self.process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(CLOSE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.kill()  # no effect where it has ended
+            self.process.wait()
             self.process = None

@@ -17,15 +17,10 @@ from sources.source import SourceError
 
 
 def serve(connection: Connection) -> None:
-    """Read the set-up, then answer requests until the other side closes."""
-
-    def announce(name: str, what: str, message: str) -> None:
-        connection.send((name, what, message))
-
-    def stopping() -> bool:
-        return connection.poll()  # no request comes before an answer: what can be read is the end
-
-    producer = LocalProducer(connection.recv(), PipelineCallbacks(announce, stopping))
+    """Read the setup, then answer requests until the other side closes."""
+    # An event is a tuple. No request comes before an answer: what can be read meanwhile is the end.
+    callbacks = PipelineCallbacks(lambda *event: connection.send(event), connection.poll)
+    producer = LocalProducer(connection.recv(), callbacks)
     while True:
         request, *arguments = connection.recv()
         try:

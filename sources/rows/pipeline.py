@@ -80,21 +80,14 @@ START = Position()
 
 
 class Document(NamedTuple):
-    """A document of a shard that this lane reads, or a part of a long one."""
+    """A document of a shard that this lane reads, or a part of a long one: the first has `before.part` 0, the last
+    `after.part` 0."""
 
     text: str
     is_own: bool  # else it is another lane's that shares the shard
     before: Position
     after: Position
     hashes: tuple[int, ...] = ()  # to remember with it: of other lanes' documents before it, and its own
-
-    @property
-    def is_first_part(self) -> bool:
-        return self.before.part == 0
-
-    @property
-    def is_last_part(self) -> bool:
-        return self.after.part == 0
 
 
 @dataclass(frozen=True)
@@ -162,9 +155,9 @@ class RowPipeline:
         while not self._packer.has_block(rows):
             if (item := next(self._tokenized, None)) is not None:
                 part, ids = item
-                if part.is_first_part:
+                if part.before.part == 0:
                     self._packer.end_document()  # an unfinished one, whose rest has gone from the source
-                self._packer.add(ids, finished=part.is_last_part)
+                self._packer.add(ids, finished=part.after.part == 0)
                 self._position = part.after
                 for digest in part.hashes:
                     self._recent.add(digest)
