@@ -42,7 +42,7 @@ class HealthMonitor:
     """The other ranks. All ranks must create one together; `termination` is set once any rank announces one."""
 
     def __init__(self, ranks: Ranks):
-        token = ranks.broadcast_json(secrets.token_hex(8))  # separates this run from earlier ones in these processes
+        token = ranks.broadcast(secrets.token_hex(8))  # separates this run from earlier ones in these processes
         store: Any = dist.distributed_c10d._get_default_store()  # its stub lacks `clone`
         self._store = dist.PrefixStore(token, store.clone())
         self._rank = ranks.rank

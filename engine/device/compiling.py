@@ -35,7 +35,7 @@ class CompileCache:
         folder = Path(self._before) if self._before else _default_folder()
         if folder is None or not _is_ours(folder) or not _sweep(folder):
             folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
-        ranks.gather_json(None)  # a barrier: no rank writes before every rank has swept
+        ranks.gather(None)  # a barrier: no rank writes before every rank has swept
         try:
             self._mark(folder)
         except OSError:  # a disk without room or without locks
@@ -76,10 +76,10 @@ def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, log: EventL
             raise PresetError('train.compile is true, which does not go with train.zero_stage 3; set it to "auto".')
         log.say("ZeRO-3 is not compiled: training uncompiled.")
         return None
-    problems = [problem for problem in ranks.gather_json(_temporary_folder_problem()) if problem]
+    problems = [problem for problem in ranks.gather(_temporary_folder_problem()) if problem]
     if not problems:
         cache = CompileCache(ranks)
-        problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
+        problems = [problem for problem in ranks.gather(compiler_problem(ranks.device)) if problem]
         if not problems:
             log.say("Compiling the model; the first step takes a while.")
             return cache

@@ -255,7 +255,7 @@ def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tens
             else:
                 own, flat_place = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
                 places.append((own.start, flat_place.start, own.numel))
-        sizes = ranks.gather_json([numel for *_, numel in places])
+        sizes = ranks.gather([numel for *_, numel in places])
         shared = [sum(numel > 0 for numel in of_ranks) > 1 for of_ranks in zip(*sizes, strict=True)]
         found[flat] = [
             Fragment(matrices[parameter], start, place, numel, is_shared)

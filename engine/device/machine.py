@@ -49,7 +49,7 @@ SLOWER = ("Laptop", "D", "Max-Q")  # words of names that are otherwise those of 
 
 def choose_bf16(asked: str, ranks: Ranks, log: EventLog) -> bool:
     """Return whether to compute in bf16, the same on every rank; `asked` is train.precision."""
-    native = all(ranks.gather_json(native_bf16(ranks.device)))
+    native = all(ranks.gather(native_bf16(ranks.device)))
     if asked == "auto" and not native:
         log.say("This device has no native bf16 arithmetic: training in fp32.")
     return asked == "bf16" or (asked == "auto" and native)

@@ -38,7 +38,7 @@ class MicroBatchProbe:
 
     def seconds_per_row(self, rows: int) -> float | None:
         """Return the slowest rank's best time per row, or None where some rank lacks memory. All ranks must call it."""
-        by_rank = self.ranks.gather_json(self._measure(rows))
+        by_rank = self.ranks.gather(self._measure(rows))
         return None if None in by_rank else max(by_rank)
 
     def _measure(self, rows: int) -> float | None:

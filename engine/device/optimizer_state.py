@@ -37,7 +37,7 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
 
     Returns the names of parameters that the state lacks; their moments start at zero.
     """
-    step_count, known = ranks.broadcast_json(_shapes(state) if ranks.is_main else None)
+    step_count, known = ranks.broadcast(_shapes(state) if ranks.is_main else None)
     if step_count == 0:
         return []
     base = base_optimizer(engine)

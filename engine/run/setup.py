@@ -165,7 +165,7 @@ def setup(
         shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
-    num_lanes = ranks.broadcast_json(choose_num_lanes(ranks.world_size, num_workers))
+    num_lanes = ranks.broadcast(choose_num_lanes(ranks.world_size, num_workers))
     loader_state = state.get("loader")
     padded_rows = padded_micro_batch_size(shape, loader_state["num_lanes"] if loader_state else num_lanes)
     padded = replace(shape, micro_batch_size=padded_rows)

@@ -296,7 +296,7 @@ try:
     ended = 0
 except RunError as error:
     ended = [error.status, str(error)]
-told = ranks.gather_json({"ended": ended, "seeds": seeds})
+told = ranks.gather({"ended": ended, "seeds": seeds})
 if ranks.is_main:
     print("TOLD" + json.dumps(told))
 leave()
