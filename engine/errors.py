@@ -63,3 +63,8 @@ class Interrupted(RunError):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.status = 128 + signal_number
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, shortly; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -6,19 +6,21 @@ since 1970). ARCHITECTURE.md lists their keys.
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeAlias
 
 import storage
 from sources.redact import redact
 
+Event: TypeAlias = dict[str, Any]
+Listener: TypeAlias = Callable[[Event], None]
+
 FILE_NAME = "metrics.jsonl"
-# No link is followed, and a pipe of this name is an error, not a wait. Windows has no such flags.
-OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+# No link is followed, and a pipe of this name is an error, not a wait.
+OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Sink(Protocol):
@@ -26,7 +28,7 @@ class Sink(Protocol):
 
     enabled: bool
 
-    def show(self, event: dict[str, Any]) -> None:
+    def show(self, event: Event) -> None:
         """Show an event; kinds without a line of their own are only written to the file."""
         ...
 
@@ -43,9 +45,7 @@ class EventLog:
     `listeners` are called with each event after it is written.
     """
 
-    def __init__(
-        self, folder: Path, sink: Sink, enabled: bool = True, listeners: Sequence[Callable[[dict[str, Any]], None]] = ()
-    ):
+    def __init__(self, folder: Path, sink: Sink, enabled: bool = True, listeners: Sequence[Listener] = ()):
         self.path = folder / FILE_NAME
         self.sink, self.enabled, self.listeners = sink, enabled, listeners
         self._file: TextIO | None = None
@@ -59,14 +59,14 @@ class EventLog:
         try:
             if self._file is None:
                 self._file = _open_to_append(self.path)
-            self._file.write(redact(json.dumps(_finite(line), default=str)) + "\n")
+            self._file.write(redact(_to_json(line)) + "\n")
             self._file.flush()
             self._failing = False
         except OSError as error:  # a full disk must not end a run that can still train
             self.close()
             if not self._failing:  # warn once, until it works again
-                link = " (it is a symbolic link, and none is followed)" if self.path.is_symlink() else ""
-                self.warn(f"{self.path} cannot be written: {error.strerror}{link}. Training goes on without it.")
+                reason = storage.os_error_reason(error)
+                self.warn(f"{self.path} cannot be written: {reason}. Training goes on without it.")
             self._failing = True
         self.sink.show(line)
         for listener in self.listeners:
@@ -91,25 +91,26 @@ class EventLog:
 
 def _open_to_append(path: Path) -> TextIO:
     """Open `path` itself, never a link's target; after half a line (a killed run, a full disk) start a new one."""
-    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | OPEN_FLAGS, 0o666), "a", encoding="utf-8")
-    if file.tell() and not _ends_with_newline(path):
-        file.write("\n")
+    file = os.fdopen(os.open(path, OPEN_FLAGS, 0o666), "a", encoding="utf-8")
+    if file.tell():
+        with path.open("rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read() != b"\n":
+                file.write("\n")
     return file
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[Event]:
     """Return all whole events of a folder; a line that a kill cut short is skipped."""
-    events = []
     try:
         storage.refuse_escape(folder / FILE_NAME, folder)
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
+    events = []
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             events.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
     return [event for event in events if isinstance(event, dict) and "event" in event]
 
 
@@ -119,18 +120,6 @@ def tokens_reached(folder: Path) -> int:
     return next((count for count in counts if isinstance(count, int) and count > 0), 0)
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return value
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() == b"\n"
+def _to_json(event: Event) -> str:
+    """Return `event` in one line, with null for NaN and infinity, which JSON does not have."""
+    return json.dumps(json.loads(json.dumps(event, default=str), parse_constant=lambda name: None))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.folder import CheckpointFolder
@@ -26,55 +25,42 @@ FINAL_TIMEOUT_SECONDS = 600.0  # until the last save gives up
 Checkpoint = tuple[Snapshot, OptimizerState, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class SaveResult:
-    """The outcome of a save: the snapshot's path, or why there is none."""
-
-    progress: dict[str, Any]
-    path: Path | None
-    problem: str | None
-    seconds: float
-    held_up_seconds: float  # for which training waited for the copy
-
-
+@dataclass
 class BackgroundSaver:
     """`capture` returns a copy of the run that nothing changes any more; all ranks must call it, rank 0's is written.
-    `saved` is the progress of the checkpoint that the run starts from, or None where something of it is missing."""
+    `saved` is the progress of the newest checkpoint, or None where something of it is missing."""
 
-    def __init__(
-        self,
-        capture: Callable[[], Checkpoint],
-        interval_minutes: float,
-        folder: CheckpointFolder,
-        ranks: Ranks,
-        log: EventLog,
-        saved: dict[str, Any] | None,
-    ):
-        self._capture, self._interval = capture, 60 * interval_minutes
-        self._folder, self._ranks, self._log = folder, ranks, log
-        self._saved, self._has_saved = saved, False
+    capture: Callable[[], Checkpoint]
+    interval_minutes: float
+    folder: CheckpointFolder
+    ranks: Ranks
+    log: EventLog
+    saved: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        self._has_saved = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
-        self._pending: Future[SaveResult] | None = None
-        self._due_at = time.monotonic() + self._interval
+        self._pending: Future[tuple[dict[str, Any], dict[str, Any]]] | None = None
+        self._due_at = time.monotonic() + 60 * self.interval_minutes
 
     @property
     def due(self) -> bool:
         """Whether a checkpoint is due, by rank 0's clock."""
-        return self._ranks.is_main and time.monotonic() >= self._due_at
+        return self.ranks.is_main and time.monotonic() >= self._due_at
 
     def save(self) -> None:
         """Take a copy and start to write it. All ranks must call it."""
         begin = time.monotonic()
-        self._due_at = begin + self._interval
+        self._due_at = begin + 60 * self.interval_minutes
         self._wait()
-        checkpoint = self._capture()
-        if self._ranks.is_main:
+        checkpoint = self.capture()
+        if self.ranks.is_main:
             self._pending = self._thread.submit(self._write, checkpoint, time.monotonic() - begin)
 
     def poll(self) -> None:
         """Call after every step: logs a save that is done, and schedules a failed one again."""
         if problem := self._finish():
-            self._log.warn(f"{problem} Training goes on; the next try is in {RETRY_SECONDS:.0f} s.")
+            self.log.warn(f"{problem} Training goes on; the next try is in {RETRY_SECONDS:.0f} s.")
             self._due_at = time.monotonic() + RETRY_SECONDS
 
     def save_final(self, progress: dict[str, Any], stopping: Callable[[], bool]) -> None:
@@ -85,14 +71,14 @@ class BackgroundSaver:
         """
         deadline = time.monotonic() + FINAL_TIMEOUT_SECONDS
         self._wait()
-        while self._ranks.on_main(lambda: self._saved != progress):
+        while self.ranks.on_main(lambda: self.saved != progress):
             self.save()
-            problem = self._ranks.on_main(lambda: self._finish(wait=True))
+            problem = self.ranks.on_main(lambda: self._finish(wait=True))
             if problem is None:
                 continue
-            if stopping() or self._ranks.on_main(lambda: time.monotonic() >= deadline):
+            if stopping() or self.ranks.on_main(lambda: time.monotonic() >= deadline):
                 raise SaveError(f"{problem} The snapshots before it are untouched.")
-            self._log.warn(f"{problem} Trying again in {FINAL_RETRY_SECONDS:.0f} s.")
+            self.log.warn(f"{problem} Trying again in {FINAL_RETRY_SECONDS:.0f} s.")
             time.sleep(FINAL_RETRY_SECONDS)
 
     def has_saved(self) -> bool:
@@ -106,33 +92,23 @@ class BackgroundSaver:
 
     def _wait(self) -> None:
         if problem := self._finish(wait=True):
-            self._log.warn(problem)
+            self.log.warn(problem)
 
     def _finish(self, wait: bool = False) -> str | None:
         """Log the pending save if it is done, or once it is; return why it failed."""
         if self._pending is None or not (wait or self._pending.done()):
             return None
-        result, self._pending = self._pending.result(), None
-        if result.problem:
-            return result.problem
-        self._saved, self._has_saved = result.progress, True
-        self._log.write(
-            "save",
-            path=str(result.path),
-            step=result.progress["step"],
-            tokens_total=result.progress["tokens_total"],
-            seconds=result.seconds,
-            held_up_seconds=result.held_up_seconds,
-        )
+        pending, self._pending = self._pending, None
+        try:
+            self.saved, event = pending.result()
+        except SaveError as error:
+            return str(error)
+        self._has_saved = True
+        self.log.write("save", **event)
         return None
 
-    def _write(self, checkpoint: Checkpoint, held_up_seconds: float) -> SaveResult:
-        begin = time.monotonic()
-        path = problem = None
-        try:
-            path = self._folder.save(*checkpoint)
-        except SaveError as error:
-            problem = str(error)
-        progress = checkpoint[0].progress
-        assert progress is not None
-        return SaveResult(progress, path, problem, time.monotonic() - begin, held_up_seconds)
+    def _write(self, checkpoint: Checkpoint, held_up_seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the progress that is on the disk then, and the values of the save event. Raises SaveError."""
+        begin, progress = time.monotonic(), checkpoint[0].progress
+        event = {"path": str(self.folder.save(*checkpoint)), **{key: progress[key] for key in ("step", "tokens_total")}}
+        return progress, event | {"seconds": time.monotonic() - begin, "held_up_seconds": held_up_seconds}

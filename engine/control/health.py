@@ -5,9 +5,9 @@ others': rank 0 those of all, the others that of rank 0. So a rank whose main th
 take an hour, learns within a second that another rank received a signal, and within LOST_SECONDS that a rank is lost.
 """
 
+import itertools
 import json
 import os
-import secrets
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -24,6 +24,8 @@ BROKEN_SECONDS = 3.0  # the same, once a connection is known to be broken
 STORE_SECONDS = 2.0  # the longest wait for the store
 CLOSED = "its connection closed"
 LEFT = 1 << 40  # added to the counter of a rank that leaves regularly
+
+_RUNS = itertools.count()  # of this process, as of every rank: keeps a run's counters apart from an earlier one's
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,8 @@ class HealthMonitor:
     """The other ranks. All ranks must create one together; `termination` is set once any rank announces one."""
 
     def __init__(self, ranks: Ranks):
-        token = ranks.broadcast_json(secrets.token_hex(8))  # separates this run from earlier ones in these processes
         store: Any = dist.distributed_c10d._get_default_store()  # its stub lacks `clone`
-        self._store = dist.PrefixStore(token, store.clone())
+        self._store = dist.PrefixStore(f"health-{next(_RUNS)}", store.clone())
         self._rank = ranks.rank
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         self._watched = self._others if ranks.is_main else [0]
@@ -106,9 +107,8 @@ class HealthMonitor:
             counter = self._store.add(f"signs/{rank}", 0)
             silent = self._seconds_still(rank, counter, POLL_SECONDS)
             if silent >= self._timeout and counter < LEFT and self._announcement is None:
-                self._announcement = _lost(
-                    rank, CLOSED if self._connection_broken else f"no heartbeat for {silent:.0f} s"
-                )
+                why = CLOSED if self._connection_broken else f"no heartbeat for {silent:.0f} s"
+                self._announcement = _lost(rank, why)
         self._polls += 1
 
     def _seconds_still(self, key: int | None, counter: int, seconds: float) -> float:

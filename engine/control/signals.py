@@ -15,17 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any, NoReturn, TypeVar
 
 import psutil
 import torch.distributed as dist
 
-from engine.control.health import RANK_LOST, STORE_SECONDS, HealthMonitor, Termination
+from engine.control.health import STORE_SECONDS, HealthMonitor, Termination
 from engine.device.ranks import Agreement, Ranks
-from engine.errors import Interrupted, RankLost
+from engine.errors import Interrupted, RankLost, first_line
 from engine.events import Sink
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last is a terminal that closes
+SIGNALS = (SIGINT, SIGTERM, SIGHUP)  # the last is a terminal that closes
 # A signal is often delivered twice: `timeout` sends it to the process and to its group, wrappers forward a Ctrl-C that
 # the process has received too, DeepSpeed's launcher sends SIGINT and then SIGTERM. Such an echo is no second request.
 ECHO_SECONDS, LAUNCHERS_ECHO_SECONDS = 0.5, 3.0
@@ -45,13 +46,13 @@ class ProcessEnd:
     """Ends this process at once, with one sentence from rank 0 (from rank 1 where rank 0 is lost)."""
 
     def __init__(self, ranks: Ranks, console: Sink):
-        self.health: HealthMonitor | None = None
+        self.health = HealthMonitor(ranks) if ranks.world_size > 1 else None
         self.position: Callable[[], str] | None = None  # how far the run is ("at step 12"), once there is a step
         self._ranks, self._console = ranks, console
         self._ending = threading.Lock()  # two threads may find a reason at once, and one sentence is enough
 
     def all_ranks(self, termination: Termination) -> NoReturn:
-        """Announce it to the other ranks first."""
+        """Announce `termination` to the other ranks, then end this process."""
         if self.health is not None:
             self.health.announce(termination)
         self.this_rank(termination)
@@ -70,14 +71,12 @@ class ProcessEnd:
         os._exit(termination.status)
 
     def sentence(self, termination: Termination) -> str:
+        """Return what the console is to show; where rank 0 is lost, rank 1's shows it."""
+        if termination.lost == 0 and self._ranks.rank == 1:
+            self._console.enabled = True
         if self.position is None:
             return f"{termination.cause} before the first step; there was nothing to save."
         return f"{termination.cause} {self.position()}; the next start continues from the last snapshot."
-
-    def choose_printer(self, termination: Termination) -> None:
-        """Rank 1 prints where rank 0 is lost."""
-        if termination.lost == 0 and self._ranks.rank == 1:
-            self._console.enabled = True
 
     def _print(self, sentence: str) -> None:
         with contextlib.suppress(OSError):
@@ -99,24 +98,21 @@ class SignalWatch:
         # The interpreter writes each signal's number to a socket at once, whatever the main thread is doing.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._wakeup_before = -1
-        self._handlers: dict[int, Any] = {}  # before; none where this is not the main thread, which alone may set any
-        if threading.current_thread() is threading.main_thread():
-            self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
-            for number in SIGNALS[:-1] if ignored else SIGNALS:
-                self._handlers[number] = signal.signal(number, self._handle)
+        self._restore = contextlib.ExitStack()
+        self._has_handlers = threading.current_thread() is threading.main_thread()  # which alone may set any
+        if self._has_handlers:
+            wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._restore.callback(signal.set_wakeup_fd, wakeup_before)
+            ignored = signal.getsignal(SIGHUP) is signal.SIG_IGN  # by nohup
+            for number in (SIGINT, SIGTERM) if ignored else SIGNALS:
+                self._restore.callback(signal.signal, number, signal.signal(number, self._handle))
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
         self._thread.start()
 
     def agreement(self) -> Agreement:
         """Return what this rank reports of signals."""
         number = self.signal_number
-        return Agreement(
-            interrupt=int(number == signal.SIGINT),
-            terminate=int(number == signal.SIGTERM),
-            hang_up=int(number == signal.SIGHUP),
-        )
+        return Agreement(interrupt=number == SIGINT, terminate=number == SIGTERM, hang_up=number == SIGHUP)
 
     def stopping(self) -> bool:
         """Return whether any rank received a signal. All ranks must call it."""
@@ -130,7 +126,7 @@ class SignalWatch:
         """A run starts over from its checkpoint: a signal, also one that came before, ends all at once again."""
         self.end.position = None
         if self.signal_number is not None:
-            self.end.all_ranks(Termination(signal.Signals(self.signal_number).name, 128 + self.signal_number))
+            self._receive(self.signal_number)
 
     def abandonable(self, micro_batches: Iterable[T], interruptible: bool) -> Iterator[T]:
         """Iterate over `micro_batches`; raise Abandoned before one once any rank has received a signal.
@@ -149,17 +145,13 @@ class SignalWatch:
 
     def explain(self, error: Exception) -> Exception:
         """Return what to raise for an error that ends this rank, after telling the ranks that wait for it."""
-        if self._ranks.world_size == 1 or isinstance(error, Interrupted):
+        health = self.end.health
+        if health is None or isinstance(error, Interrupted):
             return error
         if not _is_broken_connection(error):
-            if self.end.health is not None:
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                self.end.health.announce(
-                    Termination(f"Rank {self._ranks.rank} has ended ({first_line})", RankLost.status)
-                )
+            health.announce(Termination(f"Rank {self._ranks.rank} has ended ({first_line(error)})", RankLost.status))
             return error
-        termination = self.end.health.find_lost() if self.end.health is not None else RANK_LOST
-        self.end.choose_printer(termination)
+        termination = health.find_lost()
         if termination.status != RankLost.status:
             self.end.this_rank(termination)  # the other rank is not lost: a signal ended it
         return RankLost(self.end.sentence(termination))
@@ -170,10 +162,7 @@ class SignalWatch:
             time.sleep(max(0.0, self._asked_at + ECHO_SECONDS - time.monotonic()))
         if self.end.health is not None:
             self.end.health.leave()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self._handlers:
-            signal.set_wakeup_fd(self._wakeup_before)
+        self._restore.close()
         self._writer.close()  # ends the thread
         self._thread.join()
         self._reader.close()
@@ -197,7 +186,7 @@ class SignalWatch:
                         self._receive(number)
             elif self._asked_at is None and any(_is_gone(process) for process in self._launchers):
                 # This process must not outlive its launcher for long.
-                os.kill(os.getpid(), signal.SIGTERM) if self._handlers else self._receive(signal.SIGTERM)
+                os.kill(os.getpid(), SIGTERM) if self._has_handlers else self._receive(SIGTERM)
             if self.end.health is not None:
                 self._check_ranks(self.end.health)
 
@@ -217,7 +206,6 @@ class SignalWatch:
         self._lost_seconds += POLL_SECONDS
         # The main thread usually notices a lost rank as well, and then ends regularly.
         if termination.status != RankLost.status or self._lost_seconds > GRACE_SECONDS:
-            self.end.choose_printer(termination)
             self.end.this_rank(termination)
 
 
@@ -229,8 +217,6 @@ def watch_signals(ranks: Ranks, console: Sink) -> Iterator[SignalWatch]:
     """
     watch = SignalWatch(ranks, console)
     try:
-        if ranks.world_size > 1:
-            watch.end.health = HealthMonitor(ranks)
         yield watch
     except Exception as error:
         explained = watch.explain(error)

@@ -107,14 +107,14 @@ class Batches:
 
     def state(self) -> dict[str, Any]:
         """Return what resumes right after the last step, on any number of ranks."""
-        states = [state for state in self.ranks.gather_json(self.position) if state]
+        states = [state for state in self.ranks.gather(self.position) if state]
         adaptive = self.adaptive.state() if self.adaptive else None
         return {"pins": self.pins, "loader": merge_states(states) if states else None, "adaptive": adaptive}
 
     def log_filtered(self) -> None:
         """Log how many documents the filters removed since the start, over all ranks."""
         totals: dict[str, Counter[str]] = {}
-        for counts in self.ranks.gather_json(self.loader.counts()):
+        for counts in self.ranks.gather(self.loader.counts()):
             for name, reasons in counts.items():
                 totals.setdefault(name, Counter()).update(reasons)
         for name, reasons in totals.items():
@@ -142,7 +142,7 @@ class Batches:
     def _log_events(self) -> None:
         """Log what happened to any rank's sources; what several ranks report is logged once."""
         mine, self._events = self._events, []
-        for event in itertools.chain.from_iterable(self.ranks.gather_json(mine)):
+        for event in itertools.chain.from_iterable(self.ranks.gather(mine)):
             key = (event["what"], event["name"], event["pass"] if "pass" in event else event["message"])
             if key not in self._logged or event["what"] == "retry":
                 self._logged.add(key)
@@ -151,7 +151,7 @@ class Batches:
     def _drop_sources(self, item: Batch | SourceLost | None) -> None:
         """Drop the sources that any rank has lost, and continue from the last step's position."""
         mine = [item.name, item.reason] if isinstance(item, SourceLost) else None
-        for name, reason in dict(filter(None, self.ranks.gather_json(mine))).items():
+        for name, reason in dict(filter(None, self.ranks.gather(mine))).items():
             self.opened = self.opened.without(name, reason)
             message = f"{name} is no longer read: {reason}"
             self.log.write("source", name=name, what="dropped", message=message, reason=reason)

@@ -57,7 +57,7 @@ def open_on_all_ranks(
     if opened is None:  # not rank 0
         opened = open_sources(data, opened_pins, cache=cache)
         failures = {name: opened.failures.get(name, "not opened") for name in opened_pins.keys() - opened.sources}
-    for rank, failed in enumerate(ranks.gather_json(failures)):
+    for rank, failed in enumerate(ranks.gather(failures)):
         if failed:
             raise SourcesFailed(f"Rank {rank} cannot read what rank 0 can: {failed}.")
     return opened

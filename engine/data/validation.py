@@ -34,7 +34,7 @@ class ValidationSource:
     def rows(self, folder: Path, cache: ShardCache | None, ranks: Ranks) -> ValidationSet:
         """Return the rows on every rank; they are kept in the checkpoint folder and in the shard cache, if any."""
         rows = self._rows_of_main(folder, cache) if ranks.is_main else None
-        head = ranks.broadcast_json(rows and {"rows": len(rows.input_ids), "bytes": rows.bytes_per_source})
+        head = ranks.broadcast(rows and {"rows": len(rows.input_ids), "bytes": rows.bytes_per_source})
         if rows is None:
             tokens = torch.empty(head["rows"], self.seq_length, dtype=torch.int64)
             segment_ids = torch.empty_like(tokens, dtype=torch.int32)

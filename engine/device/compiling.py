@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,12 @@ import torch.distributed as dist
 from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
-from engine.errors import PresetError
+from engine.errors import PresetError, first_line
 from engine.events import EventLog
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 MARKER = "compiling-"
+TEMPORARY = "forethought-compiled-"
 
 
 class CompileCache:
@@ -32,32 +33,30 @@ class CompileCache:
 
     def __init__(self, ranks: Ranks):
         self._before = os.environ.get(VARIABLE)
-        folder = Path(self._before) if self._before else _default_folder()
+        folder = None
+        with contextlib.suppress(RuntimeError):  # a user without a home folder, as in some containers
+            folder = Path(self._before or "~/.cache/forethought/compiled").expanduser()
         if folder is None or not _is_ours(folder) or not _sweep(folder):
-            folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
-        ranks.gather_json(None)  # a barrier: no rank writes before every rank has swept
+            folder = tempfile.mkdtemp(prefix=TEMPORARY)
+        ranks.gather(None)  # a barrier: no rank writes before every rank has swept
+        self._marker: IO | None = None
         try:
-            self._mark(folder)
+            self._marker = tempfile.NamedTemporaryFile(prefix=MARKER, dir=folder, delete=False)  # noqa: SIM115
+            fcntl.flock(self._marker, fcntl.LOCK_EX)
         except OSError:  # a disk without room or without locks
-            folder = Path(tempfile.mkdtemp(prefix="forethought-compiled-"))
-            with contextlib.suppress(OSError):  # no other process uses it
-                self._mark(folder)
+            folder = tempfile.mkdtemp(prefix=TEMPORARY)  # which no other process uses
         os.environ[VARIABLE] = str(folder)
-
-    def _mark(self, folder: Path) -> None:
-        descriptor, self._marker = tempfile.mkstemp(prefix=MARKER, dir=folder)
-        self._lock = os.fdopen(descriptor)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def done(self) -> None:
         """Everything is compiled; may be called several times."""
-        if not self._lock.closed:
-            Path(self._marker).unlink(missing_ok=True)
-            self._lock.close()
+        if self._marker is not None:
+            Path(self._marker.name).unlink(missing_ok=True)
+            self._marker.close()
 
     def close(self) -> None:
         """Restore the environment. Without `done` the marker stays: something may be half compiled."""
-        self._lock.close()
+        if self._marker is not None:
+            self._marker.close()
         if self._before is None:
             os.environ.pop(VARIABLE, None)
         else:
@@ -71,23 +70,19 @@ def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, log: EventL
     """
     if asked is False:
         return None
-    if zero_stage == 3:  # it fetches a layer's weights while the graph runs: torch would compile empty ones
-        if asked is True:
-            raise PresetError('train.compile is true, which does not go with train.zero_stage 3; set it to "auto".')
-        log.say("ZeRO-3 is not compiled: training uncompiled.")
-        return None
-    problems = [problem for problem in ranks.gather_json(_temporary_folder_problem()) if problem]
-    if not problems:
+    # Stage 3 fetches a layer's weights while the graph runs: torch would compile empty ones.
+    problem = "ZeRO-3 is not compiled" if zero_stage == 3 else _first_problem(ranks, _temporary_folder_problem())
+    if problem is None:
         cache = CompileCache(ranks)
-        problems = [problem for problem in ranks.gather_json(compiler_problem(ranks.device)) if problem]
-        if not problems:
+        problem = _first_problem(ranks, compiler_problem(ranks.device))
+        if problem is None:
             log.say("Compiling the model; the first step takes a while.")
             return cache
         cache.done()
         cache.close()
     if asked is True:
-        raise PresetError(f'train.compile is true but torch.compile fails here ({problems[0]}); set it to "auto".')
-    log.say(f"torch.compile is not available here ({problems[0]}): training uncompiled.")
+        raise PresetError(f'train.compile is true but {problem}; set it to "auto".')
+    log.say(f"{problem}: training uncompiled.")
     return None
 
 
@@ -102,19 +97,18 @@ def compile_model(engine: Engine, **options: Any) -> int:
     core = getattr(module, "latent", None)
     if core is not None and engine.device.type == "cpu":
         core.forward = torch.compiler.disable(core.forward)
-    alone = dist.get_world_size() == 1 and engine.zero_optimization_stage() == 0
-    captured = alone and engine.device.type == "cuda"
-    if captured:
-        deepspeed_engine.keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
-        options.setdefault("mode", "reduce-overhead")
-    compiled = torch.compile(module.forward, **options)
+    if engine.device.type == "cpu" or dist.get_world_size() > 1 or engine.zero_optimization_stage() > 0:
+        module.forward = torch.compile(module.forward, **options)
+        return 1
+    deepspeed_engine.keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
+    compiled = torch.compile(module.forward, **{"mode": "reduce-overhead", **options})
 
     def forward(*arguments: Any, **named: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # the last micro-batch's outputs are no longer read
         return compiled(*arguments, **named)
 
-    module.forward = forward if captured else compiled
-    return 3 if captured else 1  # warm-up, recording, replay
+    module.forward = forward
+    return 3  # warm-up, recording, replay
 
 
 def compiler_problem(device: torch.device) -> str | None:
@@ -127,8 +121,7 @@ def compiler_problem(device: torch.device) -> str | None:
         # Its own shape keeps this apart from the model's compilation.
         torch.compile(tiny)(torch.ones(7, 11, device=device))
     except Exception as error:  # whatever fails in the compiler, training goes on without it
-        reason = str(error).strip().splitlines()
-        return reason[0][:160] if reason else type(error).__name__
+        return first_line(error)
     finally:
         torch._dynamo.reset()
     return None
@@ -137,18 +130,16 @@ def compiler_problem(device: torch.device) -> str | None:
 def _temporary_folder_problem() -> str | None:
     """Return why compilers cannot write temporary files, or None."""
     try:
-        with tempfile.TemporaryDirectory(prefix="forethought-"):
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY):
             return None
     except OSError as error:
         return str(error)
 
 
-def _default_folder() -> Path | None:
-    """Return None for a user without a home folder, as in some containers."""
-    try:
-        return Path.home() / ".cache" / "forethought" / "compiled"
-    except RuntimeError:
-        return None
+def _first_problem(ranks: Ranks, problem: str | None) -> str | None:
+    """Return the problem of the first rank that has one, in words, or None."""
+    reason = next(filter(None, ranks.gather(problem)), None)
+    return reason and f"torch.compile is not available here ({reason})"
 
 
 def _is_ours(folder: Path) -> bool:

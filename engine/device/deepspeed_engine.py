@@ -8,7 +8,6 @@ stage and world size can continue what another one saved.
 
 import contextlib
 import functools
-import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from sources.loading.shape import BatchShape
 get_full_state = deepspeed.utils.safe_get_full_optimizer_state
 set_full_state = deepspeed.utils.safe_set_full_optimizer_state
 
-Engine: TypeAlias = Any  # Engine, whose attributes are made at run time
+Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes at run time
 
 
 def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str, Any]:
@@ -46,12 +45,8 @@ def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
-        "torch_autocast": {
-            "enabled": bf16,
-            "dtype": "bfloat16",
-            # Modules listed here would send their gradients in bf16.
-            "lower_precision_safe_modules": [],
-        },
+        # Modules that are listed as safe would send their gradients in bf16.
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
@@ -59,18 +54,17 @@ def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "overlap_comm": stage >= 2,
-            "allgather_partitions": True,
             "round_robin_gradients": False,
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
             "stage3_prefetch_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 10_000,
             # `squared_norms` computes it; a second time would cost some hundred kernels and a device synchronization.
-            **({"compute_grad_norm": False} if stage in (1, 2) else {}),
+            # Stages 0 and 3 do not compute it and refuse false.
+            "compute_grad_norm": stage not in (1, 2),
         },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
-        "memory_breakdown": False,
         # On by default, which synchronizes the device at every forward and step.
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
@@ -96,9 +90,10 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     )
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False
-    base = base_optimizer(engine)
-    if isinstance(base, MuonAdamW) and engine.zero_optimization_stage():
-        base.fragments, base.sum_over_ranks = _fragments(engine, base, ranks), dist.all_reduce
+    optimizer = engine.basic_optimizer
+    if isinstance(optimizer, MuonAdamW) and engine.zero_optimization_stage():
+        optimizer.fragments = _fragments(engine, optimizer.matrices, ranks)
+        optimizer.sum_over_ranks = dist.all_reduce
     return engine
 
 
@@ -117,7 +112,7 @@ def warmup_step(engine: Engine, micro_batches: int) -> Iterator[None]:
     engine.micro_steps = engine.gradient_accumulation_steps() - micro_batches
     yield
     engine.micro_steps = 0
-    base_optimizer(engine).state.clear()
+    engine.basic_optimizer.state.clear()
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
@@ -139,9 +134,16 @@ class Gradients(NamedTuple):
 
     @classmethod
     def accumulated(cls, engine: Engine) -> "Gradients":
+        """Return them by parameter group; a partition may be padded with zeros."""
+        optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
         gradients = cls([], [])
-        for group, own in _gradients(engine):
-            gradients[group["core"]].extend(own)
+        if stage == 0:
+            for group in optimizer.param_groups:
+                gradients[group["core"]].extend(p.grad for p in group["params"] if p.grad is not None)
+            return gradients
+        for number, partitions in optimizer.averaged_gradients.items():
+            group = optimizer.param_groups[optimizer.sub_group_to_group_id[number] if stage == 3 else number]
+            gradients[group["core"]].extend(partitions)
         return gradients
 
     def squared_norms(self, device: torch.device) -> torch.Tensor:
@@ -179,24 +181,12 @@ def step(engine: Engine, gradients: Gradients, squares: torch.Tensor, clip: floa
     return norms
 
 
-def _gradients(engine: Engine) -> Iterator[tuple[dict[str, Any], list[torch.Tensor]]]:
-    """Yield each parameter group with its gradients; a partition may be padded with zeros."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage == 0:
-        for group in optimizer.param_groups:
-            yield group, [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        return
-    for number, gradients in optimizer.averaged_gradients.items():
-        yield optimizer.param_groups[optimizer.sub_group_to_group_id[number] if stage == 3 else number], gradients
-
-
 def keep_gradients(engine: Engine) -> None:
     """Keep the gradients in fixed tensors that every micro-batch adds to (stage 0 only)."""
-    parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-    kept = [torch.zeros_like(parameter) for parameter in parameters]
-    for parameter, gradient in zip(parameters, kept, strict=True):
-        parameter.grad = gradient
-    engine.zero_grad = functools.partial(torch._foreach_zero_, kept)
+    parameters = list(engine.module.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    engine.zero_grad = functools.partial(torch._foreach_zero_, [parameter.grad for parameter in parameters])
 
 
 def discard(engine: Engine) -> None:
@@ -206,46 +196,49 @@ def discard(engine: Engine) -> None:
         engine.micro_steps += 1
         return
     # DeepSpeed skips a step, with all its bookkeeping, when a gradient is not finite; so make them so.
-    gradients = list(itertools.chain.from_iterable(engine.optimizer.averaged_gradients.values()))
-    for gradient in gradients:
+    trunk, core = Gradients.accumulated(engine)
+    for gradient in trunk + core:
         gradient.fill_(torch.nan)
     engine.optimizer.check_grad_overflow = True  # stages 1 and 2 do not check by default
     engine.step()
     engine.optimizer.check_grad_overflow = False
     assert not engine.was_step_applied()
-    torch._foreach_zero_(gradients)  # stage 3 keeps them, and never overwrites a partition's padding
-
-
-def gathered_parameters(engine: Engine) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which every rank sees whole parameters; only stage 3 has to fetch them."""
-    return deepspeed.zero.GatheredParameters(
-        list(engine.module.parameters()), enabled=engine.zero_optimization_stage() == 3
-    )
+    torch._foreach_zero_(trunk + core)  # stage 3 keeps them, and never overwrites a partition's padding
 
 
 def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
     """Return the model's full state dict as fp32 CPU copies. All ranks must call it; those without `keep` get {}."""
-    with gathered_parameters(engine):
-        if not keep:
-            return {}
-        return {name: tensor.detach().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+    parameters = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
+        state = engine.module.state_dict() if keep else {}
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tensor, list[Fragment]]:
-    """Return which parts of which parameters lie in the flat tensors that `base` steps with Muon on this rank."""
+def partitions(engine: Engine) -> list[tuple[torch.Tensor, list[Any]]]:
+    """Return the tensors that the optimizer steps on this rank, each with the parameters of which it holds parts; these
+    have attributes of DeepSpeed's at stages 1 to 3."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    matrices = {p: base.matrices[name] for name, p in engine.module.named_parameters() if name in base.matrices}
-    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
-    groups = optimizer.fp16_groups if stage == 3 else optimizer.bit16_groups
-    found = {}
-    for flat, parameters in zip(flats, groups, strict=True):
-        if parameters[0] not in matrices:
+    if stage == 0:
+        return [(parameter, [parameter]) for parameter in engine.module.parameters()]
+    if stage == 3:
+        return list(zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True))
+    return list(zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True))
+
+
+def _fragments(
+    engine: Engine, matrices: dict[str, tuple[int, int, int]], ranks: Ranks
+) -> dict[torch.Tensor, list[Fragment]]:
+    """Return which parts of Muon's parameters, whose `matrices` have these shapes, lie in this rank's partitions."""
+    shapes = {p: matrices[name] for name, p in engine.module.named_parameters() if name in matrices}
+    fragments = {}
+    for flat, parameters in partitions(engine):
+        if parameters[0] not in shapes:
             continue
         # Per parameter: offset of this rank's part in it, offset in `flat`, length.
         places: list[tuple[int, int, int]] = []
         end = 0
         for parameter in parameters:
-            if stage == 3:
+            if engine.zero_optimization_stage() == 3:
                 size = parameter.partition_numel()
                 start = ranks.rank * size
                 places.append((start, end, min(size, max(0, parameter.ds_numel - start))))
@@ -255,15 +248,10 @@ def _fragments(engine: Engine, base: MuonAdamW, ranks: Ranks) -> dict[torch.Tens
             else:
                 own, flat_place = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
                 places.append((own.start, flat_place.start, own.numel))
-        sizes = ranks.gather_json([numel for *_, numel in places])
-        shared = [sum(numel > 0 for numel in of_ranks) > 1 for of_ranks in zip(*sizes, strict=True)]
-        found[flat] = [
-            Fragment(matrices[parameter], start, place, numel, is_shared)
-            for parameter, (start, place, numel), is_shared in zip(parameters, places, shared, strict=True)
+        lengths = ranks.gather([length for *_, length in places])
+        shared = [sum(length > 0 for length in of_ranks) > 1 for of_ranks in zip(*lengths, strict=True)]
+        fragments[flat] = [
+            Fragment(shapes[parameter], *place, is_shared)
+            for parameter, place, is_shared in zip(parameters, places, shared, strict=True)
         ]
-    return found
-
-
-def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """Return torch's optimizer inside DeepSpeed's wrapper; stage 0 has no wrapper."""
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+    return fragments

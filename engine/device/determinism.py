@@ -5,13 +5,18 @@ Both are off unless a preset asks for them: deterministic kernels are slower, an
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+SETTINGS = (
+    (torch.backends.cudnn, "deterministic", True),
+    (torch.backends.cudnn, "benchmark", False),
+    # DeepSpeed allocates 200 MB per step and reads only what it wrote.
+    (torch.utils.deterministic, "fill_uninitialized_memory", False),
+)
 
 
 @contextmanager
@@ -23,23 +28,17 @@ def deterministic(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    cudnn: Any = torch.backends.cudnn  # modules whose attributes are settings, which their stubs do not say
-    memory: Any = torch.utils.deterministic
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    switches, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(CUBLAS_WORKSPACE)
-    fills = memory.fill_uninitialized_memory
-    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    memory.fill_uninitialized_memory = False  # DeepSpeed allocates 200 MB per step and reads only what it wrote
-    try:
+    with ExitStack() as restoring:
+        mode = torch.get_deterministic_debug_mode()  # 0: off, 1: warns, 2: raises
+        restoring.callback(torch.use_deterministic_algorithms, mode > 0, warn_only=mode == 1)
+        torch.use_deterministic_algorithms(True)
+        for module, name, value in SETTINGS:
+            restoring.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        if CUBLAS_WORKSPACE not in os.environ:
+            restoring.callback(os.environ.pop, CUBLAS_WORKSPACE, None)
+            os.environ[CUBLAS_WORKSPACE] = ":4096:8"
         yield
-    finally:
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
-        cudnn.deterministic, cudnn.benchmark = switches
-        memory.fill_uninitialized_memory = fills
-        if workspace is None:
-            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 def seed_batch(seed: int, batch: int, rank: int) -> None:

@@ -22,15 +22,12 @@ MEMORY = (  # of cgroups 2 and 1, in bytes: the limit, what is in use, and of it
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 # Dense products with fp32 accumulation, in TFLOP/s by words of the device's name: (bf16, tf32), from the makers' data
-# sheets, without sparsity. The first that fits counts.
+# sheets, without sparsity. The first that is found counts.
 PEAK_TFLOPS = {
     "B200": (2250, 1125),
-    "GH200": (989, 495),
-    "H200 NVL": (835, 418),
-    "H200": (989, 495),
+    "H200 NVL|H100 NVL": (835, 418),
     "H100 PCIe": (756, 378),
-    "H100 NVL": (835, 418),
-    "H100": (989, 495),
+    "GH200|H200|H100": (989, 495),
     "A100": (312, 156),
     "L40S": (362, 183),
     "L40": (181, 90),
@@ -44,12 +41,12 @@ PEAK_TFLOPS = {
     "RTX 3090 Ti": (80, 40),
     "RTX 3090": (71, 36),
 }
-SLOWER = ("Laptop", "D", "Max-Q")  # words of names that are otherwise those of faster devices
+SLOWER = "Laptop|D|Max Q"  # in names that are otherwise those of faster devices
 
 
 def choose_bf16(asked: str, ranks: Ranks, log: EventLog) -> bool:
     """Return whether to compute in bf16, the same on every rank; `asked` is train.precision."""
-    native = all(ranks.gather_json(native_bf16(ranks.device)))
+    native = all(ranks.gather(native_bf16(ranks.device)))
     if asked == "auto" and not native:
         log.say("This device has no native bf16 arithmetic: training in fp32.")
     return asked == "bf16" or (asked == "auto" and native)
@@ -66,10 +63,9 @@ def bf16_instructions(device: torch.device) -> str | None:
     """Return this CPU's bf16 instructions as used by oneDNN, "AMX" or "AVX-512"; None without them and on a GPU."""
     if device.type != "cpu":
         return None
-    for name, check in (("AMX", "_is_amx_tile_supported"), ("AVX-512", "_is_avx512_bf16_supported")):
-        if getattr(torch.cpu, check, lambda: False)():
-            return name
-    return None
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else None
 
 
 def use_cores(device: torch.device) -> None:
@@ -99,20 +95,20 @@ def usable_cores() -> int:
     return max(1, math.ceil(cores))
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what is queued; a CPU queues nothing."""
+    torch.get_device_module(device).synchronize(device)
+
+
 def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
     """Return the measured FLOP/s of matrix products of a small model's shape: (2048, 256) x (256, 4096)."""
     a, b = torch.randn(2048, 256, device=device, dtype=dtype), torch.randn(256, 4096, device=device, dtype=dtype)
-
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    a @ b
-    synchronize()
+    torch.matmul(a, b)
+    synchronize(device)
     begin, products = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - begin) < seconds or products == 0:
-        a @ b
-        synchronize()
+        torch.matmul(a, b)
+        synchronize(device)
         products += 1
     return 2 * 2048 * 256 * 4096 * products / elapsed
 
@@ -121,11 +117,13 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
     """Return the device's peak FLOP/s by PEAK_TFLOPS; None where the table lacks it, as for every CPU."""
     if device.type != "cuda":
         return None
-    words = re.split("[ -]", torch.cuda.get_device_name(device))
-    if not set(words).isdisjoint(SLOWER):
+    name = torch.cuda.get_device_name(device).replace("-", " ")
+    if re.search(rf"\b({SLOWER})\b", name):
         return None
-    found = next((peaks for part, peaks in PEAK_TFLOPS.items() if f" {part} " in f" {' '.join(words)} "), None)
-    return None if found is None else 1e12 * found[0 if bf16 else 1]
+    for words, (bf16_tflops, tf32_tflops) in PEAK_TFLOPS.items():
+        if re.search(rf"\b({words})\b", name):
+            return 1e12 * (bf16_tflops if bf16 else tf32_tflops)
+    return None
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -136,9 +134,8 @@ def keep_freed_memory(device: torch.device) -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if device.type == "cpu" and mallopt is not None:
-        no_maps, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-        for option in (no_maps, no_trimming):
-            mallopt(*option)
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h: no maps
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: no trimming
 
 
 def total_memory(device: torch.device) -> int:
@@ -193,13 +190,7 @@ def choose_num_workers(asked: int | str, device: torch.device) -> int:
         return int(asked)
     if device.type == "cpu":
         return 0
-    cores = usable_cores() // processes_here()
-    return max(1, min(8, cores - 1))
-
-
-def idle_gpus() -> int:
-    """Return how many GPUs a run of one process leaves unused."""
-    return max(0, torch.cuda.device_count() - 1)
+    return max(1, min(8, usable_cores() // processes_here() - 1))
 
 
 def describe(device: torch.device) -> str:

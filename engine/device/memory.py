@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,34 +9,37 @@ import torch
 
 from engine.device import machine
 from engine.errors import PresetError
+<<<<<<< HEAD
 from model.config import ModelConfig
 from sources.loading.shape import BatchShape
+=======
+from model.transformer import TransformerLM
+from sources.loading.loader import BatchShape
+>>>>>>> h-shrink1
 
 # DeepSpeed divides by stage: the two moments, then also gradients, then also weights; of 16 bytes a parameter.
 DIVIDED_BYTES = {0: 0, 1: 8, 2: 12, 3: 16}
 
 
-def require_memory_for_weights(model: torch.nn.Module, shape: BatchShape, probing: bool) -> None:
+def require_memory_for_weights(model: torch.nn.Module, shape: BatchShape) -> None:
     """Raise PresetError when the weights of `model`, given on the meta device, cannot fit; every rank makes them on its
-    CPU. `probing` is train.probe_batch."""
-    needed = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if needed > machine.total_memory_each(torch.device("cpu")):
-        raise too_large(replace(shape, micro_batch_size=1), torch.device("cpu"), probing)
+    CPU."""
+    cpu = torch.device("cpu")
+    if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > machine.total_memory_each(cpu):
+        raise too_large(replace(shape, micro_batch_size=1), cpu)
 
 
-def require_memory(
-    model: torch.nn.Module, config: ModelConfig, shape: BatchShape, zero_stage: int, device: torch.device, probing: bool
-) -> None:
+def require_memory(model: TransformerLM, shape: BatchShape, stage: int, device: torch.device, probing: bool) -> None:
     """Raise PresetError when a micro-batch of `shape` cannot fit: on a CPU the kernel would kill the process silently.
 
     Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size in two
     bytes. Weights, gradients and AdamW's two moments are fp32.
     """
     tokens = shape.micro_batch_size * shape.seq_length
-    activations = tokens * config.num_layers * config.hidden_size * 12 * 2
-    divided = DIVIDED_BYTES[zero_stage]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if activations + (16 - divided + divided / shape.world_size) * parameters > machine.total_memory_each(device):
+    activations = tokens * model.config.num_layers * model.config.hidden_size * 12 * 2
+    divided = DIVIDED_BYTES[stage]
+    state = (16 - divided + divided / shape.world_size) * model.num_parameters()
+    if activations + state > machine.total_memory_each(device):
         raise too_large(shape, device, probing)
 
 
@@ -47,8 +49,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
-def too_large(shape: BatchShape, device: torch.device, probing: bool) -> PresetError:
-    """Return the error that says what to lower when a micro-batch of `shape` does not fit; the step keeps its rows."""
+def too_large(shape: BatchShape, device: torch.device, probing: bool = False) -> PresetError:
+    """Return the error that says what to lower when a micro-batch of `shape` does not fit; the step keeps its rows.
+
+    `probing` is train.probe_batch.
+    """
     rows = shape.micro_batch_size
     where = f"the memory of {machine.describe(device)}"
     if rows == 1:
@@ -57,11 +62,11 @@ def too_large(shape: BatchShape, device: torch.device, probing: bool) -> PresetE
             "model.hidden_size or model.num_layers."
         )
     of_step = rows * shape.grad_accumulation_steps
-    more = next(n for n in itertools.count(-(-of_step // (rows // 2))) if of_step % n == 0)  # at most half the rows
+    fewer = max(n for n in range(1, rows // 2 + 1) if of_step % n == 0)
     change = "set train.probe_batch to false and lower it" if probing else "lower it"
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {shape.seq_length} tokens do not fit into {where}; {change} to "
-        f"{of_step // more} and train.accumulation_steps to {more}, which keeps the batch."
+        f"{fewer} and train.accumulation_steps to {of_step // fewer}, which keeps the batch."
     )
 
 

@@ -31,40 +31,37 @@ class MicroBatchProbe:
     """Times forward and backward passes of `model`, which it moves to the device and leaves without gradients."""
 
     def __init__(self, model: TransformerLM, shape: BatchShape, ranks: Ranks, bf16: bool, document_mask: bool):
-        self.model, self.shape, self.ranks = model.to(ranks.device), shape, ranks
+        self.model, self.shape, self.ranks, self.device = model.to(ranks.device), shape, ranks, ranks.device
         self.bf16, self.document_mask = bf16, document_mask
-        self.is_cpu = ranks.device.type == "cpu"
         machine.reset_peak_memory()
         self._rss, self._bytes_per_row, self._most_rows = psutil.Process().memory_info().rss, 0.0, 0
         self._optimizer_bytes = OPTIMIZER_BYTES * model.num_parameters()
 
     def seconds_per_row(self, rows: int) -> float | None:
         """Return the slowest rank's best time per row, or None where some rank lacks memory. All ranks must call it."""
-        by_rank = self.ranks.gather_json(self._measure(rows))
+        by_rank = self.ranks.gather(self._measure(rows))
         return None if None in by_rank else max(by_rank)
 
     def _measure(self, rows: int) -> float | None:
-        if self.is_cpu and not self._has_room(rows):
+        if self.device.type == "cpu" and not self._has_room(rows):
             return None
-        times: list[float] | None
+        times: list[float] = []
         try:
-            size = 0 if self.is_cpu else self._optimizer_bytes
-            reserved = torch.empty(size, dtype=torch.uint8, device=self.ranks.device)
+            # A GPU's memory is held for the optimizer; of a CPU's, `_has_room` has left as much.
+            size = 0 if self.device.type == "cpu" else self._optimizer_bytes
+            held = torch.empty(size, dtype=torch.uint8, device=self.device)
             first = self._run(rows)
-            times = [self._run(rows)]
-            while first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS):
+            while not times or (first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS)):
                 times.append(self._run(rows))
-            del reserved
+            del held
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            times = None
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        if not self.is_cpu:
-            torch.cuda.empty_cache()
+            times = []
+        self.model.zero_grad()
+        torch.cuda.empty_cache()
         self._record_memory(rows)
-        return None if times is None else min(times) / rows
+        return min(times) / rows if times else None
 
     def _has_room(self, rows: int) -> bool:
         """Whether a CPU's memory suffices, estimated from micro-batches of at most half as many rows: an allocation
@@ -83,26 +80,19 @@ class MicroBatchProbe:
             self._bytes_per_row, self._most_rows = max(0, machine.peak_memory() - self._rss) / rows, rows
 
     def _run(self, rows: int) -> float:
-        device, latent = self.ranks.device, self.model.latent
-        batch = dummy_batch(replace(self.shape, micro_batch_size=rows, grad_accumulation_steps=1))
-        input_ids, labels, segment_ids = (
-            tensor[0].to(device) for tensor in (batch.input_ids, batch.labels, batch.segment_ids)
-        )
-        look_ahead = None
+        tokens = torch.zeros(rows, self.shape.seq_length, dtype=torch.int64, device=self.device)
+        segment_ids = torch.zeros_like(tokens, dtype=torch.int32)
+        look_ahead, latent = None, self.model.latent
         if latent is not None:
             sampler = LookAheadSampler(latent.auxiliary, self.shape.seq_length, seed=0)
-            look_ahead = sampler.draw(batch.segment_ids[0], Trained.alike(1.0), 0).to(device)
-        self._synchronize()
+            look_ahead = sampler.draw(segment_ids.cpu(), Trained.alike(1.0), 0).to(self.device)
+        machine.synchronize(self.device)
         begin = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.model(input_ids, labels, segment_ids if self.document_mask else None, look_ahead=look_ahead)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.model(tokens, tokens, segment_ids if self.document_mask else None, look_ahead=look_ahead)
         output.loss_sum.backward()
-        self._synchronize()
+        machine.synchronize(self.device)
         return time.perf_counter() - begin
-
-    def _synchronize(self) -> None:
-        if not self.is_cpu:
-            torch.cuda.synchronize(self.ranks.device)
 
 
 def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool, log: EventLog) -> BatchShape:
@@ -120,17 +110,15 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     if saved is not None and rows_per_rank % saved == 0 and probe.seconds_per_row(saved) is not None:
         log.say(f"Micro-batches of {saved} rows, {rows_per_rank // saved} per step and process, as before.")
         return shape(saved)
-    divisors = [rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0]
+    sizes = [rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0]
     if deterministic:
-        for rows in reversed([rows for rows in divisors if rows <= probe.shape.micro_batch_size]):
-            if probe.seconds_per_row(rows) is not None:
-                return shape(rows)
-        raise too_large(shape(1), probe.ranks.device, probing=True)
-    seconds = _time_sizes(probe, divisors)
+        seconds = _first_that_fits(probe, [rows for rows in reversed(sizes) if rows <= probe.shape.micro_batch_size])
+    else:
+        seconds = _time_sizes(probe, sizes)
     if not seconds:
-        raise too_large(shape(1), probe.ranks.device, probing=True)
+        raise too_large(shape(1), probe.device)
     fastest = min(seconds.values())
-    if probe.is_cpu:
+    if probe.device.type == "cpu":
         chosen = max(rows for rows, measured in seconds.items() if measured <= CPU_NOISE * fastest)
     else:
         chosen = min(rows for rows, measured in seconds.items() if measured <= GPU_GAIN * fastest)
@@ -140,25 +128,29 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     return shape(chosen)
 
 
-def _time_sizes(probe: MicroBatchProbe, divisors: list[int]) -> dict[int, float]:
+def _time_sizes(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:
     """Return seconds per row by micro-batch size; empty where not even one row fits."""
     # Rollouts and contrasted spans see one micro-batch: with fewer rows they would not be what the preset asks for.
     latent = probe.model.latent
-    least_rows = 1 if latent is None else rows_to_look_ahead(latent.auxiliary)
-    least = next((rows for rows in divisors if rows >= least_rows), divisors[-1])
+    least = 1 if latent is None else rows_to_look_ahead(latent.auxiliary)
+    large_enough = [rows for rows in sizes if rows >= least] or sizes[-1:]
     seconds: dict[int, float] = {}
-    for rows in [rows for rows in divisors if rows >= least]:
+    for rows in large_enough:
         measured = probe.seconds_per_row(rows)
         if measured is None:
             break
         seconds[rows] = measured
         if rows * measured > LONG_SECONDS:
             break
-    for rows in [rows for rows in reversed(divisors) if rows < least and not seconds]:
+    return seconds or _first_that_fits(probe, [rows for rows in reversed(sizes) if rows < large_enough[0]])
+
+
+def _first_that_fits(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:
+    """Return the first of `sizes` that fits, with its seconds per row, or nothing."""
+    for rows in sizes:
         if (measured := probe.seconds_per_row(rows)) is not None:
-            seconds[rows] = measured
-            break
-    return seconds
+            return {rows: measured}
+    return {}
 
 
 def dummy_batch(shape: BatchShape) -> Batch:

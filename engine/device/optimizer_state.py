@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from engine.checkpoint.state import MOMENTS, OptimizerState
-from engine.device.deepspeed_engine import Engine, base_optimizer, get_full_state, set_full_state
+from engine.device.deepspeed_engine import Engine, get_full_state, partitions, set_full_state
 from engine.device.ranks import Ranks
 from engine.optim.muon import MuonAdamW
 
@@ -15,20 +15,19 @@ def optimizer_state(engine: Engine, keep: bool) -> OptimizerState:
 
     All ranks must call it; those without `keep` get no moments.
     """
-    base = base_optimizer(engine)
-    steps = [int(state["step"]) for state in base.state.values() if "step" in state]
+    optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
+    steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
     if not steps:
         return {"step": 0, "moments": {}}
     _link_moments(engine)
-    moments: dict[str, dict[str, torch.Tensor]] = {}
     kept = _kept_moments(engine)
+    moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() == 0:
-            state: dict[str, Any] = {key: base.state[parameter][key] for key in kept[name]}
-        else:
-            state = {key: get_full_state(parameter, key) for key in kept[name]}
+        full: dict[str, Any] = {}
+        for key in kept[parameter]:
+            full[key] = optimizer.state[parameter][key] if stage == 0 else get_full_state(parameter, key)
         if keep:
-            moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
+            moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in full.items()}
     return {"step": steps[0], "moments": moments}
 
 
@@ -37,54 +36,39 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
 
     Returns the names of parameters that the state lacks; their moments start at zero.
     """
-    step_count, known = ranks.broadcast_json(_shapes(state) if ranks.is_main else None)
+    saved = state["moments"] if state else {}
+    shapes = {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in saved.items()}
+    step_count, shapes = ranks.broadcast((state["step"] if state else 0, shapes))
     if step_count == 0:
         return []
-    base = base_optimizer(engine)
-    stage = engine.zero_optimization_stage()
+    optimizer, kept = engine.basic_optimizer, _kept_moments(engine)
     # Optimizers create their state at the first step; create it here to have something to write into.
-    for partition in _partitions(engine, base):
-        keys = MOMENTS[:1] if isinstance(base, MuonAdamW) and partition in base.fragments else MOMENTS
-        zeros = {key: torch.zeros_like(partition) for key in keys}
-        base.state[partition] = {"step": torch.tensor(float(step_count), device=_step_device(partition)), **zeros}
+    for partition, parameters in partitions(engine):
+        step = torch.tensor(float(step_count), device=partition.device)  # where fused AdamW keeps it
+        zeros = {key: torch.zeros_like(partition) for key in kept[parameters[0]]}
+        optimizer.state[partition] = {"step": step, **zeros}
     _link_moments(engine)
     missing = []
-    kept = _kept_moments(engine)
     for name, parameter in engine.module.named_parameters():
         shape = list(getattr(parameter, "ds_shape", parameter.shape))
-        if any(known.get(name, {}).get(key) != shape for key in kept[name]):
+        if any(shapes.get(name, {}).get(key) != shape for key in kept[parameter]):
             missing.append(name)
             continue
-        for key in kept[name]:
-            full = state["moments"][name][key] if state and ranks.is_main else torch.empty(shape)
+        for key in kept[parameter]:
+            full = saved[name][key] if ranks.is_main else torch.empty(shape)
             full = ranks.broadcast_tensor(full.contiguous()).to(ranks.device)
-            if stage == 0:
-                base.state[parameter][key].copy_(full)
+            if engine.zero_optimization_stage() == 0:
+                optimizer.state[parameter][key].copy_(full)
             else:
                 set_full_state(parameter, full, key)
     return missing
 
 
-def _shapes(state: OptimizerState | None) -> tuple[int, dict[str, dict[str, list[int]]]]:
-    if state is None:
-        return 0, {}
-    moments = state["moments"].items()
-    return state["step"], {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in moments}
-
-
-def _kept_moments(engine: Engine) -> dict[str, tuple[str, ...]]:
+def _kept_moments(engine: Engine) -> dict[torch.nn.Parameter, tuple[str, ...]]:
     """Return which of MOMENTS the optimizer keeps for each parameter; Muon keeps the first."""
-    base = base_optimizer(engine)
-    of_muon = base.matrices if isinstance(base, MuonAdamW) else ()
-    return {name: MOMENTS[:1] if name in of_muon else MOMENTS for name, _ in engine.module.named_parameters()}
-
-
-def _partitions(engine: Engine, base: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return the tensors that key the base optimizer's state on this rank."""
-    stage = engine.zero_optimization_stage()
-    if stage == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return [tensor for group in base.param_groups for tensor in group["params"]]
+    optimizer = engine.basic_optimizer
+    of_muon = optimizer.matrices if isinstance(optimizer, MuonAdamW) else {}
+    return {p: MOMENTS[:1] if name in of_muon else MOMENTS for name, p in engine.module.named_parameters()}
 
 
 def _link_moments(engine: Engine) -> None:
@@ -96,8 +80,3 @@ def _link_moments(engine: Engine) -> None:
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _step_device(partition: torch.Tensor) -> torch.device:
-    """Fused AdamW keeps its step count beside the parameters."""
-    return partition.device

@@ -5,11 +5,9 @@ group there is always a gloo group on the CPU: once a step the ranks agree on "s
 must never synchronize with the device.
 """
 
-import json
 import os
-import socket
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -58,47 +56,37 @@ class Ranks:
 
     def agree(self, mine: Agreement) -> Agreement:
         """Return the sum of all ranks' reports."""
-        if self.world_size == 1:
-            return mine
-        values = torch.tensor([getattr(mine, field.name) for field in fields(Agreement)], dtype=torch.int64)
-        dist.all_reduce(values, group=self.control)
-        return Agreement(*values.tolist())
+        return Agreement(*self.sum_tensor(torch.tensor(astuple(mine), dtype=torch.int64)).tolist())
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Run `work` on rank 0 and return its JSON value on every rank.
+        """Run `work` on rank 0 and return its value on every rank.
 
-        A RunError of rank 0 is raised on every rank, with its exit status, so that no rank waits for one that is gone.
+        A RunError of rank 0 is raised on every rank, so that no rank waits for one that is gone.
         """
-        answer = None
+        outcome = None
         if self.is_main:
             try:
-                answer = {"value": work()}
+                outcome = work()
             except RunError as error:
-                if self.world_size == 1:
-                    raise
-                answer = {"error": str(error), "status": error.status}
-        answer = self.broadcast_json(answer)
-        if "error" in answer:
-            error = RunError(answer["error"])
-            error.status = answer["status"]
-            raise error
-        return answer["value"]
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, RunError):
+            raise outcome
+        return outcome
 
-    def broadcast_json(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
-        if self.world_size == 1:
-            return value
-        message = [json.dumps(value) if self.is_main else ""]
-        dist.broadcast_object_list(message, src=0, group=self.control)
-        return json.loads(message[0])
+        message = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(message, src=0, group=self.control)
+        return message[0]
 
-    def gather_json(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, json.dumps(value), group=self.control)
-        return [json.loads(text) for text in gathered]
+        gathered = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(gathered, value, group=self.control)
+        return gathered
 
     def broadcast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Overwrite a CPU tensor with rank 0's; shapes and dtypes are the same everywhere."""
@@ -123,20 +111,15 @@ def local_device() -> torch.device:
 def join() -> Ranks:
     """Join the launcher's process group, or make a world of one for a plain `python main.py`."""
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        # Of port 0 the system makes a free one.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        several = int(os.environ["WORLD_SIZE"]) > 1
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=TIMEOUT,
-            device_id=device if device.type == "cuda" and several else None,
-        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        several_gpus = device.type == "cuda" and int(os.environ["WORLD_SIZE"]) > 1
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if several_gpus else None)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     assert isinstance(control, dist.ProcessGroup)
     return Ranks(dist.get_rank(), dist.get_world_size(), device, control)

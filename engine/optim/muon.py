@@ -20,11 +20,8 @@ import torch
 from torch import Tensor
 
 MOMENTUM, ITERATIONS = 0.95, 5
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations
+# Of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations.
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
 
 
@@ -90,29 +87,23 @@ class MuonAdamW(torch.optim.AdamW):
 
     def _orthogonalise(self, fragments: list[tuple[Tensor, Fragment]]) -> None:
         """Replace each fragment's elements in its flat tensor by those of its orthogonalised matrix."""
-        numel = sum(math.prod(fragment.shape) for _, fragment in fragments if fragment.shared)
-        shared = fragments[0][0].new_zeros(numel)
-        own: list[tuple[Tensor, Tensor, Fragment]] = []  # where its elements stand, the whole parameter, it
-        offset = 0
-        for flat, fragment in fragments:
-            place = flat[fragment.place : fragment.place + fragment.numel]
-            whole = place
-            if fragment.shared:
-                whole = shared[offset : offset + math.prod(fragment.shape)]
-                whole[fragment.start : fragment.start + fragment.numel] = place
-                offset += len(whole)
-            if fragment.numel:
-                own.append((place, whole, fragment))
-        if len(shared):
-            self.sum_over_ranks(shared)
-
+        sizes = [math.prod(fragment.shape) for _, fragment in fragments if fragment.shared]
+        shared = fragments[0][0].new_zeros(sum(sizes))
+        shared_wholes = iter(shared.split(sizes))
         alike: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor, Fragment]]] = defaultdict(list)
-        for entry in own:
-            alike[entry[2].shape[1:]].append(entry)
+        for flat, fragment in fragments:
+            place = whole = flat[fragment.place : fragment.place + fragment.numel]
+            if fragment.shared:
+                whole = next(shared_wholes)
+                whole[fragment.start : fragment.start + fragment.numel] = place
+            if fragment.numel:
+                alike[fragment.shape[1:]].append((place, whole, fragment))
+        if sizes:
+            self.sum_over_ranks(shared)
         for entries in alike.values():  # matrices of one shape in one batched product
             matrices = torch.cat([whole.view(fragment.shape) for _, whole, fragment in entries])
-            made = orthogonal(matrices, self.dtype).split([fragment.shape[0] for *_, fragment in entries])
-            for (place, _, fragment), matrix in zip(entries, made, strict=True):
+            orthogonalised = orthogonal(matrices, self.dtype).split([fragment.shape[0] for *_, fragment in entries])
+            for (place, _, fragment), matrix in zip(entries, orthogonalised, strict=True):
                 place.copy_(matrix.reshape(-1)[fragment.start : fragment.start + fragment.numel])
 
 

@@ -19,10 +19,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     An embedding row gets a gradient only when its token occurs, so decay would pull rare tokens to zero.
     """
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and "positions" not in name
+        is_matrix = parameter.ndim >= 2 and parameter not in embeddings and "positions" not in name
         (decayed if is_matrix else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
@@ -44,39 +44,39 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: tor
     """Return Muon for hidden matrices, with AdamW for embeddings, norms, biases and the matrices that make logits."""
     decayed, kept = parameter_groups(model, weight_decay)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    outputs = [parameter for parameter in decayed["params"] if names[parameter].endswith(LOGIT_MATRICES)]
-    hidden = [parameter for parameter in decayed["params"] if not names[parameter].endswith(LOGIT_MATRICES)]
+    hidden, outputs = [], []
+    for parameter in decayed["params"]:
+        (outputs if names[parameter].endswith(LOGIT_MATRICES) else hidden).append(parameter)
     groups = [
-        {"params": hidden, "weight_decay": weight_decay, "muon": True},
-        {"params": outputs, "weight_decay": weight_decay, "muon": False},
+        decayed | {"params": hidden, "muon": True},
+        decayed | {"params": outputs, "muon": False},
         kept | {"muon": False},
     ]
     matrices = {names[parameter]: _matrices_of(model, names[parameter], parameter) for parameter in hidden}
     optimizer = MuonAdamW(_split_core(groups, model), matrices, learning_rate, dtype)
-    wholes = [Fragment(matrices[names[parameter]], 0, 0, parameter.numel(), shared=False) for parameter in hidden]
-    optimizer.fragments = {parameter: [whole] for parameter, whole in zip(hidden, wholes, strict=True)}
+    optimizer.fragments = {p: [Fragment(matrices[names[p]], 0, 0, p.numel(), shared=False)] for p in hidden}
     return optimizer
 
 
 def _split_core(groups: list[dict], model: nn.Module) -> list[dict]:
     """Return the non-empty groups, the latent core's parameters in groups of their own: its learning rate differs."""
     latent = getattr(model, "latent", None)
-    core = set() if latent is None else {id(parameter) for parameter in latent.parameters()}
-    apart = []
+    core = set() if latent is None else set(latent.parameters())
+    core_factor = 1.0 if latent is None else latent.auxiliary.learning_rate_factor
+    split = []
     for group in groups:
-        for is_core in (False, True):
-            parameters = [parameter for parameter in group["params"] if (id(parameter) in core) == is_core]
-            factor = latent.auxiliary.learning_rate_factor if is_core and latent is not None else 1.0
+        for is_core, factor in ((False, 1.0), (True, core_factor)):
+            parameters = [parameter for parameter in group["params"] if (parameter in core) == is_core]
             if parameters:
-                apart.append(group | {"params": parameters, "core": is_core, "rate_factor": factor})
-    return apart
+                split.append(group | {"params": parameters, "core": is_core, "rate_factor": factor})
+    return split
 
 
 def _matrices_of(model: Any, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
     """Return (matrices that a weight fuses, their rows, their columns)."""
-    module, _, parameter = name.rpartition(".")
-    if parameter == "in_proj_weight":
+    fused = 1
+    if name.endswith("in_proj_weight"):
         fused = 3  # queries, keys and values
-    else:
-        fused = 2 if module.endswith("mlp.up") and model.config.mlp == "swiglu" else 1  # gate and value
+    elif name.endswith("mlp.up.weight") and model.config.mlp == "swiglu":
+        fused = 2  # gate and value
     return fused, weight.shape[0] // fused, weight.shape[1]

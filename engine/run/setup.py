@@ -164,11 +164,11 @@ def setup(
         shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
-    num_lanes = ranks.broadcast_json(choose_num_lanes(ranks.world_size, num_workers))
+    num_lanes = ranks.broadcast(choose_num_lanes(ranks.world_size, num_workers))
     loader_state = state.get("loader")
     padded_rows = padded_micro_batch_size(shape, loader_state["num_lanes"] if loader_state else num_lanes)
     padded = replace(shape, micro_batch_size=padded_rows)
-    require_memory(model, preset.model, padded, train.zero_stage, ranks.device, train.probe_batch)
+    require_memory(model, padded, train.zero_stage, ranks.device, train.probe_batch)
     # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
     parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
     if message:
@@ -271,7 +271,7 @@ def _make_model(
     config = preset.model.model_copy(update={"seq_length": start.seq_length})
     with torch.device("meta"):
         on_meta = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
-    require_memory_for_weights(on_meta, shape, preset.train.probe_batch)
+    require_memory_for_weights(on_meta, shape)
     torch.manual_seed(preset.train.seed)
     model = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
     return model, restore_weights(model, start, folder, ranks)
@@ -300,7 +300,7 @@ def _log_run(components: Components, parameters: int, bf16: bool, num_workers: i
             "run": components.progress.run,
             "peak_flops": figures.peak_flops,
             "bf16_instructions": machine.bf16_instructions(ranks.device) if bf16 else None,
-            "idle_gpus": machine.idle_gpus() if ranks.world_size == 1 else 0,
+            "idle_gpus": max(0, torch.cuda.device_count() - 1) if ranks.world_size == 1 else 0,
         },
         machine=machine.describe(ranks.device),
     )

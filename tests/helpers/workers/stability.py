@@ -91,7 +91,7 @@ def main() -> None:
                 "losses_without": [result.loss for result in good],
                 "same_end": equal(end, good_end),
             }
-    everyone = ranks.gather_json(told)
+    everyone = ranks.gather(told)
     if ranks.is_main:
         with open(sys.argv[1], "w") as file:
             json.dump(everyone, file)

@@ -130,7 +130,7 @@ def test_a_link_in_the_files_place_is_not_followed(tmp_path: Path, capsys: pytes
     metrics.write("step", **STEP)
     shown = " ".join(capsys.readouterr().out.split())
     assert outside.read_text() == "of somebody else"
-    assert shown.count("symbolic link, and none is followed") == 1 and shown.count("1.23M tokens") == 2
+    assert shown.count("cannot be written: it is a symbolic link.") == 1 and shown.count("1.23M tokens") == 2
     (folder / FILE_NAME).unlink()
     metrics.write("step", **STEP)
     metrics.close()

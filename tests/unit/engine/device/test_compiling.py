@@ -97,7 +97,7 @@ def test_stage_3_is_not_compiled_and_that_is_said(tiny, tmp_path: Path, capsys):
         tiny(train={"zero_stage": 3, "compile": "auto"}), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
     )
     assert result.tokens == 2 * TOKENS_PER_STEP and "ZeRO-3 is not compiled" in capsys.readouterr().out
-    with pytest.raises(PresetError, match=r"does not go with train\.zero_stage 3; set it to \"auto\""):
+    with pytest.raises(PresetError, match=r"true but ZeRO-3 is not compiled; set it to \"auto\""):
         choose_compile(True, 3, ALONE, LOG)
 
 

@@ -92,7 +92,7 @@ def test_processes_share_a_machine(tiny, monkeypatch):
     preset, model = tiny(), TransformerLM(tiny().model, 512)
     activations = 8 * 32 * 24 * preset.model.num_layers * preset.model.hidden_size
     needed = activations + 16 * model.num_parameters()
-    needs = preset.model, BatchShape(8, 2, 32), 1, torch.device("cpu"), False
+    needs = BatchShape(8, 2, 32), 1, torch.device("cpu"), False
     monkeypatch.setattr("engine.device.machine.total_memory", lambda device: needed)
     require_memory(model, *needs)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -102,4 +102,4 @@ def test_processes_share_a_machine(tiny, monkeypatch):
     monkeypatch.setattr(
         "engine.device.machine.total_memory", lambda device: 2 * activations + 24 * model.num_parameters()
     )
-    require_memory(model, preset.model, BatchShape(8, 2, 32, 0, 2), 1, torch.device("cpu"), False)
+    require_memory(model, BatchShape(8, 2, 32, 0, 2), 1, torch.device("cpu"), False)

@@ -62,7 +62,7 @@ def test_a_gpu_gets_the_smallest_of_the_fastest_sizes(tiny, monkeypatch):
 
     def on_a_gpu(self, *arguments) -> None:
         made(self, *arguments)
-        self.is_cpu = False  # nothing is measured here
+        self.device = torch.device("cuda")  # nothing is measured here
 
     monkeypatch.setattr(MicroBatchProbe, "__init__", on_a_gpu)
     assert choose(monkeypatch, tiny(), {1: 0.020, 2: 0.015, 4: 0.0102, 8: 0.0101, 16: 0.010})[0] == 4
