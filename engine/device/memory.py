@@ -9,13 +9,8 @@ import torch
 
 from engine.device import machine
 from engine.errors import PresetError
-<<<<<<< HEAD
-from model.config import ModelConfig
-from sources.loading.shape import BatchShape
-=======
 from model.transformer import TransformerLM
-from sources.loading.loader import BatchShape
->>>>>>> h-shrink1
+from sources.loading.shape import BatchShape
 
 # DeepSpeed divides by stage: the two moments, then also gradients, then also weights; of 16 bytes a parameter.
 DIVIDED_BYTES = {0: 0, 1: 8, 2: 12, 3: 16}

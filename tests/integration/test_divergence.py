@@ -263,43 +263,7 @@ def test_deterministic_settings_are_put_back_after_an_error(monkeypatch):
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
-<<<<<<< HEAD
 def on_two(preset: Preset, folder: Path, bad: list[int]) -> list[dict[str, Any]]:
-=======
-WORKER = """
-import itertools, json, math, os, sys, torch
-torch.set_num_threads(1)
-from engine import train
-from engine.errors import RunError
-from engine.config import parse_preset
-from engine.device.ranks import join, leave
-from model import TransformerLM
-ranks = join()
-real, passes, seeds = TransformerLM.forward, itertools.count(), []
-bad = json.loads(sys.argv[3])
-def forward(self, input_ids, *inputs):
-    loss_sum, token_nll = real(self, input_ids, *inputs)
-    if self.training and input_ids.any():  # no rehearsal's
-        seeds.append(torch.initial_seed())
-        if next(passes) // 2 in bad and ranks.rank == 1:
-            loss_sum, token_nll = loss_sum * math.nan, token_nll * math.nan
-    return loss_sum, token_nll
-TransformerLM.forward = forward
-try:
-    train(parse_preset(json.loads(sys.argv[1])), token_budget=12 * 512, checkpoint_dir=sys.argv[2], ranks=ranks)
-    ended = 0
-except RunError as error:
-    ended = [error.status, str(error)]
-told = ranks.gather({"ended": ended, "seeds": seeds})
-if ranks.is_main:
-    print("TOLD" + json.dumps(told))
-leave()
-os._exit(0)
-"""
-
-
-def on_two(preset, folder: Path, bad: list[int], tmp_path: Path) -> list[dict[str, Any]]:
->>>>>>> h-shrink1
     """What each of two ranks says of a run in which steps are bad on the second one."""
     output = folder.with_name("ranks.json")
     arguments = [preset.model_dump_json(by_alias=True), str(folder), json.dumps(bad), str(output)]
