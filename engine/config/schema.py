@@ -23,24 +23,16 @@ class TrainConfig(BaseModel):
 
     per_gpu_batch_size: Count = Field(default=32, description="rows of one micro-batch on one rank")
     accumulation_steps: Count = Field(default=1, description="gradient accumulation: micro-batches of one step")
-    probe_batch: bool = Field(
-        default=False, description="measure which micro-batch fits and is fastest; the global batch stays as set above"
-    )
-    train_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="accepted and overridden: a run is 100,000,000 tokens"
-    )
+    probe_batch: bool = Field(default=False, description="measure the fastest micro-batch; the global batch stays")
+    train_tokens: int | None = Field(default=None, ge=1, description="overridden: a run is 100,000,000 tokens")
     eval_tokens: Tokens = Field(default=500_000, description="tokens of the validation set")
     eval_interval_tokens: Tokens = Field(default=5_000_000, description="training tokens between two evaluations")
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="muon: for hidden matrices, with AdamW for the rest"
-    )
+    optimizer: Literal["adamw", "muon"] = Field(default="adamw", description="muon: for hidden matrices, AdamW else")
     learning_rate: float = Field(default=2e-3, gt=0, le=1, description="peak learning rate")
     weight_decay: Fraction = Field(default=0.1, description="for matrices; norms, biases and embeddings have none")
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1, description="share of a run with learning rate warm-up")
     final_learning_rate_fraction: Fraction = Field(default=0.1, description="final learning rate / peak learning rate")
-    gradient_clipping: float = Field(
-        default=1.0, gt=0, description="largest gradient norm; the lookahead core has its own"
-    )
+    gradient_clipping: float = Field(default=1.0, gt=0, description="largest gradient norm, the lookahead core aside")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="auto: bf16 where the hardware has it natively, else fp32; weights are always fp32"

@@ -86,8 +86,7 @@ def _whole_rows(lines: list[Line]) -> list[Line]:
     """Join lines that stand side by side on the page, such as a letter and its exponent."""
     rows: list[Line] = []
     for line in lines:
-        row = rows[-1] if rows else None
-        if row and _continues_row(row, line):
+        if rows and _continues_row(row := rows[-1], line):
             row.text += (" " if line.left - row.right > 0.12 * row.height else "") + line.text
             row.right = line.right
             if line.height > row.height:
@@ -129,12 +128,13 @@ def _shape(text: str) -> Shape:
 def _is_near(edges: list[list[Shape]], number: int, line: Shape) -> bool:
     """Return whether a near page has the line too, with the same numbers or numbers that count the pages."""
     shape, counters = line
-    for other in range(max(0, number - NEAR), min(len(edges), number + NEAR + 1)):
-        for other_shape, other_counters in edges[other]:
-            steps = (theirs - ours for theirs, ours in zip(other_counters, counters, strict=False))
-            if other != number and other_shape == shape and all(step in (0, other - number) for step in steps):
-                return True
-    return False
+    return any(
+        other != number
+        and other_shape == shape
+        and all(theirs - ours in (0, other - number) for theirs, ours in zip(other_counters, counters, strict=False))
+        for other in range(max(0, number - NEAR), min(len(edges), number + NEAR + 1))
+        for other_shape, other_counters in edges[other]
+    )
 
 
 def _columns(page: list[Line]) -> list[list[Line]]:
@@ -157,14 +157,14 @@ class Paragraph:
 
 
 def _add_column(paragraphs: list[Paragraph], column: list[Line], words: Counter[str]) -> None:
-    pitch = _usual_pitch(column)
+    pitches = sorted(above.bottom - below.bottom for above, below in pairwise(column))
+    usual_pitch = pitches[len(pitches) // 2] if pitches else 0.0
     starts = range(0, len(column), WINDOW)
     frames = [_frame(column[max(0, start - WINDOW) : start + 2 * WINDOW]) for start in starts]
     for number, line in enumerate(column):
         paragraph = paragraphs[-1] if paragraphs else None
-        apart = paragraph is None or number == 0 or paragraph.last.bottom - line.bottom > 1.4 * pitch
-        frame = frames[number // WINDOW]
-        if paragraph and (_resumes(paragraph.last, line) if apart else _joins(paragraph.last, line, *frame)):
+        apart = paragraph is None or number == 0 or paragraph.last.bottom - line.bottom > 1.4 * usual_pitch
+        if paragraph and _continues(paragraph.last, line, None if apart else frames[number // WINDOW]):
             paragraph.texts[-1] = _joint(paragraph.texts[-1], line.text, words)
             paragraph.texts.append(line.text)
             paragraph.last = line
@@ -173,42 +173,35 @@ def _add_column(paragraphs: list[Paragraph], column: list[Line], words: Counter[
             paragraphs.append(Paragraph("\n" if after_single_line else "\n\n", [line.text], line))
 
 
-def _usual_pitch(column: list[Line]) -> float:
-    pitches = sorted(above.bottom - below.bottom for above, below in pairwise(column))
-    return pitches[len(pitches) // 2] if pitches else 0.0
-
-
 def _frame(lines: list[Line]) -> tuple[float, float]:
     """Return the left edge and the width of some lines' column; one line may stick out."""
     left = min([line.left for line in lines])
     return left, sorted([line.right for line in lines])[-2:][0] - left
 
 
-def _joins(previous: Line, line: Line, left: float, width: float) -> bool:
-    """Return whether `line` continues the sentence or the word of the line above it; `left`, `width`: of the column."""
+def _continues(previous: Line, line: Line, frame: tuple[float, float] | None) -> bool:
+    """Return whether `line` continues the word or the sentence of the one before it.
+
+    `frame` is the left edge and the width of their column; None over the end of a column, a page or a paragraph.
+    """
     if _is_cut(previous.text, line.text):
         return True
-    if not _same_font(previous, line) or _LIST_ITEM.match(line.text):
+    ends = previous.text.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
+    resumes = line.text[0].islower() and not ends
+    if abs(previous.height - line.height) > 0.15 * line.height or not _is_prose(previous.text):
         return False
-    ends = _ends_sentence(previous.text)
-    if ends and line.left - previous.left > 0.8 * line.height:
+    if frame is None:
+        return resumes and min(len(previous.text), len(line.text)) >= PROSE_WIDTH
+    left, width = frame
+    if _LIST_ITEM.match(line.text) or (ends and line.left - previous.left > 0.8 * line.height):
         return False
     character = (previous.right - previous.left) / len(previous.text)
-    if width < PROSE_WIDTH * character or not (_is_prose(previous.text) and _is_prose(line.text)):
+    if width < PROSE_WIDTH * character or not _is_prose(line.text):
         return False
     with_next_word = previous.right - left + (len(line.text.split(maxsplit=1)[0]) + 1) * character
     if with_next_word >= (FULL_AT_SENTENCE_END if ends else FULL) * width:
         return True
-    return not ends and line.text[0].islower() and previous.right - left >= LONG * width
-
-
-def _resumes(previous: Line, line: Line) -> bool:
-    """Return whether a paragraph continues over the end of a column or a page."""
-    if _is_cut(previous.text, line.text):
-        return True
-    long = min(len(previous.text), len(line.text)) >= PROSE_WIDTH
-    same_sentence = line.text[0].islower() and not _ends_sentence(previous.text)
-    return long and same_sentence and _same_font(previous, line) and _is_prose(previous.text)
+    return resumes and previous.right - left >= LONG * width
 
 
 def _is_cut(text: str, line: str) -> bool:
@@ -217,14 +210,6 @@ def _is_cut(text: str, line: str) -> bool:
         return text[-1] == SOFT_HYPHEN
     before, after = text[-2:-1], line[0]
     return (before.isalpha() and after.isalpha()) or (before.isdigit() and after.isdigit())
-
-
-def _same_font(previous: Line, line: Line) -> bool:
-    return abs(previous.height - line.height) <= 0.15 * line.height
-
-
-def _ends_sentence(text: str) -> bool:
-    return text.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
 
 
 def _is_prose(text: str) -> bool:
