@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from engine.data.adaptive import AdaptiveRunState
 from engine.run.curriculum import CurriculumState
 from engine.run.stability import StabilityState
 from sources.loading.state import LoaderState
@@ -34,7 +35,7 @@ class RunState(TypedDict):
 
     pins: dict[str, Any]  # by source: what reopens the same data (sources/registry.py)
     loader: LoaderState | None  # None before the first step
-    adaptive: dict[str, Any] | None  # engine/data/adaptive.py
+    adaptive: AdaptiveRunState | None
     rows_of_pass: int  # rows of a micro-batch
     parts_begin: dict[str, int]  # tokens at which each part of the latent core was switched on
     curriculum: CurriculumState | None
