@@ -122,8 +122,7 @@ def read_shard(folder: Path, first: int, owner: Mapping[str, JSON], reaching: in
             raise failure
         tried = sidecar
         try:
-            about = _checked(unseal(sidecar), tar_path, first, owner)
-            return _verified(about, tar_path) if reaching < first + about["blocks"] else None
+            return _verified(unseal(sidecar), tar_path, first, owner, reaching)
         except Damaged as error:
             failure = error  # unless another process has just written this shard again: then the sidecar is another
     return None
@@ -170,19 +169,16 @@ def _array(data: memoryview) -> np.ndarray:
     return np.ndarray(shape, dtype, buffer=content).copy()
 
 
-def _checked(about: dict[str, Any], path: Path, first: int, owner: Mapping[str, JSON]) -> dict[str, Any]:
-    """Return a sidecar's content if it belongs to this shard. Raises Damaged."""
+def _verified(about: dict[str, Any], path: Path, first: int, owner: Mapping[str, JSON], reaching: int) -> Shard | None:
+    """Return the shard that a sidecar describes, or None when it ends before block `reaching`. Raises Damaged."""
     expected = {"format": FORMAT, **owner, "shard": path.name, "first": first}
     if {key: about.get(key) for key in expected} != expected:
         raise Damaged("its sidecar is another shard's")
     before = about.get("before")
     if not isinstance(before, list) or not 0 < len(before) <= BLOCKS_PER_SHARD or len(before) != about.get("blocks"):
         raise Damaged("its sidecar does not say what its blocks are")
-    return about
-
-
-def _verified(about: dict[str, Any], path: Path) -> Shard:
-    first, before = about["first"], about["before"]
+    if first + len(before) <= reaching:
+        return None
     tar = read_regular(path, size=about.get("size"))
     if tar is None:
         raise Damaged("it is missing")
