@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from shard_cache import ShardCache
 from sources.caching import description
@@ -39,7 +39,7 @@ class AllSourcesFailed(Exception):
 class Pin(TypedDict):
     """What reopens a source with the same data, on another rank or after a restart."""
 
-    source: JSON  # Source.pin()
+    source: Any  # Source.pin(), which only the source looks into
     small: bool  # every lane reads all of it
 
 

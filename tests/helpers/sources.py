@@ -1,5 +1,7 @@
 """Sources that fail."""
 
+from collections import Counter
+
 from sources.source import SourceError
 
 
@@ -25,7 +27,7 @@ class Unreadable:
 
     def __init__(self, inner):
         self.name, self.num_shards = inner.name, inner.num_shards
-        self.notices, self.counts = [], {}
+        self.notices, self.counts = [], Counter()
         self._fingerprint, self._pin = inner.fingerprint(), inner.pin()
 
     def fingerprint(self):

@@ -1,4 +1,4 @@
-"""sources/adaptive.py: what follows from the losses, when it counts, and that a restart changes nothing."""
+"""Adaptive weights: what follows from the losses, when it takes effect, and that a restart changes nothing."""
 
 import json
 
@@ -23,13 +23,13 @@ STEPS = st.lists(
 
 
 def drive(adaptive: AdaptiveWeights, first: int, steps) -> list[dict[str, float]]:
-    """What a loader that reads as far ahead as it may is told for steps `first` + delay onwards."""
-    told = []
+    """The weights for steps `first` + delay onwards, asked for as early as a loader may."""
+    weights = []
     for step, (tokens, losses, dropped) in enumerate(steps, first):
         if adaptive.after_step(step, tokens):
             adaptive.update(step, losses, dropped)
-        told.append(adaptive.weights_at(step + adaptive.delay))
-    return told
+        weights.append(adaptive.weights_at(step + adaptive.delay))
+    return weights
 
 
 def test_the_harder_source_gets_more():
@@ -51,6 +51,10 @@ def test_averages_are_smoothed_and_clamped():
 
 
 def test_a_source_without_tokens_keeps_its_weight():
+<<<<<<< HEAD
+=======
+    """And stays in the mean."""
+>>>>>>> h-rows
     adaptive = AdaptiveWeights(BASE, **SETTINGS)
     _, before = adaptive.update(1, {"wiki": 2.0, "web": 4.0, "notes": 6.0})
     _, after = adaptive.update(2, {"wiki": 2.0, "web": 4.0})
@@ -94,8 +98,8 @@ def test_weights_stay_within_their_bounds(steps):
 
 
 @given(STEPS, st.integers(1, 6))
-def test_no_weight_that_was_told_changes(steps, delay):
-    """Whoever asks as early as allowed and whoever asks at the last moment hear the same."""
+def test_no_weight_changes_once_it_was_asked_for(steps, delay):
+    """Whoever asks as early as allowed and whoever asks at the last moment get the same."""
     adaptive = AdaptiveWeights(BASE, **SETTINGS | {"delay": delay})
     early = drive(adaptive, 0, steps)
     adaptive, late = AdaptiveWeights(BASE, **SETTINGS | {"delay": delay}), []
@@ -113,11 +117,11 @@ def test_a_restart_in_the_middle_equals_no_restart(steps, middle):
     whole = AdaptiveWeights(BASE, **SETTINGS)
     expected = drive(whole, 0, steps)
     first, second = AdaptiveWeights(BASE, **SETTINGS), AdaptiveWeights(BASE, **SETTINGS)
-    told = drive(first, 0, steps[:middle])
+    before = drive(first, 0, steps[:middle])
     second.load(json.loads(json.dumps(first.state())))
     begin = len(steps[:middle])
     # the loader prepares again what it had prepared ahead
     ahead = [second.weights_at(begin + n) for n in range(SETTINGS["delay"])]
     assert ahead == [first.weights_at(begin + n) for n in range(SETTINGS["delay"])]
-    assert told + drive(second, begin, steps[middle:]) == expected
+    assert before + drive(second, begin, steps[middle:]) == expected
     assert second.state() == whole.state()

@@ -109,7 +109,7 @@ def test_every_document_exactly_once_an_epoch(
     for number in range(2):
         found = [[n for block in lane[number] for n in documents_of(block, tokenizer)] for lane in lanes]
         counts = Counter(n for lane in found for n in lane)
-        # A head that is short of its number's end ("No. 1" of "No. 17:") cannot be told; packing's own tests see to it.
+        # A head cut inside its number ("No. 1" of "No. 17:") is not recognized; packing's own tests see to it.
         assert set(counts.values()) == {1}
         assert set(counts) <= usable(numbered) and len(usable(numbered) - set(counts)) <= 0.02 * len(counts)
         labels = sum(int(block.lengths.sum()) for lane in lanes for block in lane[number])

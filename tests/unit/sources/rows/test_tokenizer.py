@@ -83,7 +83,7 @@ def test_end_token_is_added_where_there_is_none(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [models.WordLevel, models.Unigram])
-def test_a_tokenizer_that_does_not_know_every_text_is_refused(tmp_path, texts, kind):
+def test_a_tokenizer_without_unknown_token_is_refused(tmp_path, texts, kind):
     known = sorted({word for text in texts for word in text.split()})
     vocabulary = [(word, -1.0) for word in known] if kind is models.Unigram else {w: n for n, w in enumerate(known)}
     found = Tokenizer(kind(vocabulary))
@@ -124,14 +124,14 @@ def test_half_a_surrogate_pair_is_a_replacement_character(tokenizer):
     assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}b"
 
 
-def test_a_tokenizer_is_trained_on_text_with_half_a_surrogate_pair(texts):
+def test_half_a_surrogate_pair_can_be_trained_on(texts):
     escaped = json.loads(r'"\ud800 and a whole one: \ud83d\ude00"')
     trained = train_bpe(iter([escaped, *texts[:5]]), 300)
     (ids,) = trained.encode_batch([escaped])
     assert trained.decode(ids) == "\N{REPLACEMENT CHARACTER} and a whole one: \U0001f600"
 
 
-def test_a_worker_gets_the_same_encoder_without_another_proof(tokenizer, texts):
+def test_a_worker_gets_the_same_encoder_without_a_check(tokenizer, texts):
     fast = copy_of(tokenizer)
     assert fast.use_fast_encoder(texts[:3]) is not None
     rebuilt = TextTokenizer.from_json(fast.to_json(), fast.eos_id, fast.pad_id, fast=fast.is_fast)
@@ -141,7 +141,11 @@ def test_a_worker_gets_the_same_encoder_without_another_proof(tokenizer, texts):
     assert not pickle.loads(pickle.dumps(copy_of(tokenizer))).is_fast
 
 
+<<<<<<< HEAD
 def test_a_tokenizer_unlike_tiktoken_stays_with_its_library(tokenizer, texts):
+=======
+def test_what_tiktoken_cannot_follow_stays_with_the_library(tokenizer, texts):
+>>>>>>> h-rows
     def altered(change) -> TextTokenizer:
         described = json.loads(tokenizer.to_json())
         change(described)
