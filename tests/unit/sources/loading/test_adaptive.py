@@ -51,10 +51,7 @@ def test_averages_are_smoothed_and_clamped():
 
 
 def test_a_source_without_tokens_keeps_its_weight():
-<<<<<<< HEAD
-=======
     """And stays in the mean."""
->>>>>>> h-rows
     adaptive = AdaptiveWeights(BASE, **SETTINGS)
     _, before = adaptive.update(1, {"wiki": 2.0, "web": 4.0, "notes": 6.0})
     _, after = adaptive.update(2, {"wiki": 2.0, "web": 4.0})

@@ -141,11 +141,7 @@ def test_a_worker_gets_the_same_encoder_without_a_check(tokenizer, texts):
     assert not pickle.loads(pickle.dumps(copy_of(tokenizer))).is_fast
 
 
-<<<<<<< HEAD
-def test_a_tokenizer_unlike_tiktoken_stays_with_its_library(tokenizer, texts):
-=======
 def test_what_tiktoken_cannot_follow_stays_with_the_library(tokenizer, texts):
->>>>>>> h-rows
     def altered(change) -> TextTokenizer:
         described = json.loads(tokenizer.to_json())
         change(described)
