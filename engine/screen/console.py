@@ -4,15 +4,12 @@ Names, messages and samples come from presets, hubs and models, so each passes t
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console as RichConsole
 
 from engine.formatting import count, duration
 from engine.screen.streams import OUTPUT
-from engine.screen.text import literal, lookahead, plural
-
-Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
+from engine.screen.text import Event, literal, lookahead, plural
 
 TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
     "resume": "[green]resumed[/]  {message}",
@@ -20,6 +17,7 @@ TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
     "skip": "[yellow]skipped[/]  step {step:,}: {reason} (loss {loss:.4f}); {in_a_row:,} in a row, {total:,} in all",
     "rollback": "[yellow]rollback[/]  {reason}, after step {step:,}: training continues from step {to_step:,} with "
     "text that it has not read yet",
+    "source": "[{colour}]source[/] {name}: {message}",
     "save": "[green]saved[/]  {path} at {tokens_total:,} tokens in {seconds:.1f} s",
 }
 
@@ -55,12 +53,10 @@ def _render(event: Event) -> str | None:
             return _step(event)
         case "evaluation":
             return _evaluation(event)
-        case "source":
-            colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
-            return f"[{colour}]source[/] {literal(event['name'])}: {literal(event['message'])}"
         case kind if kind in TEMPLATES:
             values = {key: literal(value) if isinstance(value, str) else value for key, value in event.items()}
-            return TEMPLATES[kind].format_map(values)
+            colour = "yellow" if event.get("what") in ("dropped", "retry") else "dim"
+            return TEMPLATES[kind].format(colour=colour, **values)
     return None
 
 

@@ -14,7 +14,7 @@ import storage
 from engine import events
 from engine.formatting import count, duration
 from engine.screen.chart import COLOURS, Curve, chart
-from engine.screen.text import as_html, lookahead
+from engine.screen.text import Event, as_html, lookahead
 
 FILE_NAME = "report.html"
 STYLE = """
@@ -26,31 +26,20 @@ svg { max-width: 100%; height: auto } svg text { font-size: 11px; fill: #555 } .
 """
 INCIDENTS = {"save": "saves", "resume": "resumes", "skip": "skipped steps", "spike": "spikes", "rollback": "rollbacks"}
 
-Event = dict[str, Any]
 
+def listener(folder: Path, warn: Callable[[str], None]) -> Callable[[Event], None]:
+    """What draws the page after each evaluation and save of a run; a failure is a warning."""
 
-def write(folder: Path) -> None:
-    """Draws the page anew. Raises OSError where it cannot be written."""
-    storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
-
-
-class ReportPage:
-    """Draws a folder's page after each evaluation; a failure is a warning."""
-
-    def __init__(self, folder: Path, warn: Callable[[str], None]):
-        self._folder, self._warn = folder, warn
-
-    def update(self, event: Event) -> None:
-        """Listens to the run's events."""
-        if event["event"] == "evaluation":
-            self.draw()
-
-    def draw(self) -> None:
+    def update(event: Event) -> None:
+        if event["event"] not in ("evaluation", "save"):
+            return
         try:
-            write(self._folder)
+            storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
         except Exception as error:  # a full disk, or a line of metrics.jsonl with a flipped bit
             why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            self._warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
+            warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
+
+    return update
 
 
 def page(events: Sequence[Event]) -> str:
