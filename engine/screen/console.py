@@ -27,21 +27,25 @@ class Console:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False, quiet=not enabled)
+        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False)
 
     def say(self, text: str) -> None:
-        self._rich.print(literal(text))
+        self._print(literal(text))
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"[yellow]warning:[/] {literal(text)}")
+        self._print(f"[yellow]warning:[/] {literal(text)}")
 
     def error(self, text: str) -> None:
-        self._rich.print(f"[red]stopped:[/] {literal(text)}")
+        self._print(f"[red]stopped:[/] {literal(text)}")
 
     def show(self, event: Event) -> None:
         """Prints an event, if its kind has lines of its own."""
         if self.enabled and (lines := _render(event)):
-            self._rich.print(lines)
+            self._print(lines)
+
+    def _print(self, markup: str) -> None:
+        if self.enabled:
+            self._rich.print(markup)
 
 
 def _render(event: Event) -> str | None:
@@ -100,13 +104,13 @@ def _run(event: Event) -> Iterator[str]:
 
 def _step(event: Event) -> str:
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
-    lookahead = f"lookahead ({figures})  " if figures else ""
+    core = f"lookahead ({figures})  " if figures else ""
     if left_out := event.get("core_left_out"):
-        lookahead += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
+        core += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
-        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{lookahead}"
+        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{core}"
         f"{count(event['tokens_per_second'])} tokens/s  {mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  "
         f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}"
     )
