@@ -14,8 +14,8 @@ from engine.errors import Diverged
 from engine.events import EventLog
 from engine.run.setup import batch_shape, setup
 from engine.run.trainer import Trainer, TrainResult
+from engine.screen import report
 from engine.screen.console import Console
-from engine.screen.report import ReportPage
 
 TOKENS_PER_RUN = 100_000_000
 MAX_ROLLBACKS = 3  # in a row, without a new checkpoint; as many generations are kept
@@ -39,8 +39,7 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    report = ReportPage(folder.folder, console.warn)
-    log = EventLog(folder.folder, console, enabled=ranks.is_main, listeners=[report.update])
+    log = EventLog(folder.folder, console, ranks.is_main, [report.listener(folder.folder, console.warn)])
     diverged, rollbacks = None, 0
     with ExitStack() as stack, deterministic(preset.train.deterministic):
         watch = watch or stack.enter_context(watch_signals(ranks, console))
@@ -48,10 +47,7 @@ def train(
         stack.enter_context(closing(log))
         while True:
             try:
-                result = _attempt(preset, token_budget, folder, ranks, log, may_archive, watch, diverged)
-                if ranks.is_main:
-                    report.draw()
-                return result
+                return _attempt(preset, token_budget, folder, ranks, log, may_archive, watch, diverged)
             except Diverged as error:
                 rollbacks = 1 if error.saved else rollbacks + 1
                 if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:

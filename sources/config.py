@@ -128,10 +128,8 @@ def _expand_builtin(source: Any) -> Any:
     """Turn a built-in name into its specification and refuse unknown names and types; objects pass as they are."""
     if isinstance(source, str):
         if source not in BUILTIN_SOURCES:
-            raise ValueError(
-                f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; the built-in sources are '
-                f'{", ".join(BUILTIN_SOURCES)}, and any other is an object such as {{"type": "hf", "dataset": "..."}}.'
-            )
+            known = f'the built-in ones are {", ".join(BUILTIN_SOURCES)}; others are objects with a "type"'
+            raise ValueError(f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; {known}.')
         return {**BUILTIN_SOURCES[source], "name": source}
     if isinstance(source, dict) and (kind := str(source.get("type"))) not in SPECS:
         problem = f'has the unknown type "{kind}"{nearest(kind, SPECS)}' if "type" in source else "has no type"

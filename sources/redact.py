@@ -21,13 +21,12 @@ _PATTERNS = (
     (re.compile(r"hf_(?:(?:oauth|jwt)_[\w.-]+|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{20,})"), "hf_***"),
     (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
 )
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SHORTEST = 8  # characters; a shorter value is no token and may be part of any word
 
 
 def redact(text: str) -> str:
     """Return `text` with every hub token, this machine's own included, and every login in an address replaced."""
-    for secret in (*map(os.environ.get, _VARIABLES), _stored_token()):
+    for secret in (os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN"), _stored_token()):
         if secret and len(secret.strip()) >= _SHORTEST:
             text = text.replace(secret.strip(), "hf_***")
     for pattern, replacement in _PATTERNS:

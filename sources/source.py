@@ -35,6 +35,11 @@ class SourceError(Exception):
         super().__init__(self.reason)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type's name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class Source(Protocol[Cursor]):
     """Where documents come from. `num_shards` is at least 1; shards are independent of each other.
 

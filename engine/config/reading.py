@@ -31,12 +31,10 @@ def load_preset(path: str | Path) -> Preset:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except FileNotFoundError:
         problem = f"no such preset{nearest(path.name, [file.name for file in preset_files(path.parent)])}."
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         problem = f"cannot be read ({error})."
-    except json.JSONDecodeError as error:
-        problem = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}."
-    except ValueError as error:
-        problem = str(error)
+    except ValueError as error:  # not JSON, not UTF-8, or a key that appears twice
+        problem = f"not valid JSON: {error}."
     except RecursionError:
         problem = "nested too deeply; a preset is sections of keys and values."
     else:
@@ -79,6 +77,6 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     section: dict[str, Any] = {}
     for key, value in pairs:
         if key in section:
-            raise ValueError(f"the key {key!r} appears twice in one section; remove one of them.")
+            raise ValueError(f"the key {key!r} appears twice in one section; remove one of them")
         section[key] = value
     return section

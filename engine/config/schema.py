@@ -68,10 +68,8 @@ class Preset(BaseModel):
     @model_validator(mode="after")
     def _check_sections_against_each_other(self) -> Self:
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
-            raise ValueError(
-                'auxiliary.enable_adaptive_sources has no effect with data.mix_strategy "sequential"; '
-                'set the latter to "weighted" or the former to false.'
-            )
+            remedy = 'set data.mix_strategy to "weighted" or auxiliary.enable_adaptive_sources to false'
+            raise ValueError(f'Adaptive sources have no effect with data.mix_strategy "sequential"; {remedy}.')
         if self.auxiliary.looks_ahead:
             require_room(self.auxiliary, self.model.seq_length)
         return self

@@ -4,15 +4,12 @@ Names, messages and samples come from presets, hubs and models, so each is made 
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console as RichConsole
 
 from engine.formatting import count, duration
 from engine.screen.streams import OUTPUT
-from engine.screen.text import literal, lookahead, plural
-
-Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
+from engine.screen.text import Event, literal, lookahead, plural
 
 TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
     "resume": "[green]resumed[/]  {message}",
@@ -20,6 +17,7 @@ TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
     "skip": "[yellow]skipped[/]  step {step:,}: {reason} (loss {loss:.4f}); {in_a_row:,} in a row, {total:,} in all",
     "rollback": "[yellow]rollback[/]  {reason}, after step {step:,}: training continues from step {to_step:,} with "
     "text that it has not read yet",
+    "source": "[{colour}]source[/] {name}: {message}",
     "save": "[green]saved[/]  {path} at {tokens_total:,} tokens in {seconds:.1f} s",
 }
 
@@ -29,21 +27,25 @@ class Console:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False, quiet=not enabled)
+        self._rich = RichConsole(file=OUTPUT, soft_wrap=True, highlight=False, emoji=False)
 
     def say(self, text: str) -> None:
-        self._rich.print(literal(text))
+        self._print(literal(text))
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"[yellow]warning:[/] {literal(text)}")
+        self._print(f"[yellow]warning:[/] {literal(text)}")
 
     def error(self, text: str) -> None:
-        self._rich.print(f"[red]stopped:[/] {literal(text)}")
+        self._print(f"[red]stopped:[/] {literal(text)}")
 
     def show(self, event: Event) -> None:
         """Prints an event, if its kind has lines of its own."""
         if self.enabled and (lines := _render(event)):
-            self._rich.print(lines)
+            self._print(lines)
+
+    def _print(self, markup: str) -> None:
+        if self.enabled:
+            self._rich.print(markup)
 
 
 def _render(event: Event) -> str | None:
@@ -55,12 +57,10 @@ def _render(event: Event) -> str | None:
             return _step(event)
         case "evaluation":
             return _evaluation(event)
-        case "source":
-            colour = "yellow" if event["what"] in ("dropped", "retry") else "dim"
-            return f"[{colour}]source[/] {literal(event['name'])}: {literal(event['message'])}"
         case kind if kind in TEMPLATES:
             values = {key: literal(value) if isinstance(value, str) else value for key, value in event.items()}
-            return TEMPLATES[kind].format_map(values)
+            colour = "yellow" if event.get("what") in ("dropped", "retry") else "dim"
+            return TEMPLATES[kind].format(colour=colour, **values)
     return None
 
 
@@ -104,13 +104,13 @@ def _run(event: Event) -> Iterator[str]:
 
 def _step(event: Event) -> str:
     figures = " ".join(f"{name} {value:.3g}" for name, value in event["auxiliary"].items())
-    lookahead = f"lookahead ({figures})  " if figures else ""
+    core = f"lookahead ({figures})  " if figures else ""
     if left_out := event.get("core_left_out"):
-        lookahead += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
+        core += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
-        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{lookahead}"
+        f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{core}"
         f"{count(event['tokens_per_second'])} tokens/s  {mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  "
         f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}"
     )

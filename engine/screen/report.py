@@ -4,6 +4,7 @@ It shows the losses, the objectives of the lookahead core, a passage with the pr
 token, and counts of saves, spikes and other events. Every text in it is escaped.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,7 @@ from typing import Any
 import storage
 from engine import events
 from engine.formatting import count, duration
-from engine.screen.chart import COLOURS, Curve, chart
-from engine.screen.text import as_html, lookahead
+from engine.screen.text import Event, as_html, lookahead
 
 FILE_NAME = "report.html"
 STYLE = """
@@ -24,33 +24,27 @@ svg { max-width: 100%; height: auto } svg text { font-size: 11px; fill: #555 } .
 .passage { font: 14px/2.2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 .passage span { border-bottom: 4px solid; padding-bottom: 1px } pre { white-space: pre-wrap; background: #f5f5f5 }
 """
+WIDTH, HEIGHT, MARGIN = 640, 200, 44  # in pixels
+MAX_POINTS = 400  # of a curve; longer ones are averaged
+COLOURS = ("#2458b3", "#c2571a", "#2b8a5c", "#8a3fa0")
 INCIDENTS = {"save": "saves", "resume": "resumes", "skip": "skipped steps", "spike": "spikes", "rollback": "rollbacks"}
 
-Event = dict[str, Any]
+Curve = list[tuple[float, float]]  # tokens over all runs, and a figure
 
 
-def write(folder: Path) -> None:
-    """Draws the page anew. Raises OSError where it cannot be written."""
-    storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
+def listener(folder: Path, warn: Callable[[str], None]) -> Callable[[Event], None]:
+    """What draws the page after each evaluation and save of a run; a failure is a warning."""
 
-
-class ReportPage:
-    """Draws a folder's page after each evaluation; a failure is a warning."""
-
-    def __init__(self, folder: Path, warn: Callable[[str], None]):
-        self._folder, self._warn = folder, warn
-
-    def update(self, event: Event) -> None:
-        """Listens to the run's events."""
-        if event["event"] == "evaluation":
-            self.draw()
-
-    def draw(self) -> None:
+    def update(event: Event) -> None:
+        if event["event"] not in ("evaluation", "save"):
+            return
         try:
-            write(self._folder)
+            storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
         except Exception as error:  # a full disk, or a line of metrics.jsonl with a flipped bit
             why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            self._warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
+            warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
+
+    return update
 
 
 def page(events: Sequence[Event]) -> str:
@@ -97,7 +91,7 @@ def _losses(steps: list[Event], evaluations: list[Event]) -> Iterator[str]:
         return [(tokens, figure) for tokens, figure in points if tokens is not None and figure is not None]
 
     yield "<h2>Loss, nats per token</h2>"
-    yield chart({"training": curve(steps, "loss"), "validation": curve(evaluations, "ce")})
+    yield _chart({"training": curve(steps, "loss"), "validation": curve(evaluations, "ce")})
     for last in evaluations[-1:]:
         loss = f"Validation loss {last['ce']:.4f}, perplexity {last['perplexity']:.2f}"
         yield f"<p>{loss}, {last['bits_per_byte']:.4f} bits per byte.</p>"
@@ -107,7 +101,7 @@ def _losses(steps: list[Event], evaluations: list[Event]) -> Iterator[str]:
         if len(names) > (section == "sources"):  # the loss of a single source is drawn above
             yield f"<h2>{title}</h2>"
             for first in range(0, len(names), len(COLOURS)):
-                yield chart({name: curve(figures, name) for name in names[first : first + len(COLOURS)]})
+                yield _chart({name: curve(figures, name) for name in names[first : first + len(COLOURS)]})
 
 
 def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
@@ -142,3 +136,37 @@ def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
         f'<h2>Lookahead at step {step:,}</h2><p class="small">{legend}</p>'
         f'<div class="passage">{"".join(spans)}</div><p>For example, {as_html(lookahead(passage))}.</p>'
     )
+
+
+def _chart(curves: dict[str, Curve]) -> str:
+    """The named curves on common axes; a sentence where none has a point."""
+    curves = {name: _average(points) for name, points in curves.items() if points}
+    points = [point for curve in curves.values() for point in curve]
+    if not points:
+        return '<p class="small">Nothing yet.</p>'
+    right, low, high = max(x for x, _ in points), min(y for _, y in points), max(y for _, y in points)
+
+    def place(x: float, y: float) -> str:
+        across = MARGIN + (WIDTH - 2 * MARGIN) * x / max(right, 1)
+        return f"{across:.1f},{HEIGHT - 24 - (HEIGHT - 48) * (y - low) / ((high - low) or 1.0):.1f}"
+
+    parts = [
+        f'<text x="2" y="28">{high:.3g}</text><text x="2" y="{HEIGHT - 24}">{low:.3g}</text>',
+        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 4}" text-anchor="end">{count(right)} tokens</text>',
+        f'<path d="M{place(0, low)} H{WIDTH - MARGIN}" stroke="#bbb" fill="none"/>',
+    ]
+    for number, (name, curve) in enumerate(curves.items()):
+        colour, across = COLOURS[number % len(COLOURS)], MARGIN + number * (WIDTH - MARGIN) // len(COLOURS)
+        line = " ".join(place(x, y) for x, y in curve)
+        parts += [
+            f'<polyline points="{line}" stroke="{colour}" fill="none" stroke-width="1.5"/>',
+            f'<text x="{across}" y="12" style="fill: {colour}">{as_html(name[:18])} {curve[-1][1]:.3g}</text>',
+        ]
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">{"".join(parts)}</svg>'
+
+
+def _average(points: Curve) -> Curve:
+    """At most MAX_POINTS, each the mean of its neighbours."""
+    width = math.ceil(len(points) / MAX_POINTS)
+    groups = [points[first : first + width] for first in range(0, len(points), width)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -7,6 +7,8 @@ from rich.markup import escape
 
 from sources.redact import redact
 
+Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
+
 # All C0 and C1 controls but newline and tab: an escape sequence in a model's sample could write to a terminal's title.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
 

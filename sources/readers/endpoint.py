@@ -11,10 +11,10 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants, errors
 
-from sources.source import SourceError
+from sources.source import SourceError, first_line
 
 # The HTTP libraries that versions of the hub's client use.
-NETWORK_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+NETWORK_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 
 def is_local(name: str) -> bool:
@@ -60,11 +60,9 @@ def explain(error: BaseException, name: str) -> SourceError:
 
     Lost connections, stalls, rate limits and server errors are transient; refusals are not.
     """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
 
     def has(*kinds: type) -> bool:
         return any(isinstance(link, kinds) for link in chain)
@@ -87,8 +85,8 @@ def explain(error: BaseException, name: str) -> SourceError:
         return SourceError(f"{endpoint} asks for fewer requests (error 429)", transient=True)
     if status is not None:
         return SourceError(f"{endpoint} answers with error {status}", transient=status >= 500 or status == 408)
-    if has(ConnectionError, TimeoutError) or any(
-        type(link).__module__.split(".")[0] in NETWORK_LIBRARIES for link in chain
-    ):
+    if has(ConnectionError, TimeoutError) or NETWORK_LIBRARIES & {
+        type(link).__module__.split(".")[0] for link in chain
+    }:
         return SourceError(f"{endpoint} cannot be reached ({type(chain[-1]).__name__})", transient=True)
-    return SourceError(f"{name} cannot be read: {message.splitlines()[0] if message else type(error).__name__}")
+    return SourceError(f"{name} cannot be read: {first_line(error)}")

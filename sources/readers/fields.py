@@ -111,14 +111,11 @@ def _parse(format: str, known: Mapping[str, str]) -> list[tuple[str, str | None]
         if field is None or (field in known and not (spec or conversion)):
             continue
         if spec or conversion or not field or field.isdigit() or set(field) & set(".[]"):
-            raise FieldError(
-                f'"format" holds {{{field}}} in another form than a bare field name such as {{question}}; '
-                'name a nested column in "fields", such as {"answer": "answers.text"}.'
-            )
+            remedy = 'write a bare name and put the column into "fields", such as {"answer": "answers.text"}'
+            raise FieldError(f'"format" holds {{{field}}}, which is no bare name such as {{question}}; {remedy}.')
         if known:
-            raise FieldError(
-                f'"format" uses {{{field}}}, which is not among "fields"{nearest(field, known)}: {", ".join(known)}.'
-            )
+            names = f"{nearest(field, known)}: {', '.join(known)}"
+            raise FieldError(f'"format" uses {{{field}}}, which is not among "fields"{names}.')
     if not any(field for _, field, _, _ in parts):
         raise FieldError('"format" has no placeholder; name a column in braces, such as {text}.')
     return [(literal, field) for literal, field, _, _ in parts]

@@ -20,7 +20,7 @@ from sources.config import FilesSpec
 from sources.readers.fields import compile_template
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.parquet import columns_of, read_columns
-from sources.source import SourceError
+from sources.source import SourceError, first_line
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
@@ -44,21 +44,22 @@ class FilesSource(FolderSource):
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         packed = file.key.lower().endswith(".gz")
         kind = PurePosixPath(file.key.lower().removesuffix(".gz")).suffix
-        if kind == ".parquet" and not packed:
-            yield from self._parquet_rows(file, start)
-            return
-        with gzip.open(file.path) if packed else file.path.open("rb") as stream:
-            try:
-                if b"\0" in stream.read(8192):
-                    self.skip(file.key, "binary files")
-                    return
+        try:
+            if kind == ".parquet" and not packed:
+                yield from self._parquet_rows(file, start)
+                return
+            with gzip.open(file.path) if packed else file.path.open("rb") as stream:
+                binary = b"\0" in stream.read(8192)
                 stream.seek(0)
-                if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(stream)):
+                if binary:
+                    self.skip(file.key, "binary files")
+                elif kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(stream)):
                     yield from self._json_rows(file, stream, start)
                 else:
                     yield from self._pieces(file, stream, start)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                self.skip(file.key, "damaged files", f"is damaged ({error}); what follows is skipped")
+        # ValueError: a text in a parquet file that is not UTF-8
+        except (EOFError, gzip.BadGzipFile, zlib.error, ArrowException, ValueError, OverflowError) as error:
+            self.skip(file.key, "damaged files", f"is damaged ({first_line(error)}); what follows is skipped")
 
     def _pieces(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
@@ -108,15 +109,11 @@ class FilesSource(FolderSource):
                 yield text, stream.tell()
 
     def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str, int]]:
-        try:
-            with pq.ParquetFile(file.path) as parquet:
-                if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
-                    yield from self.texts(template, read_columns(parquet, template.columns, start))
-                else:
-                    self.skip(file.key, "files without the text field")
-        except (ArrowException, ValueError, OverflowError) as error:  # ValueError: a text that is not UTF-8
-            reason = str(error).splitlines()[0]
-            self.skip(file.key, "damaged files", f"is damaged or no parquet file ({reason}); what follows is skipped")
+        with pq.ParquetFile(file.path) as parquet:
+            if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
+                yield from self.texts(template, read_columns(parquet, template.columns, start))
+            else:
+                self.skip(file.key, "files without the text field")
 
 
 def _is_json_lines(stream: BufferedIOBase) -> bool:

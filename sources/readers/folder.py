@@ -77,7 +77,11 @@ class FolderSource(Reader, ABC):
 
     def read(self, shard: int, cursor: FolderCursor | None) -> Iterator[tuple[str, FolderCursor]]:
         after, start = (_order(cursor["file"]), cursor["at"]) if cursor else ((-1, ""), 0)
-        for file in self._files_of(shard):
+        if len(self.files) < FILES_PER_HASHED_SHARD * MAX_SHARDS:
+            files = self.files[shard :: self.num_shards]
+        else:
+            files = [file for file in self.files if file.order[0] % self.num_shards == shard]
+        for file in files:
             if file.order < after:
                 continue
             try:
@@ -89,11 +93,6 @@ class FolderSource(Reader, ABC):
     @abstractmethod
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         """Yield (text, position right after it) of one file from position `start` (0: its beginning)."""
-
-    def _files_of(self, shard: int) -> list[File]:
-        if len(self.files) < FILES_PER_HASHED_SHARD * MAX_SHARDS:
-            return self.files[shard :: self.num_shards]
-        return [file for file in self.files if file.order[0] % self.num_shards == shard]
 
 
 def files_fingerprint(files: Iterable[tuple[str, Path]]) -> str:

@@ -163,9 +163,7 @@ class HubSource(Reader):
 
     def _pin_folder(self, folder: Path, pin: CommitPin | FilesPin | None) -> FilesPin:
         if not folder.is_dir():
-            raise SourceError(
-                f'the folder {self._spec.dataset} does not exist (looked in {Path.cwd()}); correct "dataset".'
-            )
+            raise SourceError(f'the folder {folder} does not exist (looked in {Path.cwd()}); correct "dataset".')
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path for path in paths}
         self._version = files_fingerprint(files.items())

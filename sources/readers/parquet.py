@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sources.readers.fields import Columns
-from sources.source import SourceError
+from sources.source import SourceError, first_line
 
 BATCH_BYTES = 2**20  # a batch holds about this much: rows can be books, and a batch of few small rows is slow
 MAX_ROWS = 1024
@@ -40,7 +40,7 @@ class ParquetShard:
             ):
                 yield parquet
         except pa.ArrowInvalid as error:
-            raise SourceError(f"{self.path} is damaged ({str(error).splitlines()[0]})") from error
+            raise SourceError(f"{self.path} is damaged ({first_line(error)})") from error
 
 
 def parquet_shards(addresses: Sequence[str]) -> list[ParquetShard]:

@@ -109,7 +109,7 @@ def test_without_a_compiler_it_says_so_and_trains(home: Path):
     ("answer", "contents", "status", "sentence"),
     [
         ("nope\n", None, 2, "'nope' is no preset; there are 00_tiny."),
-        ("00\n", '{"train": {"seed": }}', 2, "not valid JSON at line 1, column 20"),
+        ("00\n", '{"train": {"seed": }}', 2, "not valid JSON: Expecting value: line 1 column 20"),
         ("00\n", '{"data": {"sources": [{"type": "files", "path": "./nowhere"}]}}', 3, "nowhere"),
         ("g\n", None, 2, "lm_current.pth"),
     ],

@@ -97,14 +97,11 @@ def _read_by_pdfium(path: str, limits: Limits) -> Extract:
 
 
 def _lines_by_pdfium(document: pypdfium2.PdfDocument, number: int) -> list[Line]:
-    page = document[number]
-    text_page = page.get_textpage()
+    text_page = document[number].get_textpage()
     text = text_page.get_text_range()
-    in_step = len(text) == text_page.count_chars()  # else a place in the text says nothing about the page
-    lines = list(_places(text_page, text)) if in_step else plain_lines(_CUT.sub(f"{SOFT_HYPHEN}\n", text))
-    text_page.close()
-    page.close()
-    return lines
+    if len(text) == text_page.count_chars():
+        return list(_places(text_page, text))
+    return plain_lines(_CUT.sub(f"{SOFT_HYPHEN}\n", text))  # a place in the text says nothing about the page
 
 
 def _places(text_page: pypdfium2.PdfTextPage, text: str) -> Iterator[Line]:
