@@ -21,9 +21,9 @@ from engine.run.step import train_step
 from model import ModelConfig, TransformerLM
 from sources.loading.loader import Batch
 
-STEPS, PASSES, GLOBAL_ROWS, LENGTH, VOCABULARY = 50, 2, 8, 32, 256
+STEPS, MICRO_BATCHES, GLOBAL_ROWS, LENGTH, VOCABULARY = 50, 2, 8, 32, 256
 SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=LENGTH)
-TRAIN = TrainConfig(accumulation_steps=PASSES, learning_rate=3e-3, precision="fp32", compile=False)
+TRAIN = TrainConfig(accumulation_steps=MICRO_BATCHES, learning_rate=3e-3, precision="fp32", compile=False)
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +31,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     text = "\n".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
     ids = torch.tensor(list(text[: STEPS * GLOBAL_ROWS * LENGTH + 1]))
     inputs, labels = ids[:-1].view(STEPS, GLOBAL_ROWS, LENGTH), ids[1:].clone().view(STEPS, GLOBAL_ROWS, LENGTH)
-    labels[:, ::3, LENGTH // 2 :] = -100  # unequal over passes and ranks: the mean must be over tokens all the same
+    labels[:, ::3, LENGTH // 2 :] = -100  # unequal over ranks and micro-batches: the mean is over tokens all the same
     return inputs, labels
 
 
@@ -63,9 +63,9 @@ def plain_losses(train: TrainConfig, bf16: bool) -> tuple[list[float], list[floa
 
 
 def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
-    """This rank's share of one step's rows (GLOBAL_ROWS, LENGTH), in PASSES passes."""
+    """This rank's share of one step's rows (GLOBAL_ROWS, LENGTH), in MICRO_BATCHES micro-batches."""
     mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
-    shape = (PASSES, GLOBAL_ROWS // PASSES // ranks.world_size, LENGTH)
+    shape = (MICRO_BATCHES, GLOBAL_ROWS // MICRO_BATCHES // ranks.world_size, LENGTH)
     return Batch(
         inputs[mine].reshape(shape),
         labels[mine].reshape(shape),
@@ -79,9 +79,9 @@ def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
 
 
 def engine_losses(train: TrainConfig, stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
-    """Through DeepSpeed, each rank with its share of every step's rows, in PASSES passes."""
+    """Through DeepSpeed, each rank with its share of every step's rows, in MICRO_BATCHES micro-batches."""
     inputs, labels = rows()
-    micro = GLOBAL_ROWS // PASSES // ranks.world_size
+    micro = GLOBAL_ROWS // MICRO_BATCHES // ranks.world_size
     train = train.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
     engine, guard = (
         deepspeed_engine.initialize(fresh_model(), train, ranks, bf16),
