@@ -129,7 +129,7 @@ def test_a_rollback_resumes_the_newest_snapshot_with_other_text(tiny, spoil, tmp
     assert "back to step 6, on with text that was not read yet" in capsys.readouterr().out
 
 
-def test_each_rollback_goes_a_generation_further_the_fourth_stops(tiny, spoil, tmp_path: Path):
+def test_each_rollback_goes_further_back_and_the_fourth_stops(tiny, spoil, tmp_path: Path):
     for steps in (2, 4, 6):
         train(tiny(), token_budget=steps * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     oldest = (tmp_path / "lm_prev2.pth").read_bytes()
@@ -204,7 +204,7 @@ def by_content(_step: int, input_ids: torch.Tensor) -> float:
     return math.nan if number < 12 else 3.0 if number < 24 else 1.0
 
 
-def test_interrupted_among_bad_steps_equals_uninterrupted_to_the_bit(tiny, spoil, tmp_path: Path):
+def test_interrupted_among_bad_steps_comes_to_the_same_bits(tiny, spoil, tmp_path: Path):
     spoil(by_content)
     preset = tiny(model={"dropout": 0.2}, train={"on_spike": "skip", "deterministic": True})
     undisturbed, parts = tmp_path / "undisturbed", tmp_path / "parts"
@@ -242,7 +242,7 @@ def test_without_dropout_no_random_number_is_touched(tiny, tmp_path: Path):
     assert torch.initial_seed() == 77, "the seed of the initial weights was the last one"
 
 
-def test_deterministic_kernels_are_asked_for_during_the_run_alone(tiny, spoil, tmp_path: Path, monkeypatch):
+def test_deterministic_kernels_are_asked_for_in_the_run_alone(tiny, spoil, tmp_path: Path, monkeypatch):
     monkeypatch.delenv(CUBLAS_WORKSPACE, raising=False)
     seen = []
     spoil(lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()) or 1.0)
@@ -288,7 +288,6 @@ def test_ranks_skip_and_roll_back_together_when_one_is_bad(tiny, tmp_path: Path)
     assert adaptive["sums"]["topics"][1] == adaptive["tokens"], "what is loaded on every rank is counted once"
 
 
-@pytest.mark.slow
 def test_ranks_stop_together_when_one_stays_bad(tiny, tmp_path: Path):
     preset = tiny(train={"per_gpu_batch_size": 4, "max_skipped_steps": 2})
     ranks = on_two(preset, tmp_path / "run", list(range(3, 20)))

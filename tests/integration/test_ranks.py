@@ -148,7 +148,7 @@ with watch_signals(ranks, Console(enabled=ranks.is_main)):
 """
 
 
-def test_a_rank_that_waits_for_one_that_a_signal_ended_has_its_status(two_ranks):
+def test_a_rank_that_waits_for_a_signalled_one_has_its_status(two_ranks):
     jobs = two_ranks(ENDS_WITHIN_A_COLLECTIVE)
     said = jobs[0].rest()
     assert [job.process.wait() for job in jobs] == [143, 143], said

@@ -209,7 +209,7 @@ def test_a_step_given_up_leaves_no_trace(tiny, tmp_path: Path):
     assert equal(whole(parts), whole(undisturbed))
 
 
-def test_train_undoes_everything_and_works_outside_the_main_thread(tiny, tmp_path: Path):
+def test_train_undoes_everything_also_outside_the_main_thread(tiny, tmp_path: Path):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     preset = tiny(train={"eval_interval_tokens": 10**7})
     for run in range(2):

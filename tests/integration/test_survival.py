@@ -76,7 +76,7 @@ def test_killed_at_a_file_call_a_run_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("which", [{"fresh": True}, {"at_step": STEPS}], ids=["first", "last"])
-def test_killed_in_the_first_save_or_the_last_it_comes_to_the_same(lineage: Lineage, which: dict):
+def test_killed_in_the_first_or_last_save_it_comes_to_the_same(lineage: Lineage, which: dict):
     renames = [call.number for call in lineage.file_calls(**which) if call.kind == "rename"]
     for number in (renames[0], renames[-1]):
         assert killed(lineage, Point(number, Action.KILL_AFTER), **which) == []
@@ -148,7 +148,7 @@ def test_two_ranks_train_on_while_the_disk_of_the_first_fails(two_ranks: Lineage
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_lost_rank_ends_the_other_and_the_run_comes_to_the_same(two_ranks: Lineage, rank: int):
+def test_a_lost_rank_ends_the_other_and_a_restart_goes_on(two_ranks: Lineage, rank: int):
     assert rank_lost(two_ranks, rank, kill_after=0.1, hold=0.3) == [], "in a save"
     if rank == 1:
         assert rank_lost(two_ranks, rank, kill_after=0.05) == [], "in a save or a step"

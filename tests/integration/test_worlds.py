@@ -23,7 +23,7 @@ def test_any_number_of_processes_and_stage_in_turn(tiny, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_lineage_that_begins_on_three_processes_needs_no_padding(tiny, tmp_path: Path):
+def test_a_lineage_of_three_processes_needs_no_padding(tiny, tmp_path: Path):
     notes = Notes()
     run_leg(tiny, tmp_path / "three", 3, 1, 4 * GLOBAL_ROWS * LENGTH - LENGTH, 0, notes)
     (run,) = [event for event in read(tmp_path / "three") if event["event"] == "run"]

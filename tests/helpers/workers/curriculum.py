@@ -39,7 +39,7 @@ def take(curriculum: Curriculum, first: int, last: int, ranks: Ranks) -> list[li
     told = []
     for step in range(first, last):
         told.append(None if curriculum.thresholds is None else curriculum.thresholds.tolist())
-        for row in range(ranks.rank, ROWS, ranks.world_size):  # one row a pass
+        for row in range(ranks.rank, ROWS, ranks.world_size):  # one row a micro-batch
             curriculum.add(token_nll[step, row, None], labels[step, row, None])
         curriculum.after_step(LABELS_A_STEP)
     return told

@@ -39,7 +39,7 @@ def main() -> None:
     def recorded(engine, batch, *arguments, **options):
         nonlocal made
         answer = original(engine, batch, *arguments, **options)
-        if batch.number < 0:  # a rehearsal's
+        if batch.number < 0:  # the warm-up's
             return answer
         line = {"row": batch.state["row"], "lanes": batch.state["num_lanes"], "rows": digests(batch)}
         with (folder / f"rows-{ranks.rank}.jsonl").open("a") as file:
