@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from engine import train
-from engine.config.preset import parse_preset
+from engine.config import parse_preset
 from engine.errors import Interrupted, SourcesFailed
 from engine.events import read
 from tests.helpers.folders import equal, events_of, weights
@@ -58,7 +58,7 @@ def test_a_dead_hub_ends_a_run_resumably(hub: HubServer, home: Path, topics_fold
     assert job.process.wait(60) == 3, output
     assert "question is read from the column query" in output
     assert "retrying at row" in output and "questions is no longer read" in output
-    assert "Every source failed: questions:" in output and "the next start goes on from there" in output
+    assert "Every source failed: questions:" in output and "the next start continues from there" in output
     stopped = events_of(home / "checkpoints", "step")[-1]["step"]
 
     hub.faults.clear()
@@ -68,7 +68,7 @@ def test_a_dead_hub_ends_a_run_resumably(hub: HubServer, home: Path, topics_fold
     assert job.process.wait(60) == 143 and "with its optimizer and data position" in output, output
 
 
-def test_a_dead_source_is_dropped_on_all_ranks_and_later_back(
+def test_a_dead_source_is_dropped_and_back_at_the_next_start(
     hub: HubServer, home: Path, topics_folder: Path, tmp_path: Path
 ):
     files = {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"}
@@ -109,7 +109,7 @@ def test_a_signal_is_heard_while_a_source_is_awaited(hub, home: Path, topics_fol
     begin = time.monotonic()
     output = job.signal(signal.SIGTERM)
     assert job.process.wait(60) == 143 and time.monotonic() - begin < 20, output
-    assert "the next start goes on from there" in output and steps > 0
+    assert "the next start continues from there" in output and steps > 0
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def two_sources(topics_folder: Path, tmp_path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_adaptive_weights_follow_losses_and_survive_a_restart(two_sources, topics_folder, tmp_path: Path):
+def test_adaptive_weights_follow_the_losses_and_survive_a_restart(two_sources, topics_folder, tmp_path: Path):
     def preset(**auxiliary):
         values = tiny_values(topics_folder, auxiliary=auxiliary, train={"learning_rate": 0.01})
         values["data"] = {"tokenizer": {"train_bpe": 512}, "sources": two_sources, "mix_strategy": "weighted"}
@@ -203,7 +203,7 @@ def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
     assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (32, 17)
 
 
-def test_worker_processes_change_nothing_and_leave_nothing(tiny, tmp_path: Path):
+def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path: Path):
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
         train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(number))

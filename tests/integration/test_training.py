@@ -15,10 +15,10 @@ from engine import TOKENS_PER_RUN, train
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.events import read
-from engine.run.evaluation import evaluate
+from engine.run.evaluation import Evaluator
 from model import TransformerLM, load
 from sources.registry import open_sources
-from sources.rows.held_out import collect_held_out
+from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.folders import events_of, progress
 from tests.helpers.look_ahead import PARTS
@@ -63,8 +63,8 @@ def test_the_evaluation_is_the_held_out_texts_own_loss(tiny, tmp_path: Path):
     result = train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     lm = load(result.snapshot)
     tokenizer = TextTokenizer.from_json(torch.load(result.snapshot, weights_only=True)["tokenizer"], lm.eos_token_id)
-    held_out = collect_held_out(
-        open_sources(preset.data), preset.data, tokenizer, seq_length=32, eval_tokens=preset.train.eval_tokens
+    held_out = collect_validation_set(
+        open_sources(preset.data).sources, preset.data, tokenizer, seq_length=32, eval_tokens=preset.train.eval_tokens
     )
     assert held_out.texts["topics"]
     logits = lm.model.logits(lm.model.hidden_states(held_out.input_ids))
@@ -133,7 +133,7 @@ def test_a_finished_run_is_followed_by_the_next(tiny, tmp_path: Path):
     assert len(resumed) == 1 and "with its optimizer and data position" in resumed[0]
 
 
-def test_an_interrupted_last_evaluation_is_left_to_the_next_start(tiny, tmp_path: Path, monkeypatch):
+def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_path: Path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = itertools.count()
 
@@ -142,7 +142,8 @@ def test_an_interrupted_last_evaluation_is_left_to_the_next_start(tiny, tmp_path
                 os.kill(os.getpid(), 15)
             return evaluate(*arguments)
 
-        patch.setattr("engine.run.trainer.evaluate", signalled)
+        evaluate = Evaluator.evaluate
+        patch.setattr(Evaluator, "evaluate", signalled)
         preset = tiny(train={"eval_interval_tokens": 10**9})
         with pytest.raises(Interrupted, match="SIGTERM at step 4") as caught:
             train(preset, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
@@ -166,7 +167,7 @@ def test_interrupted_twice_equals_uninterrupted_to_the_bit(tiny, tmp_path: Path,
     train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (3, 5):
         signal_after(parts, steps)
-        with pytest.raises(Interrupted, match="the next start goes on from there") as caught:
+        with pytest.raises(Interrupted, match="the next start continues from there") as caught:
             train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)
         assert caught.value.status == 143
     train(preset, token_budget=24 * TOKENS_PER_STEP, checkpoint_dir=parts)
@@ -190,7 +191,7 @@ def test_stages_continue_one_another(tiny, tmp_path: Path):
     assert all(after < before + 0.1 for before, after in itertools.pairwise(losses)), losses
 
 
-def test_longer_rows_extend_the_positions_and_keep_the_weights(tiny, tmp_path: Path):
+def test_longer_rows_extend_the_positions_and_keep_what_is_learned(tiny, tmp_path: Path):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     longer = tiny(model={"seq_length": 64}, train={"per_gpu_batch_size": 4})
     train(longer, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
@@ -261,10 +262,10 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
 
 def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, monkeypatch, capsys):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    monkeypatch.setattr("engine.run.resume.STATE_FORMAT", 10**6)
+    monkeypatch.setattr("engine.run.resume.is_current_format", lambda state: False)  # as after a new version
     train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "with its optimizer and without data position" in printed and "the text begins anew" in printed
+    assert "with its optimizer and without data position" in printed and "the text starts over" in printed
 
 
 def test_a_model_that_cannot_fit_is_never_made(tiny, tmp_path: Path):
@@ -285,8 +286,8 @@ def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, 
     assert torch.equal(*far), "rows of 32 never reach them"
 
 
-def test_a_snapshot_that_cannot_be_written_ends_no_training(tiny, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr("engine.checkpoint.background.PATIENCE_SECONDS", 0.0)
+def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(tiny, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("engine.checkpoint.background.FINAL_TIMEOUT_SECONDS", 0.0)
     if os.geteuid() == 0:  # root writes anywhere; a folder in the way stops everybody
         (tmp_path / "state").write_text("in the way")
     else:

@@ -12,14 +12,14 @@ from contextlib import nullcontext
 
 import torch
 
-from engine.config.preset import TrainConfig
+from engine.config import TrainConfig
 from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import make_optimizer
-from engine.run.stability import Guard
-from engine.run.step import train_step
+from engine.run.stability import StabilityGuard
+from engine.run.step import StepRunner
 from model import ModelConfig, TransformerLM
-from sources.loading.loader import Batch
+from sources.loading.loader import Batch, BatchShape
 
 STEPS, MICRO_BATCHES, GLOBAL_ROWS, LENGTH, VOCABULARY = 50, 2, 8, 32, 256
 SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=LENGTH)
@@ -31,7 +31,9 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     text = "\n".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
     ids = torch.tensor(list(text[: STEPS * GLOBAL_ROWS * LENGTH + 1]))
     inputs, labels = ids[:-1].view(STEPS, GLOBAL_ROWS, LENGTH), ids[1:].clone().view(STEPS, GLOBAL_ROWS, LENGTH)
-    labels[:, ::3, LENGTH // 2 :] = -100  # unequal over ranks and micro-batches: the mean is over tokens all the same
+    labels[
+        :, ::3, LENGTH // 2 :
+    ] = -100  # unequal over ranks and micro-batches: the mean must be over tokens all the same
     return inputs, labels
 
 
@@ -62,6 +64,12 @@ def plain_losses(train: TrainConfig, bf16: bool) -> tuple[list[float], list[floa
     return losses, norms
 
 
+def shape_of_step(ranks: Ranks) -> BatchShape:
+    return BatchShape(
+        GLOBAL_ROWS // MICRO_BATCHES // ranks.world_size, MICRO_BATCHES, LENGTH, ranks.rank, ranks.world_size
+    )
+
+
 def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
     """This rank's share of one step's rows (GLOBAL_ROWS, LENGTH), in MICRO_BATCHES micro-batches."""
     mine = slice(ranks.rank * GLOBAL_ROWS // ranks.world_size, (ranks.rank + 1) * GLOBAL_ROWS // ranks.world_size)
@@ -81,17 +89,15 @@ def batch_of(inputs: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> Batch:
 def engine_losses(train: TrainConfig, stage: int, ranks: Ranks, bf16: bool) -> tuple[list[float], list[float]]:
     """Through DeepSpeed, each rank with its share of every step's rows, in MICRO_BATCHES micro-batches."""
     inputs, labels = rows()
-    micro = GLOBAL_ROWS // MICRO_BATCHES // ranks.world_size
-    train = train.model_copy(update={"zero_stage": stage, "per_gpu_batch_size": micro})
-    engine, guard = (
-        deepspeed_engine.initialize(fresh_model(), train, ranks, bf16),
-        Guard(train.on_spike, train.max_skipped_steps),
-    )
+    train = train.model_copy(update={"zero_stage": stage})
+    engine = deepspeed_engine.initialize(fresh_model(), train, shape_of_step(ranks), ranks, bf16)
+    guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
+    runner = StepRunner(engine, ranks, 1, train.gradient_clipping)
     losses, norms = [], []
     for step in range(STEPS):
         batch = batch_of(inputs[step], labels[step], ranks)
         labels_in_step = int((labels[step] != -100).sum())
-        result = train_step(engine, batch, labels_in_step, 1, train.gradient_clipping, guard, ranks)
+        result = runner.run(batch, labels_in_step, guard)
         norms.append(result.grad_norm)
         losses.append(result.loss)
     engine.destroy()
