@@ -33,7 +33,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     inputs, labels = ids[:-1].view(STEPS, GLOBAL_ROWS, LENGTH), ids[1:].clone().view(STEPS, GLOBAL_ROWS, LENGTH)
     labels[
         :, ::3, LENGTH // 2 :
-    ] = -100  # unequal over ranks and micro-batches: the mean must be over tokens all the same
+    ] = -100  # unequal over ranks: the mean is over tokens all the same
     return inputs, labels
 
 
