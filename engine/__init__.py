@@ -16,7 +16,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 
 from engine.config import Preset, load_preset  # noqa: E402
-from engine.run.trainer import TrainResult  # noqa: E402
+from engine.run.state import TrainResult  # noqa: E402
 from engine.train import TOKENS_PER_RUN, train  # noqa: E402
 
 __all__ = ["TOKENS_PER_RUN", "Preset", "TrainResult", "load_preset", "train"]

@@ -13,7 +13,8 @@ from engine.device.ranks import Ranks, join
 from engine.errors import Diverged
 from engine.events import EventLog
 from engine.run.setup import batch_shape, setup
-from engine.run.trainer import Trainer, TrainResult
+from engine.run.state import TrainResult
+from engine.run.trainer import Trainer
 from engine.screen import report
 from engine.screen.console import Console
 

@@ -11,8 +11,8 @@ from shard_cache import CachedSource, ShardCache
 from sources.config import DataConfig, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
-from sources.source import JSON, Source
-from storage import Damaged, digest
+from sources.source import Source
+from storage import JSON, Damaged, digest
 
 __all__ = ["ShardCache", "cached_sources", "description", "open_cache", "read_record", "write_record"]
 

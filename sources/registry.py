@@ -16,7 +16,8 @@ from sources.readers.hub import HubSource
 from sources.readers.pdf.reader import PdfSource
 from sources.readers.python_packages import PythonPackagesSource
 from sources.rows.filters import Filters, text_hash
-from sources.source import JSON, Source, SourceError, read_on
+from sources.source import Source, SourceError, read_on
+from storage import JSON
 
 OPENERS: dict[type[Spec], Callable[..., Source]] = {
     HubSpec: HubSource,

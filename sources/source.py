@@ -7,13 +7,12 @@ value from which `read` continues with exactly the documents that follow.
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 from sources.redact import redact
+from storage import JSON
 
-# What json.dumps takes. A TypedDict is a Mapping[str, object], not a Mapping[str, JSON].
-JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
 Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 
 # Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.

@@ -1,6 +1,7 @@
-"""What a run's checkpoint holds beside weights and moments: its progress, and the state of everything that resumes."""
+"""A run's progress, the state that a checkpoint holds beside weights and moments, and a run's result."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 from engine.data.adaptive import AdaptiveRunState
@@ -40,3 +41,21 @@ class RunState(TypedDict):
     parts_begin: dict[str, int]  # tokens at which each part of the latent core was switched on
     curriculum: CurriculumState | None
     guard: StabilityState | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a finished run; `eval_*` and `bits_per_byte` are None where the sources held nothing out."""
+
+    tokens: int  # of this run
+    tokens_per_second: float  # of all ranks since this start, without evaluations and saves
+    eval_loss: float | None  # nats per validation token
+    eval_perplexity: float | None
+    bits_per_byte: float | None
+    snapshot: Path
+
+    def summary(self) -> str:
+        return (
+            f"Done: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} tokens/s. The model is {self.snapshot}; to "
+            "generate with it, start main.py again and answer g."
+        )

@@ -8,9 +8,8 @@ import gc
 import math
 import signal
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 from engine.control.signals import Abandoned, SignalWatch
@@ -24,30 +23,13 @@ from engine.formatting import count
 from engine.optim.schedule import learning_rate
 from engine.run import samples
 from engine.run.setup import Components
+from engine.run.state import TrainResult
 from engine.run.step import StepResult
 from engine.run.warmup import warm_up
 from sources.loading.loader import Batch
 from sources.registry import AllSourcesFailed
 
 LONG_STEP_SECONDS = 2.0  # after such a step, several ranks also check for signals between the micro-batches of a step
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a finished run; `eval_*` and `bits_per_byte` are None where the sources held nothing out."""
-
-    tokens: int  # of this run
-    tokens_per_second: float  # of all ranks since this start, without evaluations and saves
-    eval_loss: float | None  # nats per validation token
-    eval_perplexity: float | None
-    bits_per_byte: float | None
-    snapshot: Path
-
-    def summary(self) -> str:
-        return (
-            f"Done: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} tokens/s. The model is {self.snapshot}; to "
-            "generate with it, start main.py again and answer g."
-        )
 
 
 class Trainer:

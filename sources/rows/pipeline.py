@@ -36,7 +36,8 @@ from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.rows.sharding import counter_keys, is_first_reader, share_of_lane
 from sources.rows.tokenizer import TextTokenizer
-from sources.source import JSON, Source, SourceError
+from sources.source import Source, SourceError
+from storage import JSON
 
 ENCODE_CHARACTERS = 64_000  # parts are encoded together until they hold this much
 LONGEST_WAIT = 60.0  # seconds between two tries to read on

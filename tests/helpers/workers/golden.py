@@ -31,9 +31,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     text = "\n".join(pydoc_data.topics.topics.values()).encode("ascii", "replace")
     ids = torch.tensor(list(text[: STEPS * GLOBAL_ROWS * LENGTH + 1]))
     inputs, labels = ids[:-1].view(STEPS, GLOBAL_ROWS, LENGTH), ids[1:].clone().view(STEPS, GLOBAL_ROWS, LENGTH)
-    labels[
-        :, ::3, LENGTH // 2 :
-    ] = -100  # unequal over ranks: the mean is over tokens all the same
+    labels[:, ::3, LENGTH // 2 :] = -100  # unequal over ranks: the mean is over tokens all the same
     return inputs, labels
 
 
