@@ -34,7 +34,7 @@ class AllSourcesFailed(Exception):
 
     def __init__(self, reasons: dict[str, str]):
         self.reasons = reasons
-        super().__init__("Every source failed: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()) + ".")
+        super().__init__("Every source failed: " + "; ".join(f"{name}: {why.removesuffix('.')}" for name, why in reasons.items()) + ".")
 
 
 class Pin(TypedDict):
