@@ -34,7 +34,8 @@ class AllSourcesFailed(Exception):
 
     def __init__(self, reasons: dict[str, str]):
         self.reasons = reasons
-        super().__init__("Every source failed: " + "; ".join(f"{name}: {why.removesuffix('.')}" for name, why in reasons.items()) + ".")
+        each = "; ".join(f"{name}: {why.removesuffix('.')}" for name, why in reasons.items())
+        super().__init__(f"Every source failed: {each}.")
 
 
 class Pin(TypedDict):
