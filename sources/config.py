@@ -4,6 +4,7 @@ Whatever a preset can get wrong about data that shows without a disk or a networ
 sentence. A source's name (in weights, logs and metrics) is its "name", its built-in name, or its dataset or path.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,10 +27,8 @@ BUILTIN_SOURCES: dict[str, dict[str, str]] = {
 
 
 def _check_home(path: str) -> str:
-    try:
-        Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"the home folder in {path!r} is not known here; write the whole path.") from None
+    if os.path.expanduser(path).startswith("~"):
+        raise ValueError(f"the home folder in {path!r} is not known here; write the whole path.")
     return path
 
 

@@ -52,7 +52,7 @@ def _render(event: Event) -> str | None:
     """An event's lines, in rich's markup; None for a kind that stands in metrics.jsonl only."""
     match event["event"]:
         case "run":
-            return "\n".join(map(literal, _run(event)))
+            return "\n".join(map(literal, run_sentences(event)))
         case "step":
             return _step(event)
         case "evaluation":
@@ -64,8 +64,8 @@ def _render(event: Event) -> str | None:
     return None
 
 
-def _run(event: Event) -> Iterator[str]:
-    """What a reader should know before the first step, in sentences."""
+def run_sentences(event: Event) -> Iterator[str]:
+    """What a reader should know of a run before its first step."""
     preset, derived = event["preset"], event["derived"]
     train, seq_length = preset["train"], preset["model"]["seq_length"]
     processes = plural(derived["world_size"], "process")
