@@ -34,12 +34,9 @@ def _check_home(path: str) -> str:
 
 def _check_glob(glob: str) -> str:
     parts = Path(glob).parts
-    if Path(glob).is_absolute() or ".." in parts:
-        raise ValueError(f'the pattern {glob!r} leaves the folder; put the folder into "path".')
-    if not parts:
-        raise ValueError(f'the pattern {glob!r} names no files; write one such as "**/*.md".')
-    if any("**" in part and part != "**" for part in parts):  # which some versions of Python refuse
-        raise ValueError(f'"**" in the pattern {glob!r} is not a folder of its own; write it as in "**/*.md".')
+    split = [part for part in parts if "**" in part and part != "**"]  # which some versions of Python refuse
+    if not parts or Path(glob).is_absolute() or ".." in parts or split:
+        raise ValueError(f'the pattern {glob!r} must name files below the folder, as "**/*.md" does, "**" by itself.')
     return glob
 
 

@@ -56,11 +56,11 @@ def page(events: Sequence[Event]) -> str:
     runs, steps, evaluations = by_kind["run"], by_kind["step"], by_kind["evaluation"]
     name = as_html(runs[-1]["preset"]["name"] if runs else "a run")
     parts = [f"<h1>{name}</h1>", _summary(runs, steps), *_losses(steps, evaluations)]
-    if passages := [event for event in evaluations if event.get("passage")]:
-        parts.append(_lookahead(passages[-1]["step"], passages[-1]["passage"]))
-    if samples := [event["sample"] for event in evaluations if event.get("sample")]:
-        prompt, text = as_html(samples[-1]["prompt"]), as_html(samples[-1]["text"])
-        parts.append(f"<h2>A sample</h2><pre><b>{prompt}</b>{text}</pre>")
+    for last in evaluations[-1:]:
+        if passage := last.get("passage"):
+            parts.append(_lookahead(last["step"], passage))
+        if sample := last.get("sample"):
+            parts.append(f"<h2>A sample</h2><pre><b>{as_html(sample['prompt'])}</b>{as_html(sample['text'])}</pre>")
     counts = ", ".join(f"{len(by_kind[kind]):,} {word}" for kind, word in INCIDENTS.items())
     dropped = [event for event in by_kind["source"] if event["what"] == "dropped"]
     lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
