@@ -45,6 +45,7 @@ def _check_text_field(field: str) -> str:
     return field
 
 
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_check_home)]
 
 
@@ -164,9 +165,7 @@ class DataConfig(Section):
     sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_check_list)] = DEFAULT_SOURCES
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
-    source_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default={}, description="relative shares of tokens; 1.0 where not given"
-    )
+    source_weights: dict[str, Weight] = Field(default={}, description="relative shares of tokens; 1.0 where not given")
     min_text_length: StrictInt = Field(default=50, ge=0, description="characters; shorter documents are filtered out")
     deduplicate: StrictBool = Field(default=True, description="filter out repeats of a source's recent documents")
     decontaminate: tuple[LocalPath, ...] = Field(

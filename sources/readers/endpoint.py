@@ -76,7 +76,7 @@ def explain(error: BaseException, name: str) -> SourceError:
     libraries = {type(link).__module__.split(".")[0] for link in chain}
     status = next((link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)), None)
     if has(errors.GatedRepoError) or status == 403 or "gated dataset" in message:
-        return SourceError(f"{name} is gated or private; ask for access on its page and log in (set HF_TOKEN)")
+        return SourceError(f"{name} is gated or private; get access on its page and log in (hf auth login, HF_TOKEN)")
     if has(errors.RevisionNotFoundError) or message.startswith("Revision "):
         return SourceError(f"{name} has no such revision")
     if has(errors.RepositoryNotFoundError) or status in (401, 404, 410) or "doesn't exist on the Hub" in message:
