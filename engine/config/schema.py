@@ -34,11 +34,9 @@ class TrainConfig(BaseModel):
     final_learning_rate_fraction: Fraction = Field(default=0.1, description="final learning rate / peak learning rate")
     gradient_clipping: float = Field(default=1.0, gt=0, description="largest gradient norm, the lookahead core aside")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="auto: bf16 where the hardware has it natively, else fp32; weights are always fp32"
-    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
     compile: Literal["auto", True, False] = Field(
-        default="auto", description="torch.compile; auto: where it works, but not at ZeRO stage 3"
+        default="auto", description="auto: where it works, but not at stage 3"
     )
     on_spike: Literal["log", "skip"] = Field(default="log", description="skip: a step whose loss is a spike is skipped")
     max_skipped_steps: Count = Field(default=10, description="skipped steps in a row that end the run or roll it back")

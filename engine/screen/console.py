@@ -52,7 +52,7 @@ def _render(event: Event) -> str | None:
     """An event's lines, in rich's markup; None for a kind that stands in metrics.jsonl only."""
     match event["event"]:
         case "run":
-            return "\n".join(map(literal, _run(event)))
+            return "\n".join(map(literal, run_sentences(event)))
         case "step":
             return _step(event)
         case "evaluation":
@@ -64,24 +64,20 @@ def _render(event: Event) -> str | None:
     return None
 
 
-def _run(event: Event) -> Iterator[str]:
-    """What a reader should know before the first step, in sentences."""
+def run_sentences(event: Event) -> Iterator[str]:
+    """What a reader should know of a run before its first step."""
     preset, derived = event["preset"], event["derived"]
     train, seq_length = preset["train"], preset["model"]["seq_length"]
     processes = plural(derived["world_size"], "process")
-    yield (
-        f"Run {derived['run']} of {preset['name']}: {count(derived['parameters'])} parameters, vocabulary "
-        f"{derived['vocab_size']:,}, {processes} on {event['machine']}."
-    )
+    size = f"{count(derived['parameters'])} parameters, vocabulary {derived['vocab_size']:,}"
+    yield f"Run {derived['run']} of {preset['name']}: {size}, {processes} on {event['machine']}."
     rows, padded, stage = train["per_gpu_batch_size"], derived["rows_per_pass"], derived["zero_stage"]
     instructions = derived.get("bf16_instructions")
     precision = derived["precision"] + (f" with {instructions}" if instructions else "")
     alone = f" ({train['zero_stage']} with several processes)" if stage != train["zero_stage"] else ""
-    yield (
-        f"A step has {derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens: "
-        f"{plural(train['accumulation_steps'], 'micro-batch')} of {plural(rows, 'row')} per process. "
-        f"Precision {precision}, ZeRO stage {stage}{alone}."
-    )
+    step = f"{derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens"
+    batches = f"{plural(train['accumulation_steps'], 'micro-batch')} of {plural(rows, 'row')} per process"
+    yield f"A step has {step}: {batches}. Precision {precision}, ZeRO stage {stage}{alone}."
     peak, cost = derived["peak_flops"], count(derived["flops_per_token"])
     mfu = f"relative to the data sheet's {count(peak)} FLOP/s" if peak else "unknown: no table has this device's peak"
     yield f"A token costs {cost} FLOP (6 per weight of a matrix product, plus attention). MFU is {mfu}."
@@ -89,10 +85,9 @@ def _run(event: Event) -> Iterator[str]:
     if asked not in (None, budget):
         yield f"train.train_tokens {asked:,} is overridden: a run is {budget:,} tokens."
     if padded > rows:
-        yield (
-            f"{processes} cannot share this checkpoint's {derived['lanes']} data lanes evenly: a micro-batch has "
-            f"{padded} rows instead of {rows}, the others for padding ({padded / rows - 1:.0%} more to compute)."
-        )
+        more = f"{padded} rows instead of {rows}, the others for padding ({padded / rows - 1:.0%} more to compute)"
+        lanes = f"this checkpoint's {derived['lanes']} data lanes"
+        yield f"{processes} cannot share {lanes} evenly: a micro-batch has {more}."
     if idle := derived.get("idle_gpus"):
         yield f"Idle GPUs: {idle}; start with deepspeed main.py to use them all."
     tokens, requested = derived["held_out_tokens"], train["eval_tokens"]
@@ -124,10 +119,9 @@ def _by_source(losses: dict[str, float]) -> str:
 
 def _evaluation(event: Event) -> str:
     sources = _by_source({name: figures["ce"] for name, figures in event["sources"].items()})
-    line = (
-        f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  {sources}perplexity {event['perplexity']:.2f}  "
-        f"bits per byte {event['bits_per_byte']:.4f}  {count(event['tokens'])} tokens in {event['seconds']:.1f} s"
-    )
+    figures = f"perplexity {event['perplexity']:.2f}  bits per byte {event['bits_per_byte']:.4f}"
+    took = f"{count(event['tokens'])} tokens in {event['seconds']:.1f} s"
+    line = f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  {sources}{figures}  {took}"
     if sample := event.get("sample"):
         line += f"\n[dim]sample:[/] [bold]{literal(sample['prompt'])}[/]{literal(sample['text'])}"
     if passage := event.get("passage"):

@@ -14,12 +14,13 @@ from typing import Any
 import storage
 from engine import events
 from engine.formatting import count, duration
+from engine.screen.console import run_sentences
 from engine.screen.text import Event, as_html, lookahead
 
 FILE_NAME = "report.html"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; color: #222; }
-h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em } td, th { padding: 0 1em 0 0; text-align: left }
+h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em }
 svg { max-width: 100%; height: auto } svg text { font-size: 11px; fill: #555 } .small { color: #555; font-size: 13px }
 .passage { font: 14px/2.2 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 .passage span { border-bottom: 4px solid; padding-bottom: 1px } pre { white-space: pre-wrap; background: #f5f5f5 }
@@ -55,11 +56,11 @@ def page(events: Sequence[Event]) -> str:
     runs, steps, evaluations = by_kind["run"], by_kind["step"], by_kind["evaluation"]
     name = as_html(runs[-1]["preset"]["name"] if runs else "a run")
     parts = [f"<h1>{name}</h1>", _summary(runs, steps), *_losses(steps, evaluations)]
-    if passages := [event for event in evaluations if event.get("passage")]:
-        parts.append(_lookahead(passages[-1]["step"], passages[-1]["passage"]))
-    if samples := [event["sample"] for event in evaluations if event.get("sample")]:
-        prompt, text = as_html(samples[-1]["prompt"]), as_html(samples[-1]["text"])
-        parts.append(f"<h2>A sample</h2><pre><b>{prompt}</b>{text}</pre>")
+    for last in evaluations[-1:]:
+        if passage := last.get("passage"):
+            parts.append(_lookahead(last["step"], passage))
+        if sample := last.get("sample"):
+            parts.append(f"<h2>A sample</h2><pre><b>{as_html(sample['prompt'])}</b>{as_html(sample['text'])}</pre>")
     counts = ", ".join(f"{len(by_kind[kind]):,} {word}" for kind, word in INCIDENTS.items())
     dropped = [event for event in by_kind["source"] if event["what"] == "dropped"]
     lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
@@ -70,18 +71,14 @@ def page(events: Sequence[Event]) -> str:
 
 
 def _summary(runs: list[Event], steps: list[Event]) -> str:
-    rows: dict[str, str] = {}
-    if runs:
-        run, derived = runs[-1], runs[-1]["derived"]
-        rows["machine"] = run["machine"]
-        rows["model"] = f"{count(derived['parameters'])} parameters, vocabulary {derived['vocab_size']:,}"
-        rows["run"] = f"{derived['run']}; starts so far: {len(runs):,}, the latest on {time.ctime(run['time'])}"
-    if steps:
-        last = steps[-1]
-        rows["tokens"] = f"{last['tokens']:,} of this run ({last['share']:.1%}), {last['tokens_total']:,} in all"
-        rows["throughput"] = f"{count(last['tokens_per_second'])} tokens/s, ETA {duration(last['eta_seconds'])}"
-    cells = "".join(f"<tr><th>{name}</th><td>{as_html(value)}</td></tr>" for name, value in rows.items())
-    return f"<table>{cells}</table>"
+    sentences: list[str] = []
+    for run in runs[-1:]:
+        sentences = [*run_sentences(run), f"Starts so far: {len(runs):,}, the latest on {time.ctime(run['time'])}."]
+    for last in steps[-1:]:
+        tokens = f"{last['tokens']:,} of this run ({last['share']:.1%}), {last['tokens_total']:,} in all"
+        speed = f"{count(last['tokens_per_second'])} tokens/s, ETA {duration(last['eta_seconds'])}"
+        sentences.append(f"Tokens: {tokens}. Throughput: {speed}.")
+    return "".join(f"<p>{as_html(sentence)}</p>" for sentence in sentences)
 
 
 def _losses(steps: list[Event], evaluations: list[Event]) -> Iterator[str]:

@@ -27,10 +27,8 @@ class Reader:
 
     def announce_change(self, location: str, detail: str = "") -> None:
         """Add the notice that a folder no longer holds the files that its pin names."""
-        self.notices.append(
-            f"the files in {location} have changed since this run began{detail}; "
-            "reading continues from the same place as far as possible"
-        )
+        changed = f"the files in {location} have changed since this run began{detail}"
+        self.notices.append(f"{changed}; reading continues from the same place as far as possible")
 
     def skip(self, file: str, reason: str, sentence: str | None = None) -> None:
         """Count a file that is skipped, once per reason; with a sentence, announce it too."""

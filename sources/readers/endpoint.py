@@ -73,10 +73,10 @@ def explain(error: BaseException, name: str) -> SourceError:
         return SourceError(f'"{name}" is not a repository name such as "owner/name", and no such local folder exists')
     endpoint = constants.ENDPOINT
     message = str(error)  # `datasets` cuts the chain of causes off and says the same in words
+    libraries = {type(link).__module__.split(".")[0] for link in chain}
     status = next((link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)), None)
     if has(errors.GatedRepoError) or status == 403 or "gated dataset" in message:
-        asking = "ask for access on its page and log in (hf auth login, or set HF_TOKEN)"
-        return SourceError(f"{name} is gated or private; {asking}")
+        return SourceError(f"{name} is gated or private; get access on its page and log in (hf auth login, HF_TOKEN)")
     if has(errors.RevisionNotFoundError) or message.startswith("Revision "):
         return SourceError(f"{name} has no such revision")
     if has(errors.RepositoryNotFoundError) or status in (401, 404, 410) or "doesn't exist on the Hub" in message:
@@ -85,8 +85,6 @@ def explain(error: BaseException, name: str) -> SourceError:
         return SourceError(f"{endpoint} asks for fewer requests (error 429)", transient=True)
     if status is not None:
         return SourceError(f"{endpoint} answers with error {status}", transient=status >= 500 or status == 408)
-    if has(ConnectionError, TimeoutError) or NETWORK_LIBRARIES & {
-        type(link).__module__.split(".")[0] for link in chain
-    }:
+    if has(ConnectionError, TimeoutError) or NETWORK_LIBRARIES & libraries:
         return SourceError(f"{endpoint} cannot be reached ({type(chain[-1]).__name__})", transient=True)
     return SourceError(f"{name} cannot be read: {first_line(error)}")

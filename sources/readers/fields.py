@@ -139,14 +139,13 @@ def _first_text(value: object, path: Path) -> str | None:
     waiting = [(value, path)]
     while waiting:
         value, path = waiting.pop()
-        if isinstance(value, (list, tuple)):
-            waiting += [(item, path) for item in reversed(value)]
-        elif path:
-            if isinstance(value, Mapping):
-                waiting.append((value.get(path[0]), path[1:]))
-        elif isinstance(value, str):
-            if value.strip():
+        match value:
+            case str() if not path and value.strip():
                 return value
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)
+            case list() | tuple():
+                waiting += [(item, path) for item in reversed(value)]
+            case Mapping() if path:
+                waiting.append((value.get(path[0]), path[1:]))
+            case int() | float() if not path and not isinstance(value, bool):
+                return str(value)
     return None

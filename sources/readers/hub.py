@@ -75,13 +75,11 @@ class HubSource(Reader):
     def __init__(self, spec: HubSpec, pin: CommitPin | FilesPin | None = None):
         super().__init__(spec.source_name)
         self._spec = spec
-        self._pin = self._pin_folder(spec.folder, pin) if spec.folder else pin
         self._shards: list[ParquetShard] = []
         self._dataset: IterableDataset | None = None  # where the library streams it, instead of the shards
-        self._open_with_retries()
+        self._open_with_retries(self._pin_folder(spec.folder, pin) if spec.folder else pin)
 
     def pin(self) -> CommitPin | FilesPin:
-        assert self._pin is not None
         return self._pin
 
     def fingerprint(self) -> dict[str, object]:
@@ -123,26 +121,26 @@ class HubSource(Reader):
                 yield text, {"state": state, "row": row}
             state, done = dataset.state_dict(), 0
 
-    def _open_with_retries(self) -> None:
+    def _open_with_retries(self, pin: CommitPin | FilesPin | None) -> None:
         backoff = Backoff()
         for tries_left in reversed(range(OPENING_TRIES)):
             try:
-                return self._open()
+                return self._open(pin)
             except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
                 failure = _explain(error, self._spec)
                 if not (failure.transient and tries_left and backoff.sleep()):
                     raise failure from error
                 self.notices.append(f"{failure.reason}; opening it again")
 
-    def _open(self) -> None:
+    def _open(self, pin: CommitPin | FilesPin | None) -> None:
         spec = self._spec
-        if self._pin is None:
-            self._pin = CommitPin(commit=HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=10.0).sha)
-        if "path" in self._pin:
-            address, commit = self._pin["path"], None
+        pin = pin or CommitPin(commit=HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=10.0).sha)
+        if "path" in pin:
+            address, commit = pin["path"], None
         else:
-            address, commit = spec.dataset, self._pin["commit"]
+            address, commit = spec.dataset, pin["commit"]
             self._version = commit
+        self._pin = pin
         datasets = _import_datasets()
         builder = datasets.load_dataset_builder(address, spec.config, revision=commit)
         dataset = builder.as_streaming_dataset(split=spec.split)

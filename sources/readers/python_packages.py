@@ -5,7 +5,6 @@ The one large source that every machine has without a network: about 200 MB with
 
 import os
 import sysconfig
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +25,8 @@ class PythonPackagesSource(FolderSource):
         listed = [file for label, root in python_roots().items() for file in _python_files(label, root)]
         usable = [file for file in listed if 0 < file.size <= MAX_BYTES]
         super().__init__(spec.source_name, "the Python packages", usable, pin)
-        num_empty = sum(file.size == 0 for file in listed)
-        num_large = len(listed) - len(usable) - num_empty
-        self.counts += Counter({"empty files": num_empty, f"files over {MAX_BYTES} bytes": num_large})
+        self.counts.update("empty files" for file in listed if file.size == 0)
+        self.counts.update(f"files over {MAX_BYTES} bytes" for file in listed if file.size > MAX_BYTES)
 
     def pin(self) -> PackagesPin:
         return {**super().pin(), "roots": {label: str(root) for label, root in python_roots().items()}}

@@ -9,6 +9,7 @@ from engine import train
 from engine.events import read
 from engine.screen import report
 from tests.helpers.look_ahead import ON
+from tests.helpers.run_event import RUN
 from tests.helpers.training import TOKENS_PER_STEP
 
 
@@ -81,8 +82,7 @@ def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
 def test_no_text_becomes_markup():
     hostile = "<script>alert('x')</script>\x1b[2J\" onload=\"x"
     events = [
-        {"event": "run", "time": 1, "preset": {"name": hostile}, "machine": hostile}
-        | {"derived": {"parameters": 1, "vocab_size": 2, "run": 1}},
+        {**RUN, "time": 1, "preset": {**RUN["preset"], "name": hostile}, "machine": hostile},
         {"event": "source", "what": "dropped", "name": hostile, "message": hostile},
         {"event": "evaluation", "step": 1, "tokens_total": 1, "ce": 1.0, "perplexity": 2.0, "bits_per_byte": 1.0}
         | {"sample": {"prompt": hostile, "text": hostile}}
