@@ -143,18 +143,18 @@ class SignalWatch:
         finally:
             self._interruptible = False
 
-    def explain(self, error: Exception) -> Exception:
-        """Return what to raise for an error that ends this rank, after telling the ranks that wait for it."""
+    def raise_if_lost(self, error: Exception) -> None:
+        """Raise RankLost where `error` means that another rank is lost; otherwise tell the others that this one ends."""
         health = self.end.health
         if health is None or isinstance(error, Interrupted):
-            return error
+            return
         if not _is_broken_connection(error):
             health.announce(Termination(f"Rank {self._ranks.rank} has ended ({first_line(error)})", RankLost.status))
-            return error
+            return
         termination = health.find_lost()
         if termination.status != RankLost.status:
             self.end.this_rank(termination)  # the other rank is not lost: a signal ended it
-        return RankLost(self.end.sentence(termination))
+        raise RankLost(self.end.sentence(termination)) from None
 
     def close(self) -> None:
         """Restore handlers, threads and connections."""
@@ -219,10 +219,8 @@ def watch_signals(ranks: Ranks, console: Sink) -> Iterator[SignalWatch]:
     try:
         yield watch
     except Exception as error:
-        explained = watch.explain(error)
-        if explained is error:
-            raise
-        raise explained from None
+        watch.raise_if_lost(error)
+        raise
     finally:
         watch.close()
 

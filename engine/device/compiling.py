@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +16,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from engine.device import deepspeed_engine
-from engine.device.deepspeed_engine import Engine
+from engine.device.deepspeed_engine import Engine, keep_gradients
 from engine.device.ranks import Ranks
 from engine.errors import PresetError, first_line
 from engine.events import EventLog
@@ -100,7 +98,7 @@ def compile_model(engine: Engine, **options: Any) -> int:
     if engine.device.type == "cpu" or dist.get_world_size() > 1 or engine.zero_optimization_stage() > 0:
         module.forward = torch.compile(module.forward, **options)
         return 1
-    deepspeed_engine.keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
+    keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
     compiled = torch.compile(module.forward, **{"mode": "reduce-overhead", **options})
 
     def forward(*arguments: Any, **named: Any) -> Any:
@@ -149,8 +147,7 @@ def _is_ours(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not others_may_write
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022  # all may write to a link
 
 
 def _sweep(folder: Path) -> bool:

@@ -116,10 +116,8 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     if not seconds:
         raise too_large(shape(1), probe.device)
     fastest = min(seconds.values())
-    if probe.device.type == "cpu":
-        chosen = max(rows for rows, measured in seconds.items() if measured <= CPU_NOISE * fastest)
-    else:
-        chosen = min(rows for rows, measured in seconds.items() if measured <= GPU_GAIN * fastest)
+    pick, tolerance = (max, CPU_NOISE) if probe.device.type == "cpu" else (min, GPU_GAIN)
+    chosen = pick(rows for rows, measured in seconds.items() if measured <= tolerance * fastest)
     speeds = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
     number = rows_per_rank // chosen
     log.say(f"Micro-batches of {chosen} rows, {number} per step and process (throughput by rows: {speeds}).")
