@@ -37,9 +37,6 @@ class Termination:
     lost: int | None = None
 
 
-RANK_LOST = Termination(f"Another rank was lost ({CLOSED})", RankLost.status)
-
-
 class HealthMonitor:
     """The other ranks. All ranks must create one together; `termination` is set once any rank announces one."""
 
@@ -72,7 +69,7 @@ class HealthMonitor:
         deadline = time.monotonic() + 2 * BROKEN_SECONDS
         while self.termination is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 5)
-        return self.termination or RANK_LOST
+        return self.termination or Termination(f"Another rank was lost ({CLOSED})", RankLost.status)
 
     def leave(self) -> None:
         """Leave regularly: the other ranks must not report this one as lost."""

@@ -143,7 +143,8 @@ class SignalWatch:
         health = self.process.health
         if health is None or isinstance(error, Interrupted):
             return
-        if not _is_broken_connection(error):
+        # A collective fails like this because its other side is gone, or did not come in time.
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             health.announce(Termination(f"Rank {self._ranks.rank} has ended ({first_line(error)})", RankLost.status))
             return
         termination = health.find_lost()
@@ -238,8 +239,3 @@ def _is_gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    """Whether a collective failed because its other side is gone, or did not come in time."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
