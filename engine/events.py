@@ -40,7 +40,7 @@ class Sink(Protocol):
 
 
 class EventLog:
-    """Writes events on rank 0; on the other ranks (`enabled` false) every call does nothing.
+    """Writes events on rank 0; on the other ranks (`enabled` false) there are none, and the sink shows nothing.
 
     `listeners` are called with each event after it is written.
     """
@@ -74,12 +74,10 @@ class EventLog:
 
     def say(self, text: str) -> None:
         """Show a message that is not an event."""
-        if self.enabled:
-            self.sink.say(text)
+        self.sink.say(text)
 
     def warn(self, text: str) -> None:
-        if self.enabled:
-            self.sink.warn(text)
+        self.sink.warn(text)
 
     def close(self) -> None:
         """Close the file; a later event opens it again."""

@@ -13,6 +13,7 @@ whatever name it has, and never the snapshot of one with the state of another.
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +53,7 @@ class CheckpointFolder:
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                probe = storage.temporary(self.folder / "probe")
-                probe.write_bytes(b"")
-                probe.unlink()
+                tempfile.TemporaryFile(dir=self.folder).close()
                 holder = stack.enter_context(storage.locked(self.folder, warn))
             except OSError as error:
                 raise SaveError(
@@ -116,7 +115,6 @@ class CheckpointFolder:
             storage.sweep(self.folder, self.folder / state.FOLDER)
             self._require_space(container.size_in_bytes(snapshot.model, snapshot.tokenizer, contents), known)
             record = GenerationRecord.of_progress(snapshot.progress, state.write(self.folder, contents))
-            assert record is not None
             written = (snapshots.write(fresh, snapshot), record)
             manifest.write(self.folder, dict([*kept, written]))
             rotate(fresh, [self.folder / name for name in GENERATIONS])

@@ -1,5 +1,6 @@
 """Reads a checkpoint folder: which files verify, and the newest generation that is whole. Changes nothing."""
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ class FolderScan:
     files: list[VerifiedFile] = field(default_factory=list)  # the newest generation first, each once
     names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that exist: SHA-256, None if damaged
     notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
-    missing: bool = False  # the manifest knows generations, and none of NAMES exists
+    records: Records = field(default_factory=dict)  # of the manifest
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,22 @@ def scan(folder: Path) -> FolderScan:
     """
     found = FolderScan()
     try:
-        records = manifest.read(folder)
+        found.records = manifest.read(folder)
     except Damaged as error:
-        records = {}
         found.notes.append(f"{error}.")
     for path in (folder / name for name in NAMES if os.path.lexists(folder / name)):
         try:
-            file = _verify(path, records)
+            file = _verify(path, found.records)
         except SnapshotError as error:
             found.names[path.name] = None
-            if path.name != MIRROR or found.names.get(CURRENT, "") is not None:  # else a note has told it already
+            if path.name != MIRROR or found.names.get(CURRENT, "") is not None:  # else it is most likely the same file
                 found.notes.append(f"{str(error).split(';')[0].rstrip('.')}.")  # the remedy is applied here
             continue
         if file.sha256 not in found.names.values():
             found.files.append(file)
         found.names[path.name] = file.sha256
     found.files.sort(key=lambda file: -file.number)
-    # One record alone may be of a first save that was cut short; a second shows that the first had its name.
-    if len(records) > 1 and not found.names:
-        found.missing = True
-        found.notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
-    newest = max(records.values(), key=lambda record: record.number, default=None)
+    newest = max(found.records.values(), key=lambda record: record.number, default=None)
     if found.files and newest and newest.number > found.files[0].number:
         found.notes.append(
             f"The snapshot at {newest.tokens_total:,} tokens is missing: its save was cut short, or it is damaged."
@@ -103,14 +99,17 @@ def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
     Where no generation has its state, the newest snapshot that verifies, without state. Raises CheckpointError when
     there are files and none can be trusted.
     """
+    notes = [*found.notes]
     if not found.files:
-        if not found.names and not found.missing:
+        # One record alone may be of a first save that was cut short; a second shows that the first had its name.
+        if not found.names and len(found.records) < 2:
             return None
+        if not found.names:
+            notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
         raise CheckpointError(
-            " ".join(found.notes) + f" No snapshot in {folder} can be trusted; nothing was changed. "
+            f"{' '.join(notes)} No snapshot in {folder} can be trusted; nothing was changed. "
             "Restore one from a backup, or move the folder away to start over."
         )
-    notes = [*found.notes]
     for file in found.files:
         try:
             optimizer, data = state.read(folder, file.record)
@@ -130,7 +129,9 @@ def _verify(path: Path, records: Records) -> VerifiedFile:
     sha256 = state.sha256(path, path.parent)
     record = records.get(sha256)
     if record is None:
-        record = GenerationRecord.of_progress(snapshots.read(path).progress)
+        progress = snapshots.read(path).progress
+        with contextlib.suppress(ValueError):  # a snapshot without a generation
+            record = GenerationRecord.of_progress(progress)
         if record and record.generation in {known.generation for known in records.values()}:
             raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
     return VerifiedFile(path, sha256, record)

@@ -17,6 +17,7 @@ from storage import Damaged
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
+_COUNTS = ("run", "step", "tokens_in_run", "tokens_total")
 _GENERATION = re.compile(r"\d{6,15}-[0-9a-f]{8}")
 
 
@@ -37,13 +38,15 @@ class GenerationRecord:
         return int(self.generation.split("-")[0])
 
     @classmethod
-    def of_progress(cls, progress: Mapping[str, Any], state_sha256: str | None = None) -> "GenerationRecord | None":
-        """The record of a snapshot by its own words; None where it names no generation that could be one of ours."""
-        if not _GENERATION.fullmatch(str(progress.get("generation"))):  # it becomes a file's name
-            return None
+    def of_progress(cls, progress: Mapping[str, Any], state_sha256: str | None = None) -> "GenerationRecord":
+        """Return the record of a snapshot by what it says of itself.
+
+        Raises ValueError where it names no generation that could be one of ours.
+        """
         known = {field.name: progress[field.name] for field in fields(cls) if field.name in progress}
-        if not all(isinstance(known.get(key, 0), int) for key in ("run", "step", "tokens_in_run", "tokens_total")):
-            return None
+        named = _GENERATION.fullmatch(str(progress.get("generation")))  # it becomes a file's name
+        if not named or not all(isinstance(known.get(key, 0), int) for key in _COUNTS):
+            raise ValueError("not a generation of this program")
         return cls(**{**known, "state_sha256": state_sha256})
 
 
@@ -51,12 +54,12 @@ Records = dict[str, GenerationRecord]  # by the SHA-256 of a snapshot
 
 
 def next_generation(records: Iterable[GenerationRecord]) -> str:
-    """A name for the generation that follows these."""
+    """Return a name for the generation that follows these."""
     return f"{1 + max((record.number for record in records), default=0):06d}-{token_hex(4)}"
 
 
 def read(folder: Path) -> Records:
-    """The records in `folder`. Raises Damaged when the file is there and not whole."""
+    """Return the records in `folder`. Raises Damaged when the file is there and not whole."""
     path = folder / FILE_NAME
     try:
         contents = storage.read_record(path)
@@ -64,18 +67,13 @@ def read(folder: Path) -> Records:
             return {}
         if contents["format"] != FORMAT:
             raise Damaged("another format")
-        records: Records = {}
-        for sha256, progress in contents["generations"].items():
-            record = GenerationRecord.of_progress(progress, progress["state_sha256"])
-            if record is None:
-                raise Damaged("a generation of another program")
-            records[sha256] = record
-        return records
+        generations = contents["generations"].items()
+        return {sha256: GenerationRecord.of_progress(known, known["state_sha256"]) for sha256, known in generations}
     except Exception as error:  # contents of another program fail in many ways
         raise Damaged(f"{path} is damaged and was not used") from error
 
 
 def write(folder: Path, records: Records) -> None:
-    """Replaces the manifest. Raises OSError."""
+    """Replace the manifest. Raises OSError."""
     generations = {sha256: asdict(record) for sha256, record in records.items()}
     storage.write_record(folder / FILE_NAME, {"format": FORMAT, "generations": generations})

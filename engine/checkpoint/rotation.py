@@ -22,14 +22,17 @@ def rotate(fresh: Path, names: list[Path]) -> None:
     """
     existing = [path for path in names if path.exists()]
     older = [(path, after) for path, after in itertools.pairwise(names) if path in existing][::-1]
-    spare: list[Path] = []
+    with contextlib.ExitStack() as spares:
 
-    def link(path: Path) -> Path:
-        spare.append(storage.temporary(path))
-        os.link(path, spare[-1])
-        return spare[-1]
+        def spare(path: Path) -> Path:
+            temporary = storage.temporary(path)
+            spares.callback(storage.discard, temporary)  # to rename a link onto the same file leaves the link
+            return temporary
 
-    try:
+        def link(path: Path) -> Path:
+            os.link(path, temporary := spare(path))
+            return temporary
+
         try:
             # All that needs room on the disk comes first: after this a name only changes hands, there and back.
             undo = [(link(path), path) for path in existing]
@@ -38,21 +41,17 @@ def rotate(fresh: Path, names: list[Path]) -> None:
             if not storage.means_no_links(error):
                 raise
             undo = None
-            spare.append(storage.temporary(names[-1]))
-            renames = [(path, after) for path, after in [(names[-1], spare[-1]), *older] if path in existing]
-        _rename([*renames, (fresh, names[0])], undo)
-    except OSError:
-        for path in names:
-            if path not in existing:
+            renames = [(path, after) for path, after in [(names[-1], spare(names[-1])), *older] if path in existing]
+        try:
+            _rename([*renames, (fresh, names[0])], undo)
+        except OSError:
+            for path in set(names) - set(existing):
                 path.unlink(missing_ok=True)
-        raise
-    finally:
-        for path in spare:
-            storage.discard(path)  # renaming a link onto the same file does nothing and leaves the link
+            raise
 
 
 def _rename(renames: Renames, undo: Renames | None) -> None:
-    """Rename and sync in order. When that fails, do `undo`, or all but the last rename backwards, and raise OSError."""
+    """Rename and sync in order. When that fails, do `undo`, or the renames backwards, and raise OSError."""
     done: Renames = []
     try:
         for source, target in renames:
@@ -60,9 +59,7 @@ def _rename(renames: Renames, undo: Renames | None) -> None:
             done.append((source, target))
             storage.sync(target.parent)
     except OSError:
-        if undo is None:
-            undo = [(target, source) for source, target in reversed(done) if (source, target) != renames[-1]]
-        for source, target in undo:
+        for source, target in [(after, path) for path, after in reversed(done)] if undo is None else undo:
             with contextlib.suppress(OSError):  # as much of it as the disk allows
                 os.replace(source, target)
         raise
@@ -74,26 +71,26 @@ def arrange(folder: Path, found: FolderScan, kept: list[VerifiedFile], why: str)
     Returns what was done, in a sentence, or nothing where all is in order. Raises OSError.
     """
     wanted = dict(zip(GENERATIONS, kept, strict=False)) | {MIRROR: kept[0]}
-    changed = [name for name in NAMES if found.names.get(name, "") != (wanted[name].sha256 if name in wanted else "")]
+    digests = {name: file.sha256 for name, file in wanted.items()}
+    changed = [name for name in NAMES if found.names.get(name, "") != digests.get(name, "")]
     if not changed:
         return []
     fresh = {name: storage.temporary(folder / name) for name in changed if name in wanted}
     for name, path in fresh.items():  # a second name for each file, before any name goes to another file
         storage.hard_link_or_copy(wanted[name].path, path)
-    sentence = f"Put in order: {', '.join(changed)}."
-    kept_digests = {file.sha256 for file in wanted.values()}
-    if unwanted := [name for name in changed if name in found.names and found.names[name] not in kept_digests]:
+    done = f"Put in order: {', '.join(changed)}."
+    unwanted = [name for name in changed if name in found.names and found.names[name] not in digests.values()]
+    if unwanted:
         aside = archive_folder(folder, f"-{why}")
         for name in unwanted:
             os.rename(folder / name, aside / name)
-        sentence += f" The files that had these names are in {aside}."
+        done += f" The files that had these names are in {aside}."
     _rename([(path, folder / name) for name, path in fresh.items()], undo=[])
-    for name in changed:
-        if name not in wanted:
-            (folder / name).unlink(missing_ok=True)
+    for name in set(changed) - wanted.keys():
+        (folder / name).unlink(missing_ok=True)
     storage.sync(folder)
     storage.sweep(folder)
-    return [sentence]
+    return [done]
 
 
 def archive_folder(folder: Path, ending: str = "") -> Path:

@@ -90,18 +90,14 @@ def sha256(path: Path, folder: Path) -> str:
 
 def _is_optimizer(state: Any) -> TypeGuard[OptimizerState]:
     """Whether it has a step count and finite moments, those of one parameter of one shape."""
-    return (
-        isinstance(state, dict)
-        and isinstance(state.get("step"), int)
-        and isinstance(state.get("moments"), dict)
-        and all(map(_are_moments, state["moments"].values()))
-    )
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and isinstance(state.get("moments"), dict)):
+        return False
+    return all(map(_are_moments, state["moments"].values()))
 
 
 def _are_moments(moments: Any) -> bool:
-    return (
-        isinstance(moments, dict)
-        and {MOMENTS[0]} <= moments.keys() <= {*MOMENTS}
-        and all(isinstance(tensor, Tensor) and bool(torch.isfinite(tensor).all()) for tensor in moments.values())
-        and len({tensor.shape for tensor in moments.values()}) == 1
-    )
+    if not isinstance(moments, dict) or moments.keys() not in ({MOMENTS[0]}, {*MOMENTS}):
+        return False
+    if not all(isinstance(tensor, Tensor) and bool(torch.isfinite(tensor).all()) for tensor in moments.values()):
+        return False
+    return len({tensor.shape for tensor in moments.values()}) == 1

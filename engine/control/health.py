@@ -22,7 +22,7 @@ POLL_SECONDS = 0.5
 LOST_SECONDS = 60.0  # without a heartbeat
 BROKEN_SECONDS = 3.0  # the same, once a connection is known to be broken
 STORE_SECONDS = 2.0  # the longest wait for the store
-CLOSED = "its connection closed"
+CLOSED, SILENT = "its connection closed", "no heartbeat for {:.0f} s"
 LEFT = 1 << 40  # added to the counter of a rank that leaves regularly
 
 _RUNS = itertools.count()  # of this process, as of every rank: keeps a run's counters apart from an earlier one's
@@ -37,9 +37,6 @@ class Termination:
     lost: int | None = None
 
 
-RANK_LOST = Termination(f"Another rank was lost ({CLOSED})", RankLost.status)
-
-
 class HealthMonitor:
     """The other ranks. All ranks must create one together; `termination` is set once any rank announces one."""
 
@@ -49,7 +46,7 @@ class HealthMonitor:
         self._rank = ranks.rank
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         self._watched = self._others if ranks.is_main else [0]
-        self._timeout, self._connection_broken = LOST_SECONDS, False
+        self._timeout, self._why_lost = LOST_SECONDS, SILENT
         # The rank that hosts the store; None where torchrun's agent does.
         self._host = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
         self._counters: dict[int | None, tuple[int, float]] = {}  # counter, and the seconds for which it stood still
@@ -68,11 +65,11 @@ class HealthMonitor:
 
     def find_lost(self) -> Termination:
         """Return which rank broke a connection; takes a few seconds. Called by the main thread."""
-        self._watched, self._timeout, self._connection_broken = self._others, BROKEN_SECONDS, True
+        self._watched, self._timeout, self._why_lost = self._others, BROKEN_SECONDS, CLOSED
         deadline = time.monotonic() + 2 * BROKEN_SECONDS
         while self.termination is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 5)
-        return self.termination or RANK_LOST
+        return self.termination or Termination(f"Another rank was lost ({CLOSED})", RankLost.status)
 
     def leave(self) -> None:
         """Leave regularly: the other ranks must not report this one as lost."""
@@ -84,7 +81,7 @@ class HealthMonitor:
         if self._host in self._others and self.termination is None and self._thread.is_alive():
             silent = self._seconds_still(None, self._polls, seconds)
             if silent >= self._timeout:
-                self.termination = _lost(self._host, f"no heartbeat for {silent:.0f} s")
+                self.termination = _lost(self._host, SILENT.format(silent))
 
     def _run(self) -> None:
         try:
@@ -107,8 +104,7 @@ class HealthMonitor:
             counter = self._store.add(f"signs/{rank}", 0)
             silent = self._seconds_still(rank, counter, POLL_SECONDS)
             if silent >= self._timeout and counter < LEFT and self._announcement is None:
-                why = CLOSED if self._connection_broken else f"no heartbeat for {silent:.0f} s"
-                self._announcement = _lost(rank, why)
+                self._announcement = _lost(rank, self._why_lost.format(silent))
         self._polls += 1
 
     def _seconds_still(self, key: int | None, counter: int, seconds: float) -> float:

@@ -51,14 +51,10 @@ class ProcessEnd:
         self._ranks, self._console = ranks, console
         self._ending = threading.Lock()  # two threads may find a reason at once, and one sentence is enough
 
-    def all_ranks(self, termination: Termination) -> NoReturn:
-        """Announce `termination` to the other ranks, then end this process."""
+    def end(self, termination: Termination) -> NoReturn:
+        """End this process and all that it started, whatever the main thread is doing; the other ranks are told."""
         if self.health is not None:
             self.health.announce(termination)
-        self.this_rank(termination)
-
-    def this_rank(self, termination: Termination) -> NoReturn:
-        """End this process and all that it started, whatever the main thread is doing."""
         self._ending.acquire()  # never released
         printer = threading.Thread(target=self._print, args=(self.sentence(termination),), daemon=True)
         printer.start()
@@ -89,7 +85,7 @@ class SignalWatch:
 
     def __init__(self, ranks: Ranks, console: Sink):
         self.signal_number: int | None = None
-        self._ranks, self.end = ranks, ProcessEnd(ranks, console)
+        self._ranks, self.process = ranks, ProcessEnd(ranks, console)
         self._asked_at: float | None = None
         self._interruptible = False  # whether a signal may raise Abandoned
         self._lost_seconds = 0.0  # since a rank was lost
@@ -99,8 +95,7 @@ class SignalWatch:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._restore = contextlib.ExitStack()
-        self._has_handlers = threading.current_thread() is threading.main_thread()  # which alone may set any
-        if self._has_handlers:
+        if threading.current_thread() is threading.main_thread():  # which alone may set handlers
             wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             self._restore.callback(signal.set_wakeup_fd, wakeup_before)
             ignored = signal.getsignal(SIGHUP) is signal.SIG_IGN  # by nohup
@@ -120,11 +115,11 @@ class SignalWatch:
 
     def training(self, position: Callable[[], str]) -> None:
         """From now on there is something to lose; `position` says how far the run is ("at step 12")."""
-        self.end.position = position
+        self.process.position = position
 
     def restart(self) -> None:
         """A run starts over from its checkpoint: a signal, also one that came before, ends all at once again."""
-        self.end.position = None
+        self.process.position = None
         if self.signal_number is not None:
             self._receive(self.signal_number)
 
@@ -143,25 +138,26 @@ class SignalWatch:
         finally:
             self._interruptible = False
 
-    def explain(self, error: Exception) -> Exception:
-        """Return what to raise for an error that ends this rank, after telling the ranks that wait for it."""
-        health = self.end.health
+    def raise_if_lost(self, error: Exception) -> None:
+        """Raise RankLost where `error` says that another rank is lost; otherwise tell the others that this one ends."""
+        health = self.process.health
         if health is None or isinstance(error, Interrupted):
-            return error
-        if not _is_broken_connection(error):
+            return
+        # A collective fails like this because its other side is gone, or did not come in time.
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             health.announce(Termination(f"Rank {self._ranks.rank} has ended ({first_line(error)})", RankLost.status))
-            return error
+            return
         termination = health.find_lost()
         if termination.status != RankLost.status:
-            self.end.this_rank(termination)  # the other rank is not lost: a signal ended it
-        return RankLost(self.end.sentence(termination))
+            self.process.end(termination)  # the other rank is not lost: a signal ended it
+        raise RankLost(self.process.sentence(termination)) from None
 
     def close(self) -> None:
         """Restore handlers, threads and connections."""
         if self._asked_at is not None:  # an echo would reach the restored handlers and kill a process that has saved
             time.sleep(max(0.0, self._asked_at + ECHO_SECONDS - time.monotonic()))
-        if self.end.health is not None:
-            self.end.health.leave()
+        if self.process.health is not None:
+            self.process.health.leave()
         self._restore.close()
         self._writer.close()  # ends the thread
         self._thread.join()
@@ -186,18 +182,18 @@ class SignalWatch:
                         self._receive(number)
             elif self._asked_at is None and any(_is_gone(process) for process in self._launchers):
                 # This process must not outlive its launcher for long.
-                os.kill(os.getpid(), SIGTERM) if self._has_handlers else self._receive(SIGTERM)
-            if self.end.health is not None:
-                self._check_ranks(self.end.health)
+                self._receive(SIGTERM)
+            if self.process.health is not None:
+                self._check_ranks(self.process.health)
 
     def _receive(self, number: int) -> None:
         now, name = time.monotonic(), signal.Signals(number).name
-        if self.end.position is None:
-            self.end.all_ranks(Termination(name, 128 + number))
+        if self.process.position is None:
+            self.process.end(Termination(name, 128 + number))
         if self._asked_at is None:
             self._asked_at, self.signal_number = now, self.signal_number or number
         elif now - self._asked_at > self._echo_seconds:
-            self.end.all_ranks(Termination(f"{name} again", 128 + number))
+            self.process.end(Termination(f"{name} again", 128 + number))
 
     def _check_ranks(self, health: HealthMonitor) -> None:
         health.check_host(POLL_SECONDS)
@@ -206,7 +202,7 @@ class SignalWatch:
         self._lost_seconds += POLL_SECONDS
         # The main thread usually notices a lost rank as well, and then ends regularly.
         if termination.status != RankLost.status or self._lost_seconds > GRACE_SECONDS:
-            self.end.this_rank(termination)
+            self.process.end(termination)
 
 
 @contextmanager
@@ -219,10 +215,8 @@ def watch_signals(ranks: Ranks, console: Sink) -> Iterator[SignalWatch]:
     try:
         yield watch
     except Exception as error:
-        explained = watch.explain(error)
-        if explained is error:
-            raise
-        raise explained from None
+        watch.raise_if_lost(error)
+        raise
     finally:
         watch.close()
 
@@ -245,8 +239,3 @@ def _is_gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    """Whether a collective failed because its other side is gone, or did not come in time."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

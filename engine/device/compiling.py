@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +16,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from engine.device import deepspeed_engine
-from engine.device.deepspeed_engine import Engine
+from engine.device.deepspeed_engine import Engine, keep_gradients
 from engine.device.ranks import Ranks
 from engine.errors import PresetError, first_line
 from engine.events import EventLog
@@ -37,15 +35,16 @@ class CompileCache:
         with contextlib.suppress(RuntimeError):  # a user without a home folder, as in some containers
             folder = Path(self._before or "~/.cache/forethought/compiled").expanduser()
         if folder is None or not _is_ours(folder) or not _sweep(folder):
-            folder = tempfile.mkdtemp(prefix=TEMPORARY)
+            folder = _new_folder()
         ranks.gather(None)  # a barrier: no rank writes before every rank has swept
         self._marker: IO | None = None
         try:
             self._marker = tempfile.NamedTemporaryFile(prefix=MARKER, dir=folder, delete=False)  # noqa: SIM115
             fcntl.flock(self._marker, fcntl.LOCK_EX)
         except OSError:  # a disk without room or without locks
-            folder = tempfile.mkdtemp(prefix=TEMPORARY)  # which no other process uses
-        os.environ[VARIABLE] = str(folder)
+            folder = _new_folder()
+        if folder is not None:
+            os.environ[VARIABLE] = str(folder)
 
     def done(self) -> None:
         """Everything is compiled; may be called several times."""
@@ -71,15 +70,16 @@ def choose_compile(asked: str | bool, zero_stage: int, ranks: Ranks, log: EventL
     if asked is False:
         return None
     # Stage 3 fetches a layer's weights while the graph runs: torch would compile empty ones.
-    problem = "ZeRO-3 is not compiled" if zero_stage == 3 else _first_problem(ranks, _temporary_folder_problem())
-    if problem is None:
+    problem = "ZeRO-3 is not compiled"
+    if zero_stage < 3:
         cache = CompileCache(ranks)
-        problem = _first_problem(ranks, compiler_problem(ranks.device))
-        if problem is None:
+        reason = next(filter(None, ranks.gather(compiler_problem(ranks.device))), None)
+        if reason is None:
             log.say("Compiling the model; the first step takes a while.")
             return cache
         cache.done()
         cache.close()
+        problem = f"torch.compile is not available here ({reason})"
     if asked is True:
         raise PresetError(f'train.compile is true but {problem}; set it to "auto".')
     log.say(f"{problem}: training uncompiled.")
@@ -100,7 +100,7 @@ def compile_model(engine: Engine, **options: Any) -> int:
     if engine.device.type == "cpu" or dist.get_world_size() > 1 or engine.zero_optimization_stage() > 0:
         module.forward = torch.compile(module.forward, **options)
         return 1
-    deepspeed_engine.keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
+    keep_gradients(engine)  # a graph's own gradients are overwritten when it is replayed
     compiled = torch.compile(module.forward, **{"mode": "reduce-overhead", **options})
 
     def forward(*arguments: Any, **named: Any) -> Any:
@@ -118,8 +118,9 @@ def compiler_problem(device: torch.device) -> str | None:
         return (x * 2).relu().sum()
 
     try:
-        # Its own shape keeps this apart from the model's compilation.
-        torch.compile(tiny)(torch.ones(7, 11, device=device))
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY):  # compilers make some
+            # Its own shape keeps this apart from the model's compilation.
+            torch.compile(tiny)(torch.ones(7, 11, device=device))
     except Exception as error:  # whatever fails in the compiler, training goes on without it
         return first_line(error)
     finally:
@@ -127,19 +128,11 @@ def compiler_problem(device: torch.device) -> str | None:
     return None
 
 
-def _temporary_folder_problem() -> str | None:
-    """Return why compilers cannot write temporary files, or None."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY):
-            return None
-    except OSError as error:
-        return str(error)
-
-
-def _first_problem(ranks: Ranks, problem: str | None) -> str | None:
-    """Return the problem of the first rank that has one, in words, or None."""
-    reason = next(filter(None, ranks.gather(problem)), None)
-    return reason and f"torch.compile is not available here ({reason})"
+def _new_folder() -> Path | None:
+    """Make a cache that no other process uses; None where no temporary folder can be made, nor anything compiled."""
+    with contextlib.suppress(OSError):
+        return Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    return None
 
 
 def _is_ours(folder: Path) -> bool:
@@ -149,8 +142,7 @@ def _is_ours(folder: Path) -> bool:
         status = folder.lstat()
     except OSError:
         return False
-    others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not others_may_write
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022  # all may write to a link
 
 
 def _sweep(folder: Path) -> bool:
@@ -158,14 +150,12 @@ def _sweep(folder: Path) -> bool:
     there now."""
     abandoned = in_use = False
     for marker in folder.glob(f"{MARKER}*"):
-        try:
-            with marker.open() as file:
+        with contextlib.suppress(FileNotFoundError), marker.open() as file:  # another rank may have swept it
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 abandoned = True
-        except FileNotFoundError:  # another rank has swept it
-            continue
-        except OSError:
-            in_use = True
+            except OSError:
+                in_use = True
     if abandoned and not in_use:
         for path in folder.iterdir():
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from torch import nn
 from engine.config import TrainConfig
 from engine.device import machine
 from engine.device.ranks import TIMEOUT, Ranks
-from engine.optim.muon import Fragment, MuonAdamW
+from engine.optim.muon import Fragment, Matrices, MuonAdamW
 from engine.optim.optimizers import make_optimizer
 from sources.loading.shape import BatchShape
 
@@ -78,19 +78,14 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     logger.addFilter(_is_relevant)
     # On a CPU DeepSpeed would compile a shared-memory operator here, and raise without a compiler; gloo needs none.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    backend = dist.get_backend()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
     # DeepSpeed moves the model too, but only after it has made flat copies of the parameters where they were.
     model.to(ranks.device)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=make_optimizer(model, train, bf16),
-        config=engine_config(train, shape, bf16),
-        dist_init_required=False,
-    )
+    optimizer, config = make_optimizer(model, train, bf16), engine_config(train, shape, bf16)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False
-    optimizer = engine.basic_optimizer
     if isinstance(optimizer, MuonAdamW) and engine.zero_optimization_stage():
         optimizer.fragments = _fragments(engine, optimizer.matrices, ranks)
         optimizer.sum_over_ranks = dist.all_reduce
@@ -225,10 +220,8 @@ def partitions(engine: Engine) -> list[tuple[torch.Tensor, list[Any]]]:
     return list(zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True))
 
 
-def _fragments(
-    engine: Engine, matrices: dict[str, tuple[int, int, int]], ranks: Ranks
-) -> dict[torch.Tensor, list[Fragment]]:
-    """Return which parts of Muon's parameters, whose `matrices` have these shapes, lie in this rank's partitions."""
+def _fragments(engine: Engine, matrices: dict[str, Matrices], ranks: Ranks) -> dict[torch.Tensor, list[Fragment]]:
+    """Return which parts of Muon's parameters, those in `matrices`, lie in this rank's partitions."""
     shapes = {p: matrices[name] for name, p in engine.module.named_parameters() if name in matrices}
     fragments = {}
     for flat, parameters in partitions(engine):

@@ -46,10 +46,12 @@ SLOWER = "Laptop|D|Max Q"  # in names that are otherwise those of faster devices
 
 def choose_bf16(asked: str, ranks: Ranks, log: EventLog) -> bool:
     """Return whether to compute in bf16, the same on every rank; `asked` is train.precision."""
+    if asked != "auto":
+        return asked == "bf16"
     native = all(ranks.gather(native_bf16(ranks.device)))
-    if asked == "auto" and not native:
+    if not native:
         log.say("This device has no native bf16 arithmetic: training in fp32.")
-    return asked == "bf16" or (asked == "auto" and native)
+    return native
 
 
 def native_bf16(device: torch.device) -> bool:

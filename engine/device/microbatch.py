@@ -34,7 +34,7 @@ class MicroBatchProbe:
         self.model, self.shape, self.ranks, self.device = model.to(ranks.device), shape, ranks, ranks.device
         self.bf16, self.document_mask = bf16, document_mask
         machine.reset_peak_memory()
-        self._rss, self._bytes_per_row, self._most_rows = psutil.Process().memory_info().rss, 0.0, 0
+        self._rss, self._most_rows = psutil.Process().memory_info().rss, 0
         self._optimizer_bytes = OPTIMIZER_BYTES * model.num_parameters()
 
     def seconds_per_row(self, rows: int) -> float | None:
@@ -60,7 +60,7 @@ class MicroBatchProbe:
             times = []
         self.model.zero_grad()
         torch.cuda.empty_cache()
-        self._record_memory(rows)
+        self._most_rows = max(self._most_rows, rows)
         return min(times) / rows if times else None
 
     def _has_room(self, rows: int) -> bool:
@@ -68,16 +68,13 @@ class MicroBatchProbe:
         never fails there, the kernel kills the process instead."""
         while True:
             size = min(rows, max(1, 2 * self._most_rows))
-            if self._bytes_per_row * size + self._optimizer_bytes > machine.available_memory_each():
+            needed = size * max(0, machine.peak_memory() - self._rss) / max(1, self._most_rows)
+            if needed + self._optimizer_bytes > machine.available_memory_each():
                 return False
             if size == rows:
                 return True
             self._run(size)
-            self._record_memory(size)
-
-    def _record_memory(self, rows: int) -> None:
-        if rows > self._most_rows:
-            self._bytes_per_row, self._most_rows = max(0, machine.peak_memory() - self._rss) / rows, rows
+            self._most_rows = size
 
     def _run(self, rows: int) -> float:
         tokens = torch.zeros(rows, self.shape.seq_length, dtype=torch.int64, device=self.device)
@@ -118,10 +115,8 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     if not seconds:
         raise too_large(shape(1), probe.device)
     fastest = min(seconds.values())
-    if probe.device.type == "cpu":
-        chosen = max(rows for rows, measured in seconds.items() if measured <= CPU_NOISE * fastest)
-    else:
-        chosen = min(rows for rows, measured in seconds.items() if measured <= GPU_GAIN * fastest)
+    pick, tolerance = (max, CPU_NOISE) if probe.device.type == "cpu" else (min, GPU_GAIN)
+    chosen = pick(rows for rows, measured in seconds.items() if measured <= tolerance * fastest)
     speeds = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
     number = rows_per_rank // chosen
     log.say(f"Micro-batches of {chosen} rows, {number} per step and process (throughput by rows: {speeds}).")

@@ -15,14 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PROJECT = Path(__file__).parents[2]
-SYNCHRONIZING = {
-    torch.ops.aten._local_scalar_dense.default,  # item(), float(), a tensor as a condition
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.masked_select.default,
-    torch.ops.aten._unique2.default,
-}
+# The first is what item(), float() and a tensor as a condition do.
+SYNCHRONIZING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
 
 
 class Synchronization(RuntimeError):
@@ -51,16 +45,12 @@ def forbidden(device: torch.device) -> Iterator[None]:
 
 class _Interceptor(TorchDispatchMode):
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if operator in SYNCHRONIZING or _is_indexed_by_mask(operator, args):
+        name = operator.overloadpacket.__name__
+        # The host must know how many elements a mask selects.
+        by_mask = name == "index" and any(index is not None and index.dtype is torch.bool for index in args[1])
+        if name in SYNCHRONIZING or by_mask:
             raise Synchronization(f"{operator} waits for the device{_place(traceback.extract_stack())}.")
         return operator(*args, **kwargs or {})
-
-
-def _is_indexed_by_mask(operator: Any, args: tuple) -> bool:
-    """The host must know how many elements a mask selects."""
-    if operator is not torch.ops.aten.index.Tensor:
-        return False
-    return any(index is not None and index.dtype is torch.bool for index in args[1])
 
 
 def _place(frames: traceback.StackSummary) -> str:

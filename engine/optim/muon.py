@@ -14,7 +14,7 @@ Notable here
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
 
 
+Matrices: TypeAlias = tuple[int, int, int]  # of one parameter: (number, rows, columns)
+
+
 class Fragment(NamedTuple):
     """The part of one parameter that a rank holds."""
 
-    shape: tuple[int, int, int]  # of the parameter's matrices: (number, rows, columns)
+    shape: Matrices
     start: int  # offset in the parameter, in elements
     place: int  # offset in the flat tensor
     numel: int  # 0: other ranks hold the parameter
@@ -36,15 +39,13 @@ class Fragment(NamedTuple):
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """Groups with `muon` true are updated by Muon, the others by fused AdamW.
+    """Groups with a true `muon` are updated by Muon, the others by fused AdamW.
 
-    matrices: (number, rows, columns) of each Muon parameter, by name; dtype: of the matrix products. Whoever replaces
-    the parameters by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
+    matrices: of the parameters of these groups, by name; dtype: of the matrix products. Whoever replaces the parameters
+    by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
     """
 
-    def __init__(
-        self, groups: list[dict], matrices: dict[str, tuple[int, int, int]], learning_rate: float, dtype: torch.dtype
-    ):
+    def __init__(self, groups: list[dict], matrices: dict[str, Matrices], learning_rate: float, dtype: torch.dtype):
         super().__init__(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
         self.matrices, self.dtype = matrices, dtype
         self.fragments: dict[Tensor, list[Fragment]] = {}
@@ -54,9 +55,9 @@ class MuonAdamW(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:
         groups = self.param_groups
         # Stage 3 steps one group at a time and leaves the others empty.
-        if with_muon := [group for group in groups if group["muon"] and group["params"]]:
+        if with_muon := [group for group in groups if group.get("muon") and group["params"]]:
             self._step(with_muon)
-        self.param_groups = [group for group in groups if not group["muon"]]
+        self.param_groups = [group for group in groups if not group.get("muon")]
         try:
             super().step()
         finally:
@@ -73,13 +74,8 @@ class MuonAdamW(torch.optim.AdamW):
         momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-        self._orthogonalise(
-            [
-                (update.view(-1), fragment)
-                for parameter, update in zip(parameters, updates, strict=True)
-                for fragment in self.fragments[parameter]
-            ]
-        )
+        flat_updates = dict(zip(parameters, (update.view(-1) for update in updates), strict=True))
+        self._orthogonalise([(flat, fragment) for p, flat in flat_updates.items() for fragment in self.fragments[p]])
         for group in groups:
             own, updates = updates[: len(group["params"])], updates[len(group["params"]) :]
             torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.config import TrainConfig
-from engine.optim.muon import Fragment, MuonAdamW
+from engine.optim.muon import Fragment, Matrices, MuonAdamW
 
 LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight")
 
@@ -44,14 +44,9 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: tor
     """Return Muon for hidden matrices, with AdamW for embeddings, norms, biases and the matrices that make logits."""
     decayed, kept = parameter_groups(model, weight_decay)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    hidden, outputs = [], []
-    for parameter in decayed["params"]:
-        (outputs if names[parameter].endswith(LOGIT_MATRICES) else hidden).append(parameter)
-    groups = [
-        decayed | {"params": hidden, "muon": True},
-        decayed | {"params": outputs, "muon": False},
-        kept | {"muon": False},
-    ]
+    hidden = [parameter for parameter in decayed["params"] if not names[parameter].endswith(LOGIT_MATRICES)]
+    outputs = [parameter for parameter in decayed["params"] if names[parameter].endswith(LOGIT_MATRICES)]
+    groups = [decayed | {"params": hidden, "muon": True}, decayed | {"params": outputs}, kept]
     matrices = {names[parameter]: _matrices_of(model, names[parameter], parameter) for parameter in hidden}
     optimizer = MuonAdamW(_split_core(groups, model), matrices, learning_rate, dtype)
     optimizer.fragments = {p: [Fragment(matrices[names[p]], 0, 0, p.numel(), shared=False)] for p in hidden}
@@ -72,8 +67,8 @@ def _split_core(groups: list[dict], model: nn.Module) -> list[dict]:
     return split
 
 
-def _matrices_of(model: Any, name: str, weight: torch.Tensor) -> tuple[int, int, int]:
-    """Return (matrices that a weight fuses, their rows, their columns)."""
+def _matrices_of(model: Any, name: str, weight: torch.Tensor) -> Matrices:
+    """Return how many matrices a weight fuses, and of what shape."""
     fused = 1
     if name.endswith("in_proj_weight"):
         fused = 3  # queries, keys and values
