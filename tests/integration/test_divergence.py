@@ -15,7 +15,7 @@ from engine import train
 from engine.checkpoint.folder import CURRENT, PREV
 from engine.config import Preset
 from engine.data.source_losses import UNIT
-from engine.device.determinism import CUBLAS_WORKSPACE, deterministic, seed_batch
+from engine.device.determinism import CUBLAS_WORKSPACE
 from engine.errors import Diverged, Interrupted
 from engine.run.stability import all_finite
 from model import TransformerLM
@@ -228,15 +228,6 @@ def test_interrupted_among_bad_steps_comes_to_the_same_bits(tiny, spoil, tmp_pat
     assert data["loader"] == theirs[2]["loader"]
 
 
-def test_dropout_belongs_to_a_batch_and_a_rank():
-    def mask(*which: int) -> torch.Tensor:
-        seed_batch(*which)
-        return torch.nn.functional.dropout(torch.ones(1000))
-
-    assert torch.equal(mask(1, 2, 3), mask(1, 2, 3))
-    assert not any(torch.equal(mask(1, 2, 3), mask(*other)) for other in ((2, 2, 3), (1, 3, 3), (1, 2, 0), (1, 3, 2)))
-
-
 def test_without_dropout_no_random_number_is_touched(tiny, tmp_path: Path):
     train(tiny(train={"seed": 77}), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert torch.initial_seed() == 77, "the seed of the initial weights was the last one"
@@ -250,17 +241,6 @@ def test_deterministic_kernels_are_asked_for_in_the_run_alone(tiny, spoil, tmp_p
         train(tiny(train={"deterministic": asked}), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(asked))
         assert seen == [asked] * MICRO_BATCHES and not torch.are_deterministic_algorithms_enabled()
         seen.clear()
-
-
-def test_deterministic_settings_are_put_back_after_an_error(monkeypatch):
-    monkeypatch.setenv(CUBLAS_WORKSPACE, ":16:8")
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    with pytest.raises(KeyError), deterministic(True):
-        assert torch.are_deterministic_algorithms_enabled() and cudnn.deterministic and not cudnn.benchmark
-        raise KeyError
-    assert (cudnn.deterministic, cudnn.benchmark) == before and not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def on_two(preset: Preset, folder: Path, bad: list[int]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from engine import train
 from engine.errors import Interrupted
 from tests.helpers.folders import equal, events_of, newest, whole
 from tests.helpers.jobs import STEP_LINE, Job, configure, reported_steps, saved_steps
-from tests.helpers.processes import start
 from tests.helpers.training import start_main
 
 SECONDS_TO_SAVE = 20.0
@@ -152,30 +151,6 @@ def test_the_second_signal_leaves_at_once(begin, home: Path):
     assert job.process.returncode == 143
     assert "SIGTERM again at step 1; the next start continues from the last snapshot." in rest, job.output
     assert saved_steps(home) == 0
-
-
-RESTARTS = """
-import os, signal, sys
-import torch
-from engine.control.signals import watch_signals
-from engine.device.ranks import Ranks
-from engine.screen.console import Console
-with watch_signals(Ranks(0, 1, torch.device("cpu"), None), Console()) as watch:
-    watch.training(lambda: "at step 3")
-    if sys.argv[1] == "before":
-        os.kill(os.getpid(), signal.SIGTERM)
-    watch.restart()
-    os.kill(os.getpid(), signal.SIGTERM)
-    signal.pause()
-"""
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_signal_during_a_rollback_ends_at_once(when: str, home: Path):
-    """Also one that came in the attempt that diverged, and was to be agreed on."""
-    process = start(RESTARTS, when, cwd=home)
-    output, _ = process.communicate(timeout=SECONDS_AT_ONCE + 20)
-    assert process.returncode == 143 and "SIGTERM before the first step" in output, output
 
 
 # As a library

@@ -307,30 +307,3 @@ def test_epochs_are_announced_once_with_filtered_documents(corpus, tokenizer):
     epochs = [event for batch in batches for event in batch.events if event["what"] == "next_pass"]
     assert epochs[0]["message"].startswith("many begins epoch 2") and "held out" in epochs[0]["message"]
     assert [event["pass"] for event in epochs] == sorted({event["pass"] for event in epochs})
-
-
-def test_a_killed_worker_is_started_again_and_changes_no_row(corpus, tokenizer):
-    config = DataConfig(sources=corpus)
-    whole, _ = serve(config, tokenizer, 1, 0, 60)
-    rows, events = [], []
-    loader = make(config, tokenizer, num_workers=1, micro_batch_size=16, grad_accumulation_steps=1)
-    for number, batch in enumerate(loader):
-        rows += rows_of(batch)
-        events += batch.events
-        if number == 5:
-            loader._prefetcher.threads[0].producer.process.kill()
-        if number == 59:
-            break
-    loader.close()
-    assert rows == whole
-    assert any("started again" in event["message"] for event in events)
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_all_workers_work_and_none_outlives_the_loader(world_size, corpus, tokenizer):
-    loader = make(DataConfig(sources=corpus), tokenizer, num_workers=2, world_size=world_size)
-    loader.next()
-    processes = [thread.producer.process for thread in loader._prefetcher.threads]
-    assert all(process.poll() is None for process in processes)
-    loader.close()
-    assert all(process.poll() is not None for process in processes)

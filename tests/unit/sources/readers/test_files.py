@@ -8,10 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sources.config import DataConfig, FilesSpec
+from sources.config import FilesSpec
 from sources.readers.files import FilesSource
-from sources.registry import forbidden_texts
-from sources.source import SourceError
 
 
 def open_files(path, pin=None, **options) -> FilesSource:
@@ -186,14 +184,6 @@ def test_a_line_of_any_length_is_skipped_in_little_memory(tmp_path, texts, name)
     assert list(source.read(0, documents[0][1])) == documents[1:]
     assert source.counts == {"lines that are too long": 1}
     assert source.notices == [f"{name}: holds a line of more than 32 MiB, which is skipped"]
-
-
-def test_decontamination_texts_must_all_be_readable(tmp_path, texts):
-    (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
-    assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
-    (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
-    with pytest.raises(SourceError, match=r"half.txt.gz: is damaged .*; mend that or take it out"):
-        list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
 
 
 def test_resuming_late_in_json_lines_reads_only_the_end(tmp_path, texts):

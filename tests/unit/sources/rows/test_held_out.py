@@ -3,20 +3,11 @@
 import pytest
 import torch
 
-from sources.config import DataConfig, FilesSpec
-from sources.readers.files import FilesSource
-from sources.registry import OPENERS, open_sources
-from sources.rows.filters import HELD_OUT_SHARE, is_held_out
+from sources.config import DataConfig
+from sources.registry import open_sources
+from sources.rows.filters import is_held_out
 from sources.rows.held_out import collect_validation_set, sample_training_texts
 from tests.helpers.sources import Flaky
-
-
-def test_share_and_stability(texts):
-    pieces = {text[start : start + 100] for text in texts for start in range(0, len(text) - 100, 100)}
-    held = [piece for piece in pieces if is_held_out(piece)]
-    assert len(pieces) > 3000
-    assert abs(len(held) / len(pieces) - HELD_OUT_SHARE) < 0.01
-    assert all(is_held_out(f"\n {piece}\n") for piece in held)
 
 
 @pytest.fixture
@@ -93,11 +84,3 @@ def test_a_lost_connection_at_the_start_is_tried_again(failures, opened, tokeniz
         assert list(sample_training_texts(sources.sources, config, 40_000)) == sample
     else:
         assert not held.whole and len(held.labels) < len(expected.labels)
-
-
-def test_a_lost_connection_at_the_start_does_not_drop_a_source(opened, monkeypatch):
-    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
-    config, sources, _ = opened
-    monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Flaky(FilesSource(spec, pin), 5, 3))
-    again = open_sources(config)
-    assert set(again.sources) == {"a", "b"} and not again.failures and again.small == sources.small

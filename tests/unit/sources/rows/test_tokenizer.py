@@ -5,12 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sources.config import TrainBPE
-from sources.rows.fast_encoder import encoding_of
 from sources.rows.tokenizer import (
-    FAST_CHARACTERS,
     TextTokenizer,
     TokenizerError,
     load_tokenizer,
@@ -108,17 +106,6 @@ def copy_of(tokenizer: TextTokenizer) -> TextTokenizer:
     return TextTokenizer.from_json(tokenizer.to_json(), tokenizer.eos_id)
 
 
-def test_tiktoken_gives_the_same_ids(tokenizer, texts):
-    fast = copy_of(tokenizer)
-    announced = fast.use_fast_encoder(texts[:40])
-    proved = sum(len(text) <= FAST_CHARACTERS for text in texts[:40])
-    assert fast.is_fast and announced.startswith(f"tiktoken encodes here, proved equal on {proved} texts (0.1 MB)")
-    # Also what the proof has not seen, what is longer than tiktoken is given, and what the end mark would be.
-    unseen = [*texts[40:], "\n\n".join(texts)[:50_000], "one <|endoftext|> two", "a\ud800b", ""]
-    assert equal(fast.encode_batch(unseen), tokenizer.encode_batch(unseen))
-    assert fast.eos_id not in np.concatenate(fast.encode_batch(unseen))
-
-
 def test_half_a_surrogate_pair_is_a_replacement_character(tokenizer):
     (ids,) = tokenizer.encode_batch(["a\ud800b"])
     assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}b"
@@ -139,43 +126,3 @@ def test_a_worker_gets_the_same_encoder_without_a_check(tokenizer, texts):
         assert sent.is_fast and (sent.eos_id, sent.pad_id) == (fast.eos_id, fast.pad_id)
         assert equal(sent.encode_batch(texts[:20]), fast.encode_batch(texts[:20]))
     assert not pickle.loads(pickle.dumps(copy_of(tokenizer))).is_fast
-
-
-def test_what_tiktoken_cannot_follow_stays_with_the_library(tokenizer, texts):
-    def altered(change) -> TextTokenizer:
-        described = json.loads(tokenizer.to_json())
-        change(described)
-        return TextTokenizer.from_json(json.dumps(described), tokenizer.eos_id)
-
-    def other_order(described: dict) -> None:
-        described["model"]["merges"].reverse()
-
-    def no_byte(described: dict) -> None:
-        described["model"]["vocab"]["<other>"] = described["model"]["vocab"].pop("\u0100")
-
-    def with_prefix_space(described: dict) -> None:
-        described["pre_tokenizer"]["add_prefix_space"] = True
-
-    tokenizers = [altered(change) for change in (other_order, no_byte, with_prefix_space)]
-    normalizing, adding, splitting = (copy_of(tokenizer) for _ in range(3))
-    normalizing.tokenizer.normalizer = normalizers.NFKC()
-    adding.tokenizer.add_tokens([AddedToken("documentation", special=False)])
-    splitting.tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    for one in [*tokenizers, normalizing, adding, splitting]:
-        before = one.encode_batch(texts[:20])
-        assert one.use_fast_encoder(texts[:20]) is None and not one.is_fast
-        assert equal(one.encode_batch(texts[:20]), before)
-
-
-def test_a_tokenizer_that_looks_right_but_differs_is_found_out(tokenizer, texts):
-    described = json.loads(tokenizer.to_json())
-    space_t = next(pair for pair in described["model"]["merges"] if "".join(pair) == "\u0120t")
-    # The token stays and its ids still rise, but no merge makes it: only tiktoken would not know.
-    described["model"]["ignore_merges"] = True
-    described["model"]["merges"].remove(space_t)
-    found = TextTokenizer.from_json(json.dumps(described), tokenizer.eos_id)
-    assert encoding_of(found.tokenizer) is not None
-    assert found.use_fast_encoder(texts[:20]) is None and not found.is_fast
-    assert found.use_fast_encoder([]) is None, "nothing is proved by nothing"

@@ -1,0 +1,149 @@
+"""From specifications to open sources: what cannot be opened is named, and pins reopen the same data."""
+
+import gzip
+import json
+
+import pytest
+
+from shard_cache import ShardCache
+from sources.caching import cached_sources, description
+from sources.config import DataConfig, FilesSpec
+from sources.readers.files import FilesSource
+from sources.registry import (
+    OPENERS,
+    SMALL_SOURCE,
+    AllSourcesFailed,
+    LazySource,
+    OpenedSources,
+    forbidden_texts,
+    open_sources,
+    probe,
+)
+from sources.rows.filters import Filters, is_held_out
+from sources.rows.pipeline_config import PipelineConfig
+from sources.source import SourceError
+from tests.helpers.sources import Flaky, Unreadable
+
+
+@pytest.fixture
+def config(tmp_path, texts, write_json_lines) -> DataConfig:
+    """Two sources, the second of which is small."""
+    usable = [text for text in texts if not is_held_out(text)]
+    write_json_lines(tmp_path / "a", [text[:300] for text in usable], 3)
+    write_json_lines(tmp_path / "b", [*usable[: SMALL_SOURCE - 1], "too short"], 2)
+    return DataConfig(sources=[{"type": "files", "path": str(tmp_path / name), "name": name} for name in "ab"])
+
+
+def read_all(source) -> list[str]:
+    return [text for shard in range(source.num_shards) for text, _ in source.read(shard, None)]
+
+
+def with_missing(config: DataConfig, tmp_path) -> DataConfig:
+    missing = {"type": "files", "path": str(tmp_path / "none"), "name": "missing"}
+    return DataConfig(sources=[missing, *(spec.model_dump() for spec in config.sources)])
+
+
+def test_a_source_that_fails_does_not_stop_the_others(config, tmp_path):
+    opened = open_sources(with_missing(config, tmp_path))
+    assert list(opened.sources) == ["a", "b"] and list(opened.failures) == ["missing"]
+    assert "does not exist" in opened.failures["missing"]
+    opened.check()
+
+
+def test_a_source_of_few_usable_texts_is_small(config):
+    opened = open_sources(config)
+    assert opened.small == {"b"}
+    assert opened.sources["b"].notices == [
+        f"b holds {SMALL_SOURCE - 1} texts to train on: every lane reads all of them, each in an order of its own"
+    ]
+
+
+def test_pins_keep_the_shards_and_what_was_not_open_closed(config, tmp_path, texts):
+    """On another rank, also where a file was added; a restart opens what had failed as well."""
+    pins = json.loads(json.dumps(open_sources(config).pins()))
+    (tmp_path / "b" / "02.jsonl").write_text(json.dumps({"text": texts[0]}) * 2)
+    wider = with_missing(config, tmp_path)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "later.txt").write_text(texts[1])
+    elsewhere = open_sources(wider, pins)
+    assert {name: source.num_shards for name, source in elsewhere.sources.items()} == {"a": 3, "b": 2}
+    assert elsewhere.small == {"b"} and elsewhere.pins()["a"] == pins["a"]
+    assert elsewhere.failures == {"missing": "the first rank could not open it"}
+    restarted = open_sources(wider, pins, only_pinned=False)
+    assert list(restarted.sources) == ["missing", "a", "b"] and not restarted.failures
+
+
+def test_a_lost_source_is_named_and_the_last_one_ends_it(config):
+    opened = open_sources(config)
+    without = opened.without("a", "the disk is gone")
+    assert list(opened.sources) == ["a", "b"] and list(without.sources) == ["b"] and without.small == {"b"}
+    without.check()
+    with pytest.raises(AllSourcesFailed, match=r"Every source failed: a: the disk is gone; b: so is this\.") as caught:
+        without.without("b", "so is this").check()
+    assert caught.value.reasons == {"a": "the disk is gone", "b": "so is this"}
+    with pytest.raises(AllSourcesFailed):
+        OpenedSources({}, {}).check()
+
+
+def test_a_cached_source_is_opened_when_it_is_read(config):
+    real = open_sources(config).sources["a"]
+    known = {"source": real.pin(), "small": False, "num_shards": real.num_shards, "fingerprint": real.fingerprint()}
+    opened = []
+    lazy = LazySource("a", known, lambda: opened.append(1) or real)
+    assert (lazy.num_shards, lazy.pin(), lazy.fingerprint()) == (3, real.pin(), real.fingerprint()) and not opened
+    assert read_all(lazy) == read_all(real) and opened == [1] and lazy.counts is real.counts
+    other = LazySource("a", known | {"num_shards": 4}, lambda: real)
+    with pytest.raises(SourceError, match="a has other shards than when it was cached; remove its cache"):
+        read_all(other)
+
+
+def test_an_unreadable_source_is_dropped_when_it_is_opened(config, monkeypatch):
+    monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Unreadable(FilesSource(spec, pin)))
+    opened = open_sources(config)
+    assert not opened.sources and opened.failures == {"a": "the data is gone", "b": "the data is gone"}
+
+
+def test_a_probe_looks_and_loads_nothing(config, tmp_path):
+    assert [probe(spec) for spec in config.sources] == [None, None]
+    nowhere, nothing = (FilesSpec(type="files", path=str(tmp_path / name), glob="*.md") for name in ("none", "a"))
+    assert probe(nowhere) == f"{tmp_path / 'none'} does not exist"
+    assert probe(nothing) == f'{tmp_path / "a"} holds no file that matches "*.md"'
+    (pdf,) = DataConfig(sources=[{"type": "pdf", "path": str(tmp_path / "a")}]).sources
+    assert "holds no file that matches" in probe(pdf)
+    (tmp_path / "a" / "paper.PDF").write_bytes(b"")
+    assert probe(pdf) is None
+
+
+def test_a_lost_connection_at_the_start_does_not_drop_a_source(config, monkeypatch):
+    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    sources = open_sources(config)
+    monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Flaky(FilesSource(spec, pin), 5, 3))
+    again = open_sources(config)
+    assert set(again.sources) == {"a", "b"} and not again.failures and again.small == sources.small
+
+
+def test_the_cache_knows_which_sources_are_small(tmp_path, tokenizer):
+    """For the same texts, and unless a pin says otherwise. A hub source found in the cache is not opened."""
+
+    def config(**data) -> DataConfig:
+        return DataConfig(sources=[{"type": "hf", "dataset": "owner/name", "name": "name"}], **data)
+
+    cache = ShardCache(tmp_path / "cache", 1.0)
+    known = {"source": {"commit": "0123"}, "small": True, "num_shards": 3, "fingerprint": "0123"}
+    remembered = LazySource("name", known, lambda: None)
+    pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, replicated=frozenset({"name"}))
+    cached_sources(cache, {"name": remembered}, config(), pipeline)
+    assert open_sources(config(), cache=cache).small == {"name"}
+    pins = {"name": {"source": known["source"], "small": False}}
+    assert open_sources(config(), pins, cache=cache).small == set()
+    for min_text_length in (config().min_text_length, 7):
+        found = cache.find(description(config().sources[0], config(min_text_length=min_text_length)))
+        assert (found is not None) == (min_text_length == config().min_text_length)
+
+
+def test_decontamination_texts_must_all_be_readable(tmp_path, texts):
+    (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
+    assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
+    (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
+    with pytest.raises(SourceError, match=r"half.txt.gz: is damaged .*; mend that or take it out"):
+        list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
