@@ -10,6 +10,7 @@ has not imported it.
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -198,9 +199,11 @@ def serve(connection: socket.socket) -> dict:
             for descriptor in descriptors:
                 os.close(descriptor)
             continue
+        end_with_parent()
         stdin, stdout, ended = descriptors
         pid = os.fork()
         if not pid:
+            end_with_parent()
             os.setsid()
             os.dup2(stdin, 0)
             os.dup2(stdout, 1)
@@ -217,6 +220,12 @@ def serve(connection: socket.socket) -> dict:
         with contextlib.suppress(OSError):
             os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
+
+
+def end_with_parent() -> None:
+    """So that nothing outlives a test session that is killed."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def run(request: dict) -> NoReturn:

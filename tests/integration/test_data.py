@@ -148,7 +148,7 @@ def two_sources(topics_folder: Path, tmp_path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_adaptive_weights_follow_the_losses_and_survive_a_restart(two_sources, topics_folder, tmp_path: Path):
+def test_adaptive_weights_follow_losses_and_survive_a_restart(two_sources, topics_folder, tmp_path: Path):
     def preset(**auxiliary):
         values = tiny_values(topics_folder, auxiliary=auxiliary, train={"learning_rate": 0.01})
         values["data"] = {"tokenizer": {"train_bpe": 512}, "sources": two_sources, "mix_strategy": "weighted"}
@@ -203,7 +203,7 @@ def test_a_lineage_has_a_lane_for_every_worker(tiny, tmp_path: Path):
     assert (run["derived"]["lanes"], run["derived"]["data_workers"]) == (32, 17)
 
 
-def test_worker_processes_change_nothing_and_leave_nothing_behind(tiny, tmp_path: Path):
+def test_worker_processes_change_nothing_and_leave_nothing(tiny, tmp_path: Path):
     runs = [tiny(data={"num_workers": workers}) for workers in (0, 2)]
     for number, preset in enumerate(runs):
         train(preset, token_budget=20 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(number))

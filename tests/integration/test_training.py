@@ -133,7 +133,7 @@ def test_a_finished_run_is_followed_by_the_next(tiny, tmp_path: Path):
     assert len(resumed) == 1 and "with its optimizer and data position" in resumed[0]
 
 
-def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(tiny, tmp_path: Path, monkeypatch):
+def test_an_interrupted_last_evaluation_is_left_to_a_restart(tiny, tmp_path: Path, monkeypatch):
     with monkeypatch.context() as patch:
         calls = itertools.count()
 
@@ -191,7 +191,7 @@ def test_stages_continue_one_another(tiny, tmp_path: Path):
     assert all(after < before + 0.1 for before, after in itertools.pairwise(losses)), losses
 
 
-def test_longer_rows_extend_the_positions_and_keep_what_is_learned(tiny, tmp_path: Path):
+def test_longer_rows_extend_the_positions_and_keep_the_weights(tiny, tmp_path: Path):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     longer = tiny(model={"seq_length": 64}, train={"per_gpu_batch_size": 4})
     train(longer, token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
@@ -286,7 +286,7 @@ def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, 
     assert torch.equal(*far), "rows of 32 never reach them"
 
 
-def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(tiny, tmp_path: Path, capsys, monkeypatch):
+def test_a_snapshot_that_cannot_be_written_ends_no_training(tiny, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr("engine.checkpoint.background.FINAL_TIMEOUT_SECONDS", 0.0)
     if os.geteuid() == 0:  # root writes anywhere; a folder in the way stops everybody
         (tmp_path / "state").write_text("in the way")

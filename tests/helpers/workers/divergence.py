@@ -43,7 +43,7 @@ def main() -> None:
         train(preset, token_budget=12 * TOKENS_PER_STEP, checkpoint_dir=sys.argv[2], ranks=ranks)
     except RunError as error:
         ended = [error.status, str(error)]
-    everyone = ranks.gather_json({"ended": ended, "seeds": seeds})
+    everyone = ranks.gather({"ended": ended, "seeds": seeds})
     if ranks.is_main:
         Path(sys.argv[4]).write_text(json.dumps(everyone))
     leave()

@@ -77,12 +77,12 @@ def state(engine: Any) -> list[Any]:
 def main() -> None:
     torch.set_num_threads(1)
     ranks = join()
-    told = {}
+    results_by_name = {}
     for stage in [int(argument) for argument in sys.argv[2:]]:
         for kind, bf16 in (("loss", False), ("gradient", False), ("gradient", True), ("spike", False)):
             results, end, untouched = train(kind, stage, bf16, ranks, leave_out=False)
             good, good_end, _ = train(kind, stage, bf16, ranks, leave_out=True)
-            told[f"stage {stage} {'bf16' if bf16 else 'fp32'} {kind}"] = {
+            results_by_name[f"stage {stage} {'bf16' if bf16 else 'fp32'} {kind}"] = {
                 "verdicts": [str(result.verdict) for result in results],
                 "skipped": [result.skipped for result in results],
                 "counted": [int(result.loss_sums[1].sum()) > 0 for result in results],
@@ -91,7 +91,7 @@ def main() -> None:
                 "losses_without": [result.loss for result in good],
                 "same_end": equal(end, good_end),
             }
-    everyone = ranks.gather(told)
+    everyone = ranks.gather(results_by_name)
     if ranks.is_main:
         with open(sys.argv[1], "w") as file:
             json.dump(everyone, file)
