@@ -140,9 +140,8 @@ def _check_list(sources: Any) -> Any:
     return sources
 
 
-SourceSpec = Annotated[
-    HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec, Field(discriminator="type"), BeforeValidator(_expand_builtin)
-]
+AnySpec = HubSpec | PdfSpec | FilesSpec | PythonPackagesSpec
+SourceSpec = Annotated[AnySpec, Field(discriminator="type"), BeforeValidator(_expand_builtin)]
 DEFAULT_SOURCES: Any = ("wikipedia",)  # becomes a specification when it is validated
 
 

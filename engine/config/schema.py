@@ -35,9 +35,7 @@ class TrainConfig(BaseModel):
     gradient_clipping: float = Field(default=1.0, gt=0, description="largest gradient norm, the lookahead core aside")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage")
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
-    compile: Literal["auto", True, False] = Field(
-        default="auto", description="auto: where it works, but not at stage 3"
-    )
+    compile: Literal["auto", True, False] = Field(default="auto", description="auto: where it works, not at stage 3")
     on_spike: Literal["log", "skip"] = Field(default="log", description="skip: a step whose loss is a spike is skipped")
     max_skipped_steps: Count = Field(default=10, description="skipped steps in a row that end the run or roll it back")
     on_divergence: Literal["stop", "rollback"] = Field(

@@ -86,8 +86,8 @@ def run_sentences(event: Event) -> Iterator[str]:
         yield f"train.train_tokens {asked:,} is overridden: a run is {budget:,} tokens."
     if padded > rows:
         more = f"{padded} rows instead of {rows}, the others for padding ({padded / rows - 1:.0%} more to compute)"
-        lanes = f"this checkpoint's {derived['lanes']} data lanes"
-        yield f"{processes} cannot share {lanes} evenly: a micro-batch has {more}."
+        uneven = f"{processes} cannot share this checkpoint's {derived['lanes']} data lanes evenly:"
+        yield f"{uneven} a micro-batch has {more}."
     if idle := derived.get("idle_gpus"):
         yield f"Idle GPUs: {idle}; start with deepspeed main.py to use them all."
     tokens, requested = derived["held_out_tokens"], train["eval_tokens"]

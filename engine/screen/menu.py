@@ -123,7 +123,7 @@ def _match(answer: str, files: list[Path]) -> Path:
     number = answer.lstrip("0")
     for found in (
         [path for path in files if answer in (path.stem, path.name)],
-        [path for path in files if path.stem.split("_")[0].lstrip("0") == number],
+        [path for path in files if path.stem.split("_")[0].lstrip("0") == number and path.stem[0] != "_"],
         [path for path in files if answer == _name(path)],
     ):
         if len(found) > 1:

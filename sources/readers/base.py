@@ -1,12 +1,10 @@
 """What all readers share: notices and counts of what they skip, and how rows become texts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator
 
 from sources.readers.fields import Columns, FieldError, Template
-
-Batch: TypeAlias = tuple[int, Mapping[str, Sequence[object]]]  # number of the first row; column -> values
+from sources.readers.parquet import Batch
 
 
 class Reader:

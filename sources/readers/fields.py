@@ -71,7 +71,7 @@ class Template:
             [_first_text(value, path[1:]) for value in columns.get(path[0]) or [None] * num_rows]
             for path in self.paths.values()
         ]
-        if len(texts) == len(self.parts) == 1 and not self.parts[0][0]:
+        if len(texts) == len(self.parts) == 1 and not self.parts[0][0]:  # the usual template, a column by itself
             return texts[0]
         order = list(self.paths)
         parts = [(literal, order.index(field) if field else None) for literal, field in self.parts]

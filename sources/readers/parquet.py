@@ -5,9 +5,10 @@ and that row group, nothing before. Rows come in batches of Python lists, column
 dictionary per row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import fsspec
 import pyarrow as pa
@@ -19,6 +20,8 @@ from sources.source import SourceError, first_line
 BATCH_BYTES = 2**20  # a batch holds about this much: rows can be books, and a batch of few small rows is slow
 MAX_ROWS = 1024
 FEW_FILES = 16  # fewer files are divided into their row groups
+
+Batch: TypeAlias = tuple[int, Mapping[str, Sequence[object]]]  # number of the first row; column -> values
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def parquet_shards(addresses: Sequence[str]) -> list[ParquetShard]:
 
 
 def read_columns(
-    parquet: pq.ParquetFile, columns: Sequence[str], start: int = 0, group: int | None = None
-) -> Iterator[tuple[int, dict[str, list]]]:
-    """Yield (number of the first row, column -> values) in batches, from row `start` on, of one row group or of all."""
+    parquet: pq.ParquetFile, columns: Sequence[str], start: int, group: int | None = None
+) -> Iterator[Batch]:
+    """Yield batches of rows from row `start` on, of one row group or of all."""
     first = 0
     for number in range(parquet.num_row_groups):
         about = parquet.metadata.row_group(number)
