@@ -87,7 +87,7 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False
     if isinstance(optimizer, MuonAdamW) and engine.zero_optimization_stage():
-        optimizer.fragments = _fragments(engine, optimizer.matrices, ranks)
+        optimizer.fragments = _fragments(engine, optimizer.matrices, ranks.rank)
         optimizer.sum_over_ranks = dist.all_reduce
     return engine
 
@@ -220,31 +220,18 @@ def partitions(engine: Engine) -> list[tuple[torch.Tensor, list[Any]]]:
     return list(zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True))
 
 
-def _fragments(engine: Engine, matrices: dict[str, Matrices], ranks: Ranks) -> dict[torch.Tensor, list[Fragment]]:
+def _fragments(engine: Engine, matrices: dict[str, Matrices], rank: int) -> dict[torch.Tensor, list[Fragment]]:
     """Return which parts of Muon's parameters, those in `matrices`, lie in this rank's partitions."""
     shapes = {p: matrices[name] for name, p in engine.module.named_parameters() if name in matrices}
-    fragments = {}
+    each = engine.zero_optimization_stage() == 3  # stage 3 divides each parameter, the others a whole group as one
+    fragments: dict[torch.Tensor, list[Fragment]] = {}
     for flat, parameters in partitions(engine):
-        if parameters[0] not in shapes:
-            continue
-        # Per parameter: offset of this rank's part in it, offset in `flat`, length.
-        places: list[tuple[int, int, int]] = []
-        end = 0
-        for parameter in parameters:
-            if engine.zero_optimization_stage() == 3:
-                size = parameter.partition_numel()
-                start = ranks.rank * size
-                places.append((start, end, min(size, max(0, parameter.ds_numel - start))))
-                end += size
-            elif parameter._hp_mapping is None:
-                places.append((0, 0, 0))
-            else:
-                own, flat_place = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
-                places.append((own.start, flat_place.start, own.numel))
-        lengths = ranks.gather([length for *_, length in places])
-        shared = [sum(length > 0 for length in of_ranks) > 1 for of_ranks in zip(*lengths, strict=True)]
-        fragments[flat] = [
-            Fragment(shapes[parameter], *place, is_shared)
-            for parameter, place, is_shared in zip(parameters, places, shared, strict=True)
-        ]
+        begin = place = 0  # of a parameter: its offset in what is divided, and in `flat`
+        for parameter in parameters if parameters[0] in shapes else ():
+            numel, size = math.prod(shapes[parameter]), parameter.partition_numel() if each else flat.numel()
+            start = max(0, rank * size - begin)
+            length = max(0, min(numel, (rank + 1) * size - begin) - start)
+            shared = begin // size < (begin + numel - 1) // size
+            fragments.setdefault(flat, []).append(Fragment(shapes[parameter], start, place, length, shared))
+            begin, place = (0, place + size) if each else (begin + numel, place + length)
     return fragments
