@@ -1,0 +1,102 @@
+"""What ranks exchange: in a world of one, and between two real gloo processes."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from engine.device.ranks import Agreement, Ranks, join, local_device
+from engine.errors import RunError, SaveError
+from tests.helpers.processes import run_ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
+
+TWO_RANKS = """
+import json, os
+from dataclasses import asdict
+import torch
+from engine.device.ranks import Agreement, join, leave
+from engine.errors import RunError, SaveError
+torch.set_num_threads(1)
+ranks = join()
+
+def fail():
+    raise SaveError(f"the disk of rank {ranks.rank} is full")
+
+found = {"rank": ranks.rank, "world_size": ranks.world_size, "is_main": ranks.is_main, "device": str(ranks.device)}
+found["agreed"] = asdict(ranks.agree(Agreement(labels=100 + ranks.rank, terminate=ranks.rank, save=1 - ranks.rank)))
+found["on_main"] = ranks.on_main(lambda: {"by": ranks.rank, "none": None})
+try:
+    ranks.on_main(fail)
+except RunError as error:
+    found["error"] = [str(error), error.status]
+found["broadcast"] = ranks.broadcast(["said by", ranks.rank])
+found["gathered"] = ranks.gather({"rank": ranks.rank})
+tensor = torch.tensor([1.5, 10.0]) * (ranks.rank + 1)
+found["sum"] = ranks.sum_tensor(tensor.clone()).tolist()
+found["tensor"] = ranks.broadcast_tensor(tensor).tolist()
+everyone = ranks.gather(found)
+if ranks.is_main:
+    print(json.dumps(everyone))
+leave()
+os._exit(0)
+"""
+
+
+def test_alone_every_exchange_gives_ones_own():
+    report = Agreement(labels=512, waiting=1, report=1)
+    assert ALONE.is_main and ALONE.agree(report) == report
+    assert ALONE.on_main(lambda: {"a": 1}) == {"a": 1}
+    assert ALONE.broadcast([1, None]) == [1, None] and ALONE.gather("x") == ["x"]
+    tensor = torch.tensor([1.0, 2.0])
+    assert ALONE.sum_tensor(tensor.clone()).equal(tensor) and ALONE.broadcast_tensor(tensor) is tensor
+
+
+@pytest.mark.parametrize("error", [SaveError("no room"), RunError("no reason"), KeyError("x")])
+def test_alone_an_error_is_raised_as_it_is(error: Exception):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        ALONE.on_main(fail)
+    assert caught.value is error
+
+
+def test_a_plain_process_joins_a_world_of_one():
+    ranks = join()
+    assert (ranks.rank, ranks.world_size, ranks.device) == (0, 1, local_device())
+    assert dist.is_initialized() and dist.get_backend(ranks.control) == "gloo"
+    assert join().agree(Agreement(labels=3)).labels == 3  # as often as one likes
+
+
+@pytest.mark.parametrize("name", ["interrupt", "terminate", "hang_up"])
+def test_any_signal_of_any_rank_is_a_signal(name: str):
+    assert Agreement(**{name: 2}).signalled and not Agreement(labels=1, waiting=1, lost=1, save=1).signalled
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict]:
+    """What each of two ranks came to."""
+    return json.loads(run_ranks(TWO_RANKS, processes=2, timeout=120).splitlines()[-1])
+
+
+def test_two_ranks_know_their_places(found):
+    assert [(rank["rank"], rank["world_size"], rank["is_main"]) for rank in found] == [(0, 2, True), (1, 2, False)]
+
+
+def test_reports_are_summed_over_ranks(found):
+    agreed = Agreement(labels=201, terminate=1, save=1)
+    assert [Agreement(**rank["agreed"]) for rank in found] == [agreed, agreed] and agreed.signalled
+
+
+def test_rank_0_works_for_all_and_fails_for_all(found):
+    for rank in found:
+        assert rank["on_main"] == {"by": 0, "none": None}
+        assert rank["error"] == ["the disk of rank 0 is full", SaveError.status]
+
+
+def test_values_and_tensors_go_from_rank_0_or_to_all(found):
+    for rank in found:
+        assert rank["broadcast"] == ["said by", 0] and rank["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert rank["sum"] == [4.5, 30.0] and rank["tensor"] == [1.5, 10.0]
