@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.control.health import RANK_LOST
+from engine.control.health import CLOSED
 from tests.helpers.processes import run_ranks
 
 LOST, BROKEN = 1.0, 0.4  # seconds
@@ -102,7 +102,7 @@ def lost(rank: int, why: str) -> dict:
 
 def test_ranks_that_beat_or_have_left_are_not_lost(found):
     assert [rank["alive"] for rank in found] == [rank["left"] for rank in found] == [None, None]
-    assert found[0]["nobody"] == {"cause": RANK_LOST.cause, "status": 7, "lost": None}
+    assert found[0]["nobody"] == {"cause": f"Another rank was lost ({CLOSED})", "status": 7, "lost": None}
 
 
 def test_what_one_rank_announces_all_know_and_keep(found):
