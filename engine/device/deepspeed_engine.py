@@ -22,12 +22,9 @@ from torch import nn
 from engine.config import TrainConfig
 from engine.device import machine
 from engine.device.ranks import TIMEOUT, Ranks
-from engine.optim.muon import Fragment, Matrices, MuonAdamW
+from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
 from sources.loading.shape import BatchShape
-
-get_full_state = deepspeed.utils.safe_get_full_optimizer_state
-set_full_state = deepspeed.utils.safe_set_full_optimizer_state
 
 Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes at run time
 
@@ -87,8 +84,11 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False
     if isinstance(optimizer, MuonAdamW) and engine.zero_optimization_stage():
-        optimizer.fragments = _fragments(engine, optimizer.matrices, ranks.rank)
-        optimizer.sum_over_ranks = dist.all_reduce
+        optimizer.fragments, optimizer.sum_over_ranks = {}, dist.all_reduce
+        for name, flat, fragment in fragments(engine):
+            if name in optimizer.matrices:
+                of_matrices = fragment._replace(shape=optimizer.matrices[name])
+                optimizer.fragments.setdefault(flat, []).append(of_matrices)
     return engine
 
 
@@ -209,29 +209,25 @@ def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-def partitions(engine: Engine) -> list[tuple[torch.Tensor, list[Any]]]:
-    """Return the tensors that the optimizer steps on this rank, each with the parameters of which it holds parts; these
-    have attributes of DeepSpeed's at stages 1 to 3."""
+def fragments(engine: Engine) -> Iterator[tuple[str, torch.Tensor, Fragment]]:
+    """Yield every parameter's name, the tensor that the optimizer steps in its place, and which part of it this rank
+    holds there."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
     if stage == 0:
-        return [(parameter, [parameter]) for parameter in engine.module.parameters()]
-    if stage == 3:
-        return list(zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True))
-    return list(zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True))
-
-
-def _fragments(engine: Engine, matrices: dict[str, Matrices], rank: int) -> dict[torch.Tensor, list[Fragment]]:
-    """Return which parts of Muon's parameters, those in `matrices`, lie in this rank's partitions."""
-    shapes = {p: matrices[name] for name, p in engine.module.named_parameters() if name in matrices}
-    each = engine.zero_optimization_stage() == 3  # stage 3 divides each parameter, the others a whole group as one
-    fragments: dict[torch.Tensor, list[Fragment]] = {}
-    for flat, parameters in partitions(engine):
-        begin = place = 0  # of a parameter: its offset in what is divided, and in `flat`
-        for parameter in parameters if parameters[0] in shapes else ():
-            numel, size = math.prod(shapes[parameter]), parameter.partition_numel() if each else flat.numel()
-            start = max(0, rank * size - begin)
-            length = max(0, min(numel, (rank + 1) * size - begin) - start)
+        for parameter, name in names.items():
+            yield name, parameter, Fragment(parameter.shape, 0, 0, parameter.numel(), shared=False)
+        return
+    flats = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    groups = optimizer.fp16_groups if stage == 3 else optimizer.bit16_groups
+    for flat, parameters in zip(flats, groups, strict=True):
+        begin = place = 0  # of a parameter: its offset in what is divided over the ranks, and in `flat`
+        for parameter in parameters:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            # Stage 3 divides each parameter, the others all of a group as one.
+            numel, size = math.prod(shape), parameter.partition_numel() if stage == 3 else flat.numel()
+            start = max(0, dist.get_rank() * size - begin)
+            length = max(0, min(numel, (dist.get_rank() + 1) * size - begin) - start)
             shared = begin // size < (begin + numel - 1) // size
-            fragments.setdefault(flat, []).append(Fragment(shapes[parameter], start, place, length, shared))
-            begin, place = (0, place + size) if each else (begin + numel, place + length)
-    return fragments
+            yield names[parameter], flat, Fragment(shape, start, place, length, shared)
+            begin, place = (0, place + size) if stage == 3 else (begin + numel, place + length)

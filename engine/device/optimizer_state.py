@@ -1,11 +1,10 @@
 """The optimizer's state as plain tensors, in full and by parameter name: any ZeRO stage and world size continues it."""
 
-from typing import Any
-
 import torch
+import torch.distributed as dist
 
 from engine.checkpoint.state import MOMENTS, OptimizerState
-from engine.device.deepspeed_engine import Engine, get_full_state, partitions, set_full_state
+from engine.device.deepspeed_engine import Engine, fragments
 from engine.device.ranks import Ranks
 from engine.optim.muon import MuonAdamW
 
@@ -15,20 +14,19 @@ def optimizer_state(engine: Engine, keep: bool) -> OptimizerState:
 
     All ranks must call it; those without `keep` get no moments.
     """
-    optimizer, stage = engine.basic_optimizer, engine.zero_optimization_stage()
+    optimizer = engine.basic_optimizer
     steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
-    if not steps:
-        return {"step": 0, "moments": {}}
-    _link_moments(engine)
-    kept = _kept_moments(engine)
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in engine.module.named_parameters():
-        full: dict[str, Any] = {}
-        for key in kept[parameter]:
-            full[key] = optimizer.state[parameter][key] if stage == 0 else get_full_state(parameter, key)
-        if keep:
-            moments[name] = {key: tensor.detach().float().cpu().clone() for key, tensor in full.items()}
-    return {"step": steps[0], "moments": moments}
+    for name, flat, fragment in fragments(engine) if steps else ():
+        for key in _kept_moments(engine, name):
+            full = torch.zeros(fragment.shape, device=flat.device)
+            part = optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel]
+            full.view(-1)[fragment.start : fragment.start + fragment.numel] = part
+            if engine.zero_optimization_stage() > 0:
+                dist.all_reduce(full)
+            if keep:
+                moments.setdefault(name, {})[key] = full.cpu()
+    return {"step": steps[0] if steps else 0, "moments": moments}
 
 
 def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ranks) -> list[str]:
@@ -37,46 +35,25 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
     Returns the names of parameters that the state lacks; their moments start at zero.
     """
     saved = state["moments"] if state else {}
-    shapes = {name: {key: list(moment.shape) for key, moment in own.items()} for name, own in saved.items()}
+    shapes = {name: {key: moment.shape for key, moment in own.items()} for name, own in saved.items()}
     step_count, shapes = ranks.broadcast((state["step"] if state else 0, shapes))
-    if step_count == 0:
-        return []
-    optimizer, kept = engine.basic_optimizer, _kept_moments(engine)
-    # Optimizers create their state at the first step; create it here to have something to write into.
-    for partition, parameters in partitions(engine):
-        step = torch.tensor(float(step_count), device=partition.device)  # where fused AdamW keeps it
-        zeros = {key: torch.zeros_like(partition) for key in kept[parameters[0]]}
-        optimizer.state[partition] = {"step": step, **zeros}
-    _link_moments(engine)
-    missing = []
-    for name, parameter in engine.module.named_parameters():
-        shape = list(getattr(parameter, "ds_shape", parameter.shape))
-        if any(shapes.get(name, {}).get(key) != shape for key in kept[parameter]):
+    optimizer, missing = engine.basic_optimizer, []
+    for name, flat, fragment in fragments(engine) if step_count else ():
+        kept = _kept_moments(engine, name)
+        if flat not in optimizer.state:  # optimizers create their state at the first step
+            step = torch.tensor(float(step_count), device=flat.device)  # where fused AdamW keeps it
+            optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in kept}}
+        if any(shapes.get(name, {}).get(key) != fragment.shape for key in kept):
             missing.append(name)
             continue
-        for key in kept[parameter]:
-            full = saved[name][key] if ranks.is_main else torch.empty(shape)
-            full = ranks.broadcast_tensor(full.contiguous()).to(ranks.device)
-            if engine.zero_optimization_stage() == 0:
-                optimizer.state[parameter][key].copy_(full)
-            else:
-                set_full_state(parameter, full, key)
+        for key in kept:
+            full = saved[name][key].contiguous() if ranks.is_main else torch.empty(fragment.shape)
+            part = ranks.broadcast_tensor(full).view(-1)[fragment.start : fragment.start + fragment.numel]
+            optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel] = part
     return missing
 
 
-def _kept_moments(engine: Engine) -> dict[torch.nn.Parameter, tuple[str, ...]]:
-    """Return which of MOMENTS the optimizer keeps for each parameter; Muon keeps the first."""
+def _kept_moments(engine: Engine, name: str) -> tuple[str, ...]:
+    """Return which of MOMENTS the optimizer keeps for a parameter; Muon keeps the first."""
     optimizer = engine.basic_optimizer
-    of_muon = optimizer.matrices if isinstance(optimizer, MuonAdamW) else {}
-    return {p: MOMENTS[:1] if name in of_muon else MOMENTS for name, p in engine.module.named_parameters()}
-
-
-def _link_moments(engine: Engine) -> None:
-    """Map each parameter to its slice of the moments, for stages 1 and 2.
-
-    DeepSpeed 0.19.8 does this after the first parameter group's first step, when the other groups have no moments yet,
-    and never again.
-    """
-    if engine.zero_optimization_stage() in (1, 2):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    return MOMENTS[:1] if isinstance(optimizer, MuonAdamW) and name in optimizer.matrices else MOMENTS

@@ -31,7 +31,7 @@ Matrices: TypeAlias = tuple[int, int, int]  # of one parameter: (number, rows, c
 class Fragment(NamedTuple):
     """The part of one parameter that a rank holds."""
 
-    shape: Matrices
+    shape: tuple[int, ...]  # of the parameter; here that of its matrices
     start: int  # offset in the parameter, in elements
     place: int  # offset in the flat tensor
     numel: int  # 0: other ranks hold the parameter
@@ -86,7 +86,7 @@ class MuonAdamW(torch.optim.AdamW):
         sizes = [math.prod(fragment.shape) for _, fragment in fragments if fragment.shared]
         shared = fragments[0][0].new_zeros(sum(sizes))
         shared_wholes = iter(shared.split(sizes))
-        alike: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor, Fragment]]] = defaultdict(list)
+        alike: defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor, Fragment]]] = defaultdict(list)
         for flat, fragment in fragments:
             place = whole = flat[fragment.place : fragment.place + fragment.numel]
             if fragment.shared:
