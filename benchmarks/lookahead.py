@@ -1,4 +1,4 @@
-"""Whether the model looks ahead: models with the latent core on and off, and every claim beside what it must beat.
+"""Whether the model looks ahead: models with the lookahead core on and off, and every claim beside what it must beat.
 
     python -m benchmarks.lookahead RUNS [CORPUS] [--methods off,on,off@1.25] [--tokens 10000000] [--seeds 0,1,2]
                                    [--only train|table] [--at-once 1]

@@ -1,4 +1,4 @@
-"""What the latent core costs in training, and that it costs nothing when it is off.
+"""What the lookahead core costs in training, and that it costs nothing when it is off.
 
     python -m benchmarks.lookahead_cost [--shapes 256x3,768x12] [--vocabulary 8192] [--rows 16] [--passes 4]
 

@@ -1,4 +1,4 @@
-"""What the latent core must beat: heads and transitions trained on a finished model's states, regressions, a trigram.
+"""What the lookahead core must beat: heads and transitions trained on a finished model's states, regressions, trigrams.
 
 All are fitted to the model as it is, with its weights frozen. Heads and transitions get about as many rows of training
 text, steps and columns to read as the core's rollouts had, the trigram the model's number of tokens, and regressions
@@ -49,7 +49,7 @@ class Heads(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_size, eps=1e-6) for _ in range(DEPTH))
 
     def forward(self, model: TransformerLM, input_ids: Tensor, states: States, depth: int) -> list[Tensor]:
-        """As LatentCore.rollout; the tokens are not read."""
+        """As LookaheadCore.rollout; the tokens are not read."""
         hidden, length = states.final, input_ids.shape[1]
         return [
             norm(hidden + head(hidden))[:, : length - step]

@@ -1,6 +1,6 @@
 """One block of the trunk: attention and an MLP, each behind a norm and added to the residual stream.
 
-Also here: how the weights of the trunk and of the latent core are drawn.
+Also here: how the weights of the trunk and of the lookahead core are drawn.
 """
 
 import math

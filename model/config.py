@@ -59,7 +59,7 @@ _DETACHED = (
 
 
 class AuxiliaryConfig(BaseModel):
-    """What changes the training objective: the parts of the latent core, source weights, the curriculum; all off by
+    """What changes the training objective: the parts of the lookahead core, source weights, the curriculum; all off by
     default."""
 
     model_config = _STRICT
@@ -95,7 +95,7 @@ class AuxiliaryConfig(BaseModel):
         "become one step longer",
     )
     learning_rate_factor: float = Field(
-        default=1.0, gt=0.0, description="learning rate of the latent core, as a multiple of train.learning_rate"
+        default=1.0, gt=0.0, description="learning rate of the lookahead core, as a multiple of train.learning_rate"
     )
 
     rollout_depth: int = Field(default=2, ge=1, le=3, description="steps predicted ahead")
@@ -166,10 +166,10 @@ class AuxiliaryConfig(BaseModel):
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether any part of the latent core is on."""
+        """Whether any part of the lookahead core is on."""
         return self.rolls_out or self.enable_value or self.enable_span_contrastive
 
     @property
     def rolls_out(self) -> bool:
-        """Whether the latent core has a transition."""
+        """Whether the lookahead core has a transition."""
         return self.enable_policy or self.enable_dynamics

@@ -181,7 +181,7 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
     """Read a snapshot file that training wrote, and return its LanguageModel.
 
     The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU. All of the
-    model is built from the file: weights, configuration, tokenizer and latent core. `.model` of the result is the
+    model is built from the file: weights, configuration, tokenizer and lookahead core. `.model` of the result is the
     TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
 
     Raises SnapshotError, a ValueError, when the file is damaged or does not hold a whole model.

@@ -1,4 +1,4 @@
-"""Named tuples of tensors: what a forward pass takes beside the batch, passes to the latent core, and returns.
+"""Named tuples of tensors: what a forward pass takes beside the batch, passes to the lookahead core, and returns.
 
 Shapes: B rows of T tokens, hidden size D.
 """
@@ -18,8 +18,8 @@ class States(NamedTuple):
 
 
 class LookAhead(NamedTuple):
-    """What one micro-batch draws for the objectives of the latent core: R rows are rolled out, their predicted states
-    are read at P columns, S spans are predicted. LookAheadSampler draws it."""
+    """What one micro-batch draws for the objectives of the lookahead core: R rows are rolled out, their predicted
+    states are read at P columns, S spans are predicted. LookAheadSampler draws it."""
 
     segment_ids: Tensor  # (B, T): the segments of each row, -1 for padding; also where attention does not heed them
     rows: Tensor  # (R,) int64: the rows that are rolled out

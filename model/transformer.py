@@ -8,8 +8,8 @@ Notable here
 - What can be computed again (masks, position ids, the output bias) is not in the state dict.
 - With dropout 0 `forward` draws no random number.
 - Features that are off cost nothing: without segment_ids no mask is built, without `difficulty` the head is read once,
-  and without auxiliary objectives there is no latent core.
-- The latent core (latent/) stands behind one class: the trunk hands LatentCore its states and adds what it returns to
+  and without auxiliary objectives there is no lookahead core.
+- The lookahead core (latent/) is one class to the trunk: LookaheadCore gets its states, and what it returns is added to
   the loss.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .attention import KeyValueCache, causal_mask, segment_mask
 from .block import TransformerBlock, initialise_weights, make_norm
 from .config import AuxiliaryConfig, ModelConfig
-from .latent import LatentCore
+from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import row_losses, row_weights
@@ -34,8 +34,8 @@ VOCAB_MULTIPLE = 64
 class TransformerLM(nn.Module):
     """A decoder-only language model over `vocab_size` token ids (B, T), T <= config.seq_length.
 
-    With `auxiliary` it has those parts of the latent core that are on there. Raises ValueError where they need longer
-    rows.
+    With `auxiliary` it has those parts of the lookahead core that are on there. Raises ValueError where they need
+    longer rows.
     """
 
     output_bias: Tensor | None
@@ -64,7 +64,7 @@ class TransformerLM(nn.Module):
         self.register_buffer("output_bias", output_bias, persistent=False)
         self.register_buffer("causal_mask", causal_mask(config.seq_length), persistent=False)
         initialise_weights(self, config)
-        self.latent = None if auxiliary is None else LatentCore.create(config, auxiliary)
+        self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary)
 
     @property
     def head_weight(self) -> Tensor:
@@ -85,7 +85,7 @@ class TransformerLM(nn.Module):
 
         segment_ids: see hidden_states. difficulty (K,): the thresholds by which row_weights weighs the rows; their
         losses are computed first, by reading the head once more. look_ahead: what this micro-batch draws for the
-        objectives of the latent core, which are then added to the loss.
+        objectives of the lookahead core, which are then added to the loss.
         """
         states = self.states(input_ids, segment_ids=segment_ids)
         hidden = states.final.flatten(0, 1)
@@ -101,7 +101,7 @@ class TransformerLM(nn.Module):
         token_nll = token_nll.view(labels.shape)
         if look_ahead is None:
             return TrainingOutput(loss_sum, token_nll)
-        assert self.latent is not None, "only a model with a latent core looks ahead"
+        assert self.latent is not None, "only a model with a lookahead core looks ahead"
         added, figures = self.latent(self, look_ahead, states, input_ids, segment_ids, labels, token_nll)
         return LookAheadOutput(loss_sum + added, token_nll, figures)
 
@@ -119,7 +119,7 @@ class TransformerLM(nn.Module):
     def states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
     ) -> States:
-        """Like hidden_states, with the other states that the latent core reads."""
+        """Like hidden_states, with the other states that the lookahead core reads."""
         assert cache is None or segment_ids is None, "a cache holds one document a row"
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
@@ -177,7 +177,7 @@ class TransformerLM(nn.Module):
     def flops_per_token(self, seq_length: int | None = None) -> int:
         """Training FLOPs per token of rows of `seq_length` tokens (None: the longest), forward and backward: 6 per
         weight of every matrix product (the head is one, the embedding look-up is not) plus 12 * L * D * T for attention
-        (PaLM, arXiv 2204.02311, appendix B), plus those of the latent core at its full depth."""
+        (PaLM, arXiv 2204.02311, appendix B), plus those of the lookahead core at its full depth."""
         config, length = self.config, seq_length or self.config.seq_length
         matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
         matrices += self.padded_vocab_size * config.hidden_size

@@ -90,8 +90,8 @@ def compile_model(engine: Engine, **options: Any) -> int:
     """Compile the engine's model in place and return how many equal micro-batches it takes until all is compiled.
 
     Only the forward: engine.compile() includes DeepSpeed's hooks, which are compiled once per micro-batch of a step. On
-    a CPU the latent core stays uncompiled: minutes of compiling would save 2% of a step. One process on a GPU uses CUDA
-    graphs, since the host cannot launch a small model's kernels as fast as they run. `options` are torch.compile's.
+    a CPU the lookahead core stays uncompiled: minutes of compiling would save 2% of a step. One process on a GPU uses
+    CUDA graphs: the host cannot launch a small model's kernels as fast as they run. `options` are torch.compile's.
     """
     module = engine.module
     core = getattr(module, "latent", None)

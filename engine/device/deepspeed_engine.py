@@ -37,7 +37,7 @@ def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.grad_accumulation_steps,
         "train_batch_size": shape.rows_per_step,
-        # `step` clips the trunk and the latent core separately; DeepSpeed knows one norm only.
+        # `step` clips the trunk and the lookahead core separately; DeepSpeed knows one norm only.
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": False},
@@ -111,7 +111,7 @@ def warmup_step(engine: Engine, micro_batches: int) -> Iterator[None]:
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """Set the trunk's learning rate; the latent core's is auxiliary.learning_rate_factor times it."""
+    """Set the trunk's learning rate; the lookahead core's is auxiliary.learning_rate_factor times it."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
 
@@ -125,7 +125,7 @@ class Gradients(NamedTuple):
     """This rank's accumulated gradients (at stages 1 to 3 its partitions of them), as the optimizer will read them."""
 
     trunk: list[torch.Tensor]
-    core: list[torch.Tensor]  # of the latent core
+    core: list[torch.Tensor]  # of the lookahead core
 
     @classmethod
     def accumulated(cls, engine: Engine) -> "Gradients":
@@ -151,15 +151,15 @@ class Norms(NamedTuple):
     """Norms of the gradients over all ranks, before clipping; NaN where they are not finite."""
 
     trunk: float
-    core: float  # 0 without a latent core
+    core: float  # 0 without a lookahead core
 
 
 def step(engine: Engine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks) -> Norms:
     """Clip and apply the accumulated gradients; `squares` is their `squared_norms()` on the CPU.
 
-    The latent core's gradients are clipped separately, so that a detached core leaves the trunk as it would be without
-    one; for the same reason they count as zeros where they alone are not finite. Where the trunk's are not finite, the
-    step is skipped on all ranks: weights, moments and step count stay, the gradients are dropped.
+    The lookahead core's gradients are clipped separately, so that a detached core leaves the trunk as it would be
+    without one; for the same reason they count as zeros where they alone are not finite. Where the trunk's are not
+    finite, the step is skipped on all ranks: weights, moments and step count stay, the gradients are dropped.
     """
     # At stage 0 every rank has all gradients, otherwise a partition of them.
     sums = squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)

@@ -54,7 +54,7 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float, dtype: tor
 
 
 def _split_core(groups: list[dict], model: nn.Module) -> list[dict]:
-    """Return the non-empty groups, the latent core's parameters in groups of their own: its learning rate differs."""
+    """Return the non-empty groups, the lookahead core's parameters in their own groups: its learning rate differs."""
     latent = getattr(model, "latent", None)
     core = set() if latent is None else set(latent.parameters())
     core_factor = 1.0 if latent is None else latent.auxiliary.learning_rate_factor

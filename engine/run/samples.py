@@ -27,7 +27,7 @@ def show(engine: Engine, rows: ValidationSet, tokenizer: TextTokenizer, step: in
     core's predictions at each of some validation tokens.
 
     All ranks must call it; the values are None on all but rank 0, where no text fits, and, for the passage, without a
-    latent core.
+    lookahead core.
     """
     with _whole_model(engine, ranks) as model:
         if model is None:

@@ -99,7 +99,7 @@ class Components:
         return snapshot, optimizer, dict(self.run_state())
 
     def draw(self, batch: Batch) -> list[LookAhead] | None:
-        """Each micro-batch's draws for the latent core; None without one."""
+        """Each micro-batch's draws for the lookahead core; None without one."""
         return self.look_ahead.sample(batch.segment_ids, batch.number, self.progress.tokens_total, self.ranks.rank)
 
     def diverge(self, what: str) -> NoReturn:

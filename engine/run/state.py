@@ -38,7 +38,7 @@ class RunState(TypedDict):
     loader: LoaderState | None  # None before the first step
     adaptive: AdaptiveRunState | None
     rows_of_pass: int  # rows of a micro-batch
-    parts_begin: dict[str, int]  # tokens at which each part of the latent core was switched on
+    parts_begin: dict[str, int]  # tokens at which each part of the lookahead core was switched on
     curriculum: CurriculumState | None
     guard: StabilityState | None
 

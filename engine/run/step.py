@@ -25,9 +25,9 @@ class StepResult:
 
     loss: float  # nats per label
     loss_sums: torch.Tensor  # (2, sources) int64: NLL in source_losses.UNIT nats, and labels; zeros if skipped
-    auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the latent core's figures and their counts; zeros if skipped
+    auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the lookahead core's figures and counts; zeros if skipped
     grad_norm: float | None  # the trunk's before clipping, NaN if not finite; None if the loss alone was refused
-    core_grad_norm: float | None  # the latent core's, NaN if it was left out; 0 without a core; None as above
+    core_grad_norm: float | None  # the lookahead core's, NaN if it was left out; 0 without a core; None as above
     verdict: Verdict
     skipped: bool  # neither weights nor moments changed
 
@@ -59,9 +59,9 @@ class StepRunner:
         """Train on this rank's share of a step with `labels_in_step` labels over all ranks.
 
         The update is applied unless `guard` refuses the loss or the gradient is not finite on some rank. `look_ahead`
-        holds each micro-batch's draws for the latent core, whose objectives join the gradient but not the judged loss.
-        `wrap` iterates over the micro-batches and may raise to abandon the step, which then has changed nothing that a
-        checkpoint holds.
+        holds each micro-batch's draws for the lookahead core, whose objectives join the gradient but not the judged
+        loss. `wrap` iterates over the micro-batches and may raise to abandon the step, which then has changed nothing
+        that a checkpoint holds.
 
         The gradient is that of the mean over all labels of the step, on whichever rank and micro-batch they are:
         DeepSpeed divides by micro-batches and averages over ranks, so each sum is scaled by both over the labels.

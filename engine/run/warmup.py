@@ -26,7 +26,7 @@ def warm_up(
 ) -> None:
     """Run a step of `shape` and one evaluation micro-batch `repeats` times each; the optimizer must have no state yet.
 
-    `draw` makes a batch's draws for the latent core. With a curriculum the step is run once more with weighted rows,
+    `draw` makes a batch's draws for the lookahead core. With a curriculum the step is run once more with weighted rows,
     which is another graph and takes more memory.
     """
     runner = replace(runner, forbid_synchronization=False)

@@ -1,7 +1,7 @@
-"""The latent core: parts that predict where the text is going, trained beside the trunk on its states."""
+"""The lookahead core: parts that predict where the text is going, trained beside the trunk on its states."""
 
 from ..tensors import LookAhead
-from .core import FIGURES, LatentCore
+from .core import FIGURES, LookaheadCore
 from .look_ahead_sampler import OBJECTIVES, LookAheadSampler, Trained, require_room, rows_to_look_ahead
 from .look_ahead_schedule import LookAheadSchedule
 from .value import expected_nll
@@ -9,10 +9,10 @@ from .value import expected_nll
 __all__ = [
     "FIGURES",
     "OBJECTIVES",
-    "LatentCore",
     "LookAhead",
     "LookAheadSampler",
     "LookAheadSchedule",
+    "LookaheadCore",
     "Trained",
     "expected_nll",
     "require_room",

@@ -1,4 +1,4 @@
-"""The latent core: small parts over the states of one trunk and its LM head, and the objectives that train them.
+"""The lookahead core: small parts over the states of one trunk and its LM head, and the objectives that train them.
 
 A part exists only when its switch is on. There is no second head: TransformerLM.logits reads predicted states too.
 
@@ -27,7 +27,7 @@ from .value import ValueHead, expected_nll, value_losses, value_targets
 FIGURES = (*OBJECTIVES, "latent_variance")
 
 
-class LatentCore(nn.Module):
+class LookaheadCore(nn.Module):
     """The parts that `auxiliary` switches on, for a trunk of `config`.
 
     Methods take the trunk that the core belongs to: it is no submodule, and nothing here changes it.
@@ -44,7 +44,7 @@ class LatentCore(nn.Module):
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
 
     @classmethod
-    def create(cls, config: ModelConfig, auxiliary: AuxiliaryConfig) -> "LatentCore | None":
+    def create(cls, config: ModelConfig, auxiliary: AuxiliaryConfig) -> "LookaheadCore | None":
         """A core with initial weights, None where every part is off; torch's global generator is left as it was."""
         if not auxiliary.looks_ahead:
             return None

@@ -1,4 +1,4 @@
-"""What one micro-batch draws for the objectives of the latent core: rows, columns and spans, and the weights.
+"""What one micro-batch draws for the objectives of the lookahead core: rows, columns and spans, and the weights.
 
 Draws are made outside the model, from random streams of their own, and handed in as tensors. Their shapes never change,
 also while rollouts still grow, so a compiled model is compiled once. A draw is a function of (seed, step, rank,
@@ -20,7 +20,7 @@ OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrasti
 
 
 class Trained(NamedTuple):
-    """How long each part of the core has been trained, as a share of a run; the fields are attributes of LatentCore."""
+    """How long each part of the core has been trained, as a share of a run; LookaheadCore has the same attributes."""
 
     transition: float
     value_head: float

@@ -1,9 +1,9 @@
-"""The draws of a training run for its latent core, by how long each part has been trained."""
+"""The draws of a training run for its lookahead core, by how long each part has been trained."""
 
 from torch import Tensor
 
 from ..tensors import LookAhead
-from .core import LatentCore
+from .core import LookaheadCore
 from .look_ahead_sampler import LookAheadSampler, Trained
 
 
@@ -19,7 +19,7 @@ class LookAheadSchedule:
 
     def __init__(
         self,
-        core: LatentCore | None,
+        core: LookaheadCore | None,
         seq_length: int,
         seed: int,
         tokens_per_run: int,

@@ -1,4 +1,4 @@
-"""The trunk as the latent core reads it: which of its parts, and its last block without gradient.
+"""The trunk as the lookahead core reads it: which of its parts, and its last block without gradient.
 
 Predictions go through the trunk's own last block and final norm, so what these know is not learned a second time, and
 when they change, every prediction follows. Their weights are looked up where they are used, one by one, so that ZeRO-3

@@ -33,7 +33,7 @@ class Snapshot:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def auxiliary(self) -> AuxiliaryConfig:
-        """The `auxiliary` section of the preset, which says what parts the latent core has; the defaults without one.
+        """The `auxiliary` section of the preset, which says which parts the lookahead core has; defaults without one.
 
         Raises pydantic's ValidationError for a value that this version does not accept.
         """

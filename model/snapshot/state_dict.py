@@ -41,7 +41,7 @@ class LoadReport:
         return ". ".join(sentences) + "."
 
     def _first(self, names: list[str]) -> str:
-        """The first four names as a list; a part of the latent core of which nothing was loaded counts as one name."""
+        """The first four names as a list; a part of the lookahead core of which nothing was loaded is one name."""
         loaded = {_core_part(name) for name in self.loaded}
         names = list(dict.fromkeys(name if _core_part(name) in loaded else _core_part(name) for name in names))
         shown = ", ".join(names[:4])
@@ -49,7 +49,7 @@ class LoadReport:
 
 
 def _core_part(name: str) -> str:
-    """The part of the latent core that a parameter belongs to; of any other parameter its own name."""
+    """The part of the lookahead core that a parameter belongs to; of any other parameter its own name."""
     return re.sub(r"^(latent\.\w+)\..*", r"\1", name)
 
 

@@ -1,4 +1,4 @@
-"""Presets with the latent core."""
+"""Presets with the lookahead core."""
 
 PARTS = {f"enable_{part}": True for part in ("policy", "value", "dynamics", "span_contrastive")}
 

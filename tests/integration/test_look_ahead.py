@@ -1,4 +1,4 @@
-"""The latent core in whole runs: off, on, resumed, switched between runs, in all stages and on several processes."""
+"""The lookahead core in whole runs: off, on, resumed, switched between runs, in all stages and on several processes."""
 
 import json
 import math

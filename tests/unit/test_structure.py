@@ -150,7 +150,7 @@ def test_model_imports_itself_by_relative_names_alone():
     )
 
 
-def test_the_trunk_takes_one_name_from_the_latent_core():
+def test_the_trunk_takes_one_name_from_the_lookahead_core():
     names = [
         f"{one.module}.{name}"
         for one in IMPORTS["model/transformer.py"]

@@ -1,4 +1,4 @@
-"""Run by test_look_ahead.py in one or more processes: losses and figures with the whole latent core on, for some
+"""Run by test_look_ahead.py in one or more processes: losses and figures with the whole lookahead core on, for some
 stages and for a plain loop over the same passes.
 
 python look_ahead.py OUTPUT.json STAGE [STAGE ...]

@@ -101,7 +101,7 @@ def snapshot(trained, tokenizer) -> Snapshot:
 
 @pytest.fixture(scope="session")
 def everything() -> AuxiliaryConfig:
-    """Every part of the latent core, attached to the trunk, without warm-up."""
+    """Every part of the lookahead core, attached to the trunk, without warm-up."""
     return AuxiliaryConfig(
         enable_policy=True,
         enable_value=True,

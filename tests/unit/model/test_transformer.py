@@ -1,4 +1,4 @@
-"""model/transformer.py: against a plain reference, tying, padding, randomness, and its one hook for the latent core."""
+"""model/transformer.py: against a plain reference, tying, padding, randomness, and its hook for the lookahead core."""
 
 import ast
 import math
@@ -115,11 +115,11 @@ def test_only_parameters_are_in_the_state_dict(trained):
     assert set(trained.state_dict()) == {name for name, _ in trained.named_parameters()}
 
 
-def test_the_trunk_imports_one_name_of_the_latent_core():
+def test_the_trunk_imports_one_name_of_the_lookahead_core():
     tree = ast.parse((REPOSITORY / "model" / "transformer.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names = [name.name for node in imports if "latent" in (node.module or "") for name in node.names]
-    assert names == ["LatentCore"]
+    assert names == ["LookaheadCore"]
 
 
 def test_counts_of_parameters_and_flops():

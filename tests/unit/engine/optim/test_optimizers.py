@@ -38,7 +38,7 @@ def test_fused_adamw_takes_the_textbook_step():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_latent_core_has_groups_of_its_own_with_its_factor(optimizer: str):
+def test_the_lookahead_core_has_groups_of_its_own_with_its_factor(optimizer: str):
     config = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
     model = TransformerLM(config, 64, AuxiliaryConfig(enable_value=True, value_horizons=(2,), learning_rate_factor=3.0))
     core = set(model.latent.parameters())

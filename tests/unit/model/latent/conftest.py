@@ -1,4 +1,4 @@
-"""Rows of several segments, a small model with every part of the latent core, and trunks of several kinds."""
+"""Rows of several segments, a small model with every part of the lookahead core, and trunks of several kinds."""
 
 from collections.abc import Callable
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model import AuxiliaryConfig, TransformerLM
-from model.latent import FIGURES, OBJECTIVES, LatentCore, LookAheadSampler, Trained, expected_nll
+from model.latent import FIGURES, OBJECTIVES, LookaheadCore, LookAheadSampler, Trained, expected_nll
 from model.latent.core import remaining_labels
 from model.latent.transition import dynamics_losses
 from model.latent.value import two_hot
@@ -63,7 +63,7 @@ def test_value_and_span_query_depend_on_nothing_later(model, token_ids):
 def test_stopped_gradients_are_none_at_all(config, everything, packed, switch, key, detach):
     input_ids, labels, segment_ids = packed
     torch.manual_seed(0)
-    core = LatentCore(config, only(everything, switch, **{key: detach}))
+    core = LookaheadCore(config, only(everything, switch, **{key: detach}))
     look_ahead = LookAheadSampler(core.auxiliary, 32, 0).draw(segment_ids, Trained.alike(1.0), 0)
     trunk = TransformerLM(config.model_copy(update={"tie_embeddings": False}), 500)
     states, token_nll = States(*torch.randn(3, 4, 32, 32).unbind()), torch.rand(4, 32)
