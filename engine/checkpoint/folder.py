@@ -20,7 +20,7 @@ from pathlib import Path
 
 import storage
 from engine.checkpoint import load, manifest, state
-from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, FolderScan, RestoredCheckpoint
+from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, RestoredCheckpoint
 from engine.checkpoint.manifest import GenerationRecord, Records
 from engine.checkpoint.rotation import ARCHIVE, archive_folder, arrange, rotate
 from engine.checkpoint.state import OptimizerState
@@ -38,7 +38,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._records: Records | None = None  # of the generations that are there; None before the first scan
+        self._records: Records | None = None  # of the generations that are there; None where a save has to look
 
     @property
     def current(self) -> Path:
@@ -73,17 +73,18 @@ class CheckpointFolder:
         Where no generation has its state, the newest snapshot that verifies. Raises CheckpointError (exit status 4)
         when there are files and none can be trusted.
         """
-        return load.newest(self.folder, self._scan())
+        return load.newest(self.folder, load.scan(self.folder))
 
     def repair(self, checkpoint: RestoredCheckpoint) -> list[str]:
         """Give every generation its name again, `checkpoint` being the newest, and move other files to archive/.
 
         Returns what was done, in sentences.
         """
+        self._records = None
         try:
             storage.sweep(self.folder, self.folder / state.FOLDER)
-            found = self._scan()
-            return self._arrange(found, found.files[found.files.index(checkpoint.file) :], "damaged")
+            found = load.scan(self.folder)
+            return arrange(self.folder, found, found.files[found.files.index(checkpoint.file) :], "damaged")
         except OSError as error:
             return [f"The names in {self.folder} could not be put in order ({os_error_reason(error)})."]
 
@@ -92,17 +93,18 @@ class CheckpointFolder:
 
         Raises SaveError.
         """
-        found = self._scan()
+        self._records, found = None, load.scan(self.folder)
         if not found.files:
             return
         try:
-            self._arrange(found, found.files[min(generations, len(found.files) - 1) :], "diverged")
+            arrange(self.folder, found, found.files[min(generations, len(found.files) - 1) :], "diverged")
         except OSError as error:
             raise SaveError(f"{self.folder}: no generation could be archived ({os_error_reason(error)}).") from None
 
     def save(self, snapshot: Snapshot, optimizer: OptimizerState, data: Mapping[str, object]) -> Path:
         """Write one generation and rotate the older ones. Raises SaveError, leaving those as they were."""
-        known = load.records_of(self._scan().files) if self._records is None else self._records
+        if (known := self._records) is None:
+            known = {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
         kept = sorted(known.items(), key=lambda item: item[1].number)[-len(GENERATIONS) :]
         generation = manifest.next_generation(known.values())
         snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
@@ -141,18 +143,8 @@ class CheckpointFolder:
         except OSError as error:
             why = os_error_reason(error)
             raise SaveError(f"{self.folder}: the old lineage could not be archived ({why}).") from None
-        self._records = {}
+        self._records = None
         return target
-
-    def _scan(self) -> FolderScan:
-        found = load.scan(self.folder)
-        self._records = load.records_of(found.files)
-        return found
-
-    def _arrange(self, found: FolderScan, kept: list[load.VerifiedFile], why: str) -> list[str]:
-        kept = kept[: len(GENERATIONS)]
-        self._records = load.records_of(kept)
-        return arrange(self.folder, found, kept, why)
 
     def _require_space(self, needed: int, known: Records) -> None:
         if shutil.disk_usage(self.folder).free < needed:

@@ -40,7 +40,7 @@ class FolderScan:
     files: list[VerifiedFile] = field(default_factory=list)  # the newest generation first, each once
     names: dict[str, str | None] = field(default_factory=dict)  # of NAMES that exist: SHA-256, None if damaged
     notes: list[str] = field(default_factory=list)  # what is wrong, in sentences
-    records: Records = field(default_factory=dict)  # of the manifest
+    manifest: Records = field(default_factory=dict)  # its records, also of files that are not there
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,6 @@ class RestoredCheckpoint:
         return self.file.path
 
 
-def records_of(files: list[VerifiedFile]) -> Records:
-    return {file.sha256: file.record for file in files if file.record}
-
-
 def scan(folder: Path) -> FolderScan:
     """Read and check every snapshot file.
 
@@ -70,12 +66,12 @@ def scan(folder: Path) -> FolderScan:
     """
     found = FolderScan()
     try:
-        found.records = manifest.read(folder)
+        found.manifest = manifest.read(folder)
     except Damaged as error:
         found.notes.append(f"{error}.")
     for path in (folder / name for name in NAMES if os.path.lexists(folder / name)):
         try:
-            file = _verify(path, found.records)
+            file = _verify(path, found.manifest)
         except SnapshotError as error:
             found.names[path.name] = None
             if path.name != MIRROR or found.names.get(CURRENT, "") is not None:  # else it is most likely the same file
@@ -85,7 +81,7 @@ def scan(folder: Path) -> FolderScan:
             found.files.append(file)
         found.names[path.name] = file.sha256
     found.files.sort(key=lambda file: -file.number)
-    newest = max(found.records.values(), key=lambda record: record.number, default=None)
+    newest = max(found.manifest.values(), key=lambda record: record.number, default=None)
     if found.files and newest and newest.number > found.files[0].number:
         found.notes.append(
             f"The snapshot at {newest.tokens_total:,} tokens is missing: its save was cut short, or it is damaged."
@@ -102,7 +98,7 @@ def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
     notes = [*found.notes]
     if not found.files:
         # One record alone may be of a first save that was cut short; a second shows that the first had its name.
-        if not found.names and len(found.records) < 2:
+        if not found.names and len(found.manifest) < 2:
             return None
         if not found.names:
             notes.append(f"{folder / manifest.FILE_NAME} knows snapshots, and none is there.")
