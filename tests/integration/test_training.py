@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import TOKENS_PER_RUN, train
+from engine import train
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.events import read
@@ -25,10 +25,6 @@ from tests.helpers.look_ahead import PARTS
 from tests.helpers.processes import environment
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, signal_after
-
-
-def test_a_run_is_a_hundred_million_tokens():
-    assert TOKENS_PER_RUN == 100_000_000
 
 
 def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path):

@@ -14,7 +14,6 @@ from engine import train
 from engine.checkpoint.background import BackgroundSaver
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.device.ranks import Ranks
-from engine.errors import FolderInUse
 from engine.events import EventLog, read
 from engine.screen.console import Console
 from tests.helpers import checkpoints
@@ -141,12 +140,6 @@ def test_a_second_run_in_the_folder_is_refused(tiny, home: Path):
     end(process)
     with CheckpointFolder(home / "checkpoints").held():
         pass
-
-
-def test_a_folder_in_use_is_refused_to_a_library_call_too(tiny, tmp_path: Path):
-    with CheckpointFolder(tmp_path).held(), pytest.raises(FolderInUse, match="one run at a time"):
-        train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 
 
 def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
