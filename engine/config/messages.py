@@ -1,5 +1,6 @@
 """What is wrong with a preset, in sentences: a pydantic error -> the key, the problem, the remedy."""
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -52,11 +53,8 @@ def _sentence(error: ErrorDetails, values: dict[str, Any]) -> str:
 def _keys(error: ErrorDetails, values: Any) -> list[str]:
     """Return the preset's own keys that lead to an error: its location without the tags of a union's alternatives."""
     keys: list[str] = []
-    for depth, part in enumerate(error["loc"], 1):
-        try:
+    for part in error["loc"]:
+        with contextlib.suppress(LookupError, TypeError):  # a tag, or the key that is missing
             values = values[part]
-        except (LookupError, TypeError):
-            if error["type"] != "missing" or depth < len(error["loc"]):
-                continue
-        keys.append(str(part))
-    return keys
+            keys.append(str(part))
+    return [*keys, str(error["loc"][-1])] if error["type"] == "missing" else keys

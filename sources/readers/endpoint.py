@@ -1,7 +1,6 @@
-"""Asks the hub's endpoint whether a repository exists and which commit is the newest, and explains its errors.
+"""Asks the hub's endpoint whether a repository can be read, and explains the errors of the hub's client.
 
-Every question is one small request with a time limit; the library that sends it honours HF_ENDPOINT, HF_HUB_OFFLINE
-and HF_TOKEN.
+A question is one small request with a time limit; the client honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN.
 """
 
 import os

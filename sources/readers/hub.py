@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import HfApi, hf_file_system
-from huggingface_hub.utils import http_backoff
 
 from sources.config import HubSpec
 from sources.readers.base import Reader
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 # By default the hub's client retries a read five times, over half a minute, with a warning each. One retry stays, for a
 # connection that drops; further ones are the caller's, who announces them and ends them at data.retry_minutes.
-hf_file_system.http_backoff = functools.partial(http_backoff, max_retries=1)  # pyright: ignore[reportPrivateImportUsage]
+hf_file_system.http_backoff = functools.partial(hf_file_system.http_backoff, max_retries=1)  # pyright: ignore[reportPrivateImportUsage]
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 ROWS_PER_BATCH = 64  # of what the library streams

@@ -26,7 +26,7 @@ import pypdfium2.raw as pdfium
 from sources.readers.pdf.layout import SOFT_HYPHEN, Line, clean, plain_lines, running_text
 from sources.readers.pdf.sandbox import Extract, Limits
 
-LOST_IN_A_ROW = 100  # pages; a page tree that invents its pages is left here
+LOST_IN_A_ROW = 100  # damaged pages; reading stops there, since a hostile page tree can invent pages
 PARENT, PIPE = 0, 1  # descriptors: the server's socket, and the child's pipe to the server
 PIECE = 1 << 20
 _CUT = re.compile(r"[\ufffe\x02]")
@@ -156,7 +156,7 @@ def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: Limi
 
 
 def _give_up(limits: Limits, can_open_files: bool) -> None:
-    """Give up for good what reading a file does not need."""
+    """Drop, for good, the rights that reading a file does not need."""
     wanted = {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_FSIZE: (0, 0)}
     wanted[resource.RLIMIT_CPU] = limits.cpu_seconds, limits.cpu_seconds + 1  # the first limit names the cause
     if sys.platform == "linux":  # macOS has this limit in name only
