@@ -61,10 +61,7 @@ class CheckpointFolder:
                     "make it writable or free some space."
                 ) from None
             if holder:
-                raise FolderInUse(
-                    f"{self.folder} is in use by {holder}, and one run at a time trains there. Wait for it, stop it, "
-                    "or start in another folder."
-                )
+                raise FolderInUse(f"{self.folder} is in use by {holder}. Wait for it, stop it, or use another folder.")
             yield
 
     def newest(self) -> RestoredCheckpoint | None:
@@ -116,7 +113,7 @@ class CheckpointFolder:
                 storage.refuse_escape(self.folder / name, self.folder)
             storage.sweep(self.folder, self.folder / state.FOLDER)
             self._require_space(container.size_in_bytes(snapshot.model, snapshot.tokenizer, contents), known)
-            record = GenerationRecord.of_progress(snapshot.progress, state.write(self.folder, contents))
+            record = GenerationRecord(**snapshot.progress, state_sha256=state.write(self.folder, contents))
             written = (snapshots.write(fresh, snapshot), record)
             manifest.write(self.folder, dict([*kept, written]))
             rotate(fresh, [self.folder / name for name in GENERATIONS])
@@ -141,8 +138,7 @@ class CheckpointFolder:
                 if path.name not in (ARCHIVE, storage.LOCK, ".gitignore"):
                     path.rename(target / path.name)
         except OSError as error:
-            why = os_error_reason(error)
-            raise SaveError(f"{self.folder}: the old lineage could not be archived ({why}).") from None
+            raise SaveError(f"{self.folder}: the lineage was not archived ({os_error_reason(error)}).") from None
         self._records = None
         return target
 
@@ -161,6 +157,5 @@ class CheckpointFolder:
 def _why_not_saved(folder: Path, error: OSError | SnapshotError) -> str:
     if isinstance(error, SnapshotError):
         return str(error)
-    named = error.filename and storage.TEMPORARY not in str(error.filename)
-    where = f": {error.filename}" if named else ""
+    where = f": {error.filename}" if error.filename and storage.TEMPORARY not in str(error.filename) else ""
     return f"{folder}: the snapshot could not be written ({os_error_reason(error)}{where})."

@@ -127,7 +127,7 @@ def _verify(path: Path, records: Records) -> VerifiedFile:
     if record is None:
         progress = snapshots.read(path).progress
         with contextlib.suppress(ValueError):  # a snapshot without a generation
-            record = GenerationRecord.of_progress(progress)
+            record = GenerationRecord(**{**progress, "state_sha256": None})
         if record and record.generation in {known.generation for known in records.values()}:
             raise SnapshotError(f"{path}: the checkpoint is damaged; it is not the file that was written.")
     return VerifiedFile(path, sha256, record)

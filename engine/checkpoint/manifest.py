@@ -5,27 +5,27 @@ a record is found by what a file holds, never by how it is called. The manifest 
 lost or damaged, snapshots are known by what they say of themselves.
 """
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 import storage
 from storage import Damaged
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
-_COUNTS = ("run", "step", "tokens_in_run", "tokens_total")
-_GENERATION = re.compile(r"\d{6,15}-[0-9a-f]{8}")
 
 
-@dataclass(frozen=True)
-class GenerationRecord:
-    """One generation: its name, how far it had come, and the SHA-256 of its state where that is known."""
+class GenerationRecord(BaseModel, frozen=True, strict=True):
+    """One generation: its name, how far it had come, and the SHA-256 of its state where that is known.
 
-    generation: str  # NUMBER-RANDOM; a newer generation has a higher number
+    Raises ValueError, also for a generation that could not be one of ours: it becomes a file's name.
+    """
+
+    generation: str = Field(pattern="^[0-9]{6,15}-[0-9a-f]{8}$")  # NUMBER-RANDOM; numbers rise
     run: int = 0
     step: int = 0
     tokens_in_run: int = 0
@@ -36,18 +36,6 @@ class GenerationRecord:
     @property
     def number(self) -> int:
         return int(self.generation.split("-")[0])
-
-    @classmethod
-    def of_progress(cls, progress: Mapping[str, Any], state_sha256: str | None = None) -> "GenerationRecord":
-        """Return the record of a snapshot by what it says of itself.
-
-        Raises ValueError where it names no generation that could be one of ours.
-        """
-        known = {field.name: progress[field.name] for field in fields(cls) if field.name in progress}
-        named = _GENERATION.fullmatch(str(progress.get("generation")))  # it becomes a file's name
-        if not named or not all(isinstance(known.get(key, 0), int) for key in _COUNTS):
-            raise ValueError("not a generation of this program")
-        return cls(**{**known, "state_sha256": state_sha256})
 
 
 Records = dict[str, GenerationRecord]  # by the SHA-256 of a snapshot
@@ -67,13 +55,12 @@ def read(folder: Path) -> Records:
             return {}
         if contents["format"] != FORMAT:
             raise Damaged("another format")
-        generations = contents["generations"].items()
-        return {sha256: GenerationRecord.of_progress(known, known["state_sha256"]) for sha256, known in generations}
+        return {sha256: GenerationRecord(**record) for sha256, record in contents["generations"].items()}
     except Exception as error:  # contents of another program fail in many ways
         raise Damaged(f"{path} is damaged and was not used") from error
 
 
 def write(folder: Path, records: Records) -> None:
     """Replace the manifest. Raises OSError."""
-    generations = {sha256: asdict(record) for sha256, record in records.items()}
+    generations = {sha256: record.model_dump() for sha256, record in records.items()}
     storage.write_record(folder / FILE_NAME, {"format": FORMAT, "generations": generations})

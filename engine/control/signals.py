@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any, NoReturn, TypeVar
 
@@ -205,7 +204,7 @@ class SignalWatch:
             self.process.end(termination)
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch_signals(ranks: Ranks, console: Sink) -> Iterator[SignalWatch]:
     """Watch signals, launchers and other ranks within the block; all ranks must enter it together.
 

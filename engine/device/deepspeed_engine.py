@@ -147,33 +147,29 @@ class Gradients(NamedTuple):
         return torch.stack([nn.utils.get_total_norm(part) if part else none for part in self]).double().square()
 
 
-class Norms(NamedTuple):
-    """Norms of the gradients over all ranks, before clipping; NaN where they are not finite."""
-
-    trunk: float
-    core: float  # 0 without a lookahead core
-
-
-def step(engine: Engine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks) -> Norms:
+def step(engine: Engine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks) -> tuple[float, float]:
     """Clip and apply the accumulated gradients; `squares` is their `squared_norms()` on the CPU.
 
     The lookahead core's gradients are clipped separately, so that a detached core leaves the trunk as it would be
     without one; for the same reason they count as zeros where they alone are not finite. Where the trunk's are not
     finite, the step is skipped on all ranks: weights, moments and step count stay, the gradients are dropped.
+
+    Returns the norms of the trunk's and the core's gradients over all ranks, before clipping; NaN where they are not
+    finite, 0 without a core.
     """
     # At stage 0 every rank has all gradients, otherwise a partition of them.
     sums = squares if engine.zero_optimization_stage() == 0 else ranks.sum_tensor(squares)
-    norms = Norms(*(norm if math.isfinite(norm) else math.nan for norm in sums.sqrt().tolist()))
-    if math.isnan(norms.trunk):
+    trunk, core = (norm if math.isfinite(norm) else math.nan for norm in sums.sqrt().tolist())
+    if math.isnan(trunk):
         discard(engine)
-        return norms
-    if math.isnan(norms.core) and gradients.core:
+        return trunk, core
+    if math.isnan(core) and gradients.core:
         torch._foreach_zero_(gradients.core)
-    for part, norm in zip(gradients, norms, strict=True):
+    for part, norm in zip(gradients, (trunk, core), strict=True):
         if norm > clip:
             torch._foreach_mul_(part, clip / norm)
     engine.step()
-    return norms
+    return trunk, core
 
 
 def keep_gradients(engine: Engine) -> None:

@@ -47,9 +47,8 @@ class MicroBatchProbe:
             return None
         times: list[float] = []
         try:
-            # A GPU's memory is held for the optimizer; of a CPU's, `_has_room` has left as much.
-            size = 0 if self.device.type == "cpu" else self._optimizer_bytes
-            held = torch.empty(size, dtype=torch.uint8, device=self.device)
+            # The optimizer's share; a CPU gives what is not touched for nothing.
+            held = torch.empty(self._optimizer_bytes, dtype=torch.uint8, device=self.device)
             first = self._run(rows)
             while not times or (first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS)):
                 times.append(self._run(rows))
@@ -131,8 +130,7 @@ def _time_sizes(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:
     large_enough = [rows for rows in sizes if rows >= least] or sizes[-1:]
     seconds: dict[int, float] = {}
     for rows in large_enough:
-        measured = probe.seconds_per_row(rows)
-        if measured is None:
+        if (measured := probe.seconds_per_row(rows)) is None:
             break
         seconds[rows] = measured
         if rows * measured > LONG_SECONDS:
