@@ -20,8 +20,9 @@ ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
 
 @pytest.fixture
-def watch() -> Iterator[SignalWatch]:
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[SignalWatch]:
     """Watches in this process, which has something to lose already."""
+    monkeypatch.setattr("engine.control.signals.ECHO_SECONDS", 0.05)  # for which it waits at its end
     with watch_signals(ALONE, Console(enabled=False)) as watching:
         watching.training(lambda: "at step 3")
         yield watching
@@ -76,9 +77,11 @@ def test_handlers_and_threads_are_restored():
     assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
 
 
-def test_an_error_of_one_rank_alone_needs_no_explanation(watch: SignalWatch):
-    for error in (Interrupted(15, "stopped"), RuntimeError("gloo/transport: broken")):
-        assert watch.explain(error) is error
+@pytest.mark.parametrize("error", [Interrupted(15, "stopped"), RuntimeError("gloo/transport: broken")])
+def test_alone_an_error_is_raised_as_it_is(error: Exception):
+    with pytest.raises(type(error)) as caught, watch_signals(ALONE, Console(enabled=False)):
+        raise error
+    assert caught.value is error
 
 
 WATCHES = """

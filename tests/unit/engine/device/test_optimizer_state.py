@@ -57,8 +57,7 @@ def test_another_stage_continues_with_the_same_moments(make, stage: int, later: 
     for number in (0, 1):
         step(first, number)
     state = optimizer_state(first, keep=True)
-    names = [name for name, _ in first.module.named_parameters()]
-    assert state["step"] == 2 and list(state["moments"]) == names
+    assert state["step"] == 2 and state["moments"].keys() == dict(first.module.named_parameters()).keys()
     kept = {name: set(moments) for name, moments in state["moments"].items()}
     assert kept["tokens.weight"] == {"exp_avg", "exp_avg_sq"}
     assert kept["blocks.0.mlp.up.weight"] == ({"exp_avg"} if optimizer == "muon" else {"exp_avg", "exp_avg_sq"})
@@ -79,7 +78,7 @@ def test_what_a_state_lacks_is_named_and_starts_at_zero(make, stage: int):
     del state["moments"]["final_norm.bias"]["exp_avg_sq"]
     state["moments"]["positions.weight"] = {key: torch.ones(8, 16) for key in ("exp_avg", "exp_avg_sq")}
     missing = load_optimizer_state(second, state, join())
-    assert missing == ["positions.weight", "final_norm.weight", "final_norm.bias"]
+    assert set(missing) == {"positions.weight", "final_norm.weight", "final_norm.bias"}
     loaded = optimizer_state(second, keep=True)
     assert loaded["step"] == 1
     for name, moments in loaded["moments"].items():

@@ -35,7 +35,7 @@ def caused_by(cause: Exception) -> Exception:
         (caused_by(ConnectionRefusedError("no")), "cannot be reached (ConnectionRefusedError)", True),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set, and owner/name is not in the cache", False),
         (errors.HFValidationError("bad"), '"owner/name" is not a repository name such as "owner/name"', False),
-        (RuntimeError("Dataset 'x' is a gated dataset on the Hub."), "owner/name is gated or private; ask for", False),
+        (RuntimeError("Dataset 'x' is a gated dataset on the Hub."), "owner/name is gated or private; ", False),
         (RuntimeError("Dataset 'x' doesn't exist on the Hub"), "owner/name is not found at", False),
         (RuntimeError("Revision 'y' doesn't exist"), "owner/name has no such revision", False),
         (caused_by(ValueError("x")), "owner/name cannot be read: the stream ended", False),

@@ -44,7 +44,7 @@ def test_reading_continues_from_any_row(path: Path, texts, monkeypatch, most_row
 def test_a_batch_of_large_rows_is_small(path: Path, monkeypatch):
     monkeypatch.setattr(parquet, "BATCH_BYTES", 1)
     with pq.ParquetFile(path) as file:
-        sizes = [len(columns["text"]) for _, columns in read_columns(file, ["text"])]
+        sizes = [len(columns["text"]) for _, columns in read_columns(file, ["text"], 0)]
     assert sizes == [1] * ROWS
 
 
@@ -67,9 +67,7 @@ def test_few_files_are_divided_into_row_groups(path: Path, texts):
     found = []
     for shard in shards:
         with shard.open() as file:
-            found += [
-                text for _, columns in read_columns(file, ["text"], group=shard.group) for text in columns["text"]
-            ]
+            found += [text for _, columns in read_columns(file, ["text"], 0, shard.group) for text in columns["text"]]
     assert found == texts[:ROWS]
     many = parquet_shards([str(path)] * parquet.FEW_FILES)
     assert len(many) == parquet.FEW_FILES and {shard.group for shard in many} == {None}
@@ -79,7 +77,7 @@ def test_a_file_without_rows_is_one_shard(tmp_path: Path):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     (shard,) = parquet_shards([str(tmp_path / "empty.parquet")])
     with shard.open() as file:
-        assert list(read_columns(file, ["text"])) == []
+        assert list(read_columns(file, ["text"], 0)) == []
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):
