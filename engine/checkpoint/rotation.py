@@ -24,14 +24,11 @@ def rotate(fresh: Path, names: list[Path]) -> None:
     older = [(path, after) for path, after in itertools.pairwise(names) if path in existing][::-1]
     with contextlib.ExitStack() as spares:
 
-        def spare(path: Path) -> Path:
-            temporary = storage.temporary(path)
-            spares.callback(storage.discard, temporary)  # to rename a link onto the same file leaves the link
-            return temporary
-
         def link(path: Path) -> Path:
-            os.link(path, temporary := spare(path))
-            return temporary
+            second_name = storage.temporary(path)
+            spares.callback(storage.discard, second_name)  # to rename a link onto the same file leaves the link
+            os.link(path, second_name)
+            return second_name
 
         try:
             # All that needs room on the disk comes first: after this a name only changes hands, there and back.
@@ -40,8 +37,9 @@ def rotate(fresh: Path, names: list[Path]) -> None:
         except OSError as error:
             if not storage.means_no_links(error):
                 raise
-            undo = None
-            renames = [(path, after) for path, after in [(names[-1], spare(names[-1])), *older] if path in existing]
+            undo, aside = None, storage.temporary(names[-1])
+            spares.callback(storage.discard, aside)
+            renames = [(path, after) for path, after in [(names[-1], aside), *older] if path in existing]
         try:
             _rename([*renames, (fresh, names[0])], undo)
         except OSError:

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -144,7 +145,7 @@ def total_memory(device: torch.device) -> int:
     """Return the most bytes that all processes of a run on `device` may use on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return int(min(psutil.virtual_memory().total, *(limit for limit, _ in _limits())))
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def total_memory_each(device: torch.device) -> float:
@@ -169,17 +170,15 @@ def peak_memory() -> int:
 
 def available_memory_each() -> float:
     """Return the bytes that are free now on this machine and in its container, per process of the run."""
-    return min(psutil.virtual_memory().available, *(limit - used for limit, used in _limits())) / processes_here()
+    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]) / processes_here()
 
 
-def _limits() -> list[tuple[float, float]]:
-    """Return (limit, bytes in use that cannot be reclaimed) of the container; (inf, 0) is always among them."""
-    limits = [(math.inf, 0.0)]
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield (limit, bytes in use that cannot be reclaimed) of the container."""
     for limit, used, statistics, files in MEMORY:
         with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
             kept = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())
-            limits.append((int((CGROUP / limit).read_text()), int((CGROUP / used).read_text()) - int(kept[files])))
-    return limits
+            yield int((CGROUP / limit).read_text()), int((CGROUP / used).read_text()) - int(kept[files])
 
 
 def choose_num_workers(asked: int | str, device: torch.device) -> int:

@@ -47,7 +47,7 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
     preset = tiny()
     opened = open_sources(preset.data)
     tokenizer = train_bpe(sample_training_texts(opened.sources, preset.data, 100_000), 512)
-    alone = SimpleNamespace(is_main=True, broadcast_json=lambda value: value, broadcast_tensor=lambda tensor: None)
+    alone = SimpleNamespace(is_main=True, broadcast=lambda value: value, broadcast_tensor=lambda tensor: None)
     for source in opened.sources.values():
         source.__class__ = Failing
     validation = ValidationSource(opened, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
