@@ -82,6 +82,8 @@ def sha256(path: Path, folder: Path) -> str:
     try:
         storage.refuse_escape(path, folder)
         return container.sha256(path)
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: is missing.") from None
     except OSError as error:
         raise SnapshotError(f"{path}: cannot be read ({storage.os_error_reason(error)}).") from None
 
