@@ -18,7 +18,7 @@ def test_a_run_is_a_hundred_million_tokens():
 
 
 def test_a_folder_in_use_is_refused_to_a_library_call_too(tiny, tmp_path: Path):
-    with CheckpointFolder(tmp_path).held(), pytest.raises(FolderInUse, match="one run at a time"):
+    with CheckpointFolder(tmp_path).held(), pytest.raises(FolderInUse, match="is in use by process"):
         train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     train(tiny(), token_budget=TOKENS_PER_STEP, checkpoint_dir=tmp_path)
 

@@ -130,7 +130,7 @@ def test_an_echo_is_ignored_and_a_second_signal_ends_at_once(tmp_path):
     assert last == "stopped: SIGHUP again at step 3; the next start continues from the last snapshot."
 
 
-def test_before_the_first_step_a_signal_ends_all_that_was_started(tmp_path):
+def test_before_the_first_step_a_signal_ends_the_children_too(tmp_path):
     process = start(WATCHES + CHILD, cwd=tmp_path)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
