@@ -180,8 +180,11 @@ class SignalWatch:
                     if number in SIGNALS:
                         self._receive(number)
             elif self._asked_at is None and any(_is_gone(process) for process in self._launchers):
-                # This process must not outlive its launcher for long.
-                self._receive(SIGTERM)
+                # This process must not outlive its launcher for long; a handled signal is heard within a micro-batch.
+                if signal.getsignal(SIGTERM) == self._handle:
+                    os.kill(os.getpid(), SIGTERM)
+                else:
+                    self._receive(SIGTERM)
             if self.process.health is not None:
                 self._check_ranks(self.process.health)
 

@@ -59,7 +59,8 @@ def open_on_all_ranks(
         failures = {name: opened.failures.get(name, "not opened") for name in opened_pins.keys() - opened.sources}
     for rank, failed in enumerate(ranks.gather(failures)):
         if failed:
-            raise SourcesFailed(f"Rank {rank} cannot read what rank 0 can: {failed}.")
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+            raise SourcesFailed(f"Rank {rank} cannot read what rank 0 can: {reasons}.")
     return opened
 
 

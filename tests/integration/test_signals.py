@@ -190,7 +190,7 @@ def test_train_undoes_everything_also_outside_the_main_thread(tiny, tmp_path: Pa
     for run in range(2):
         train(preset, token_budget=1024, checkpoint_dir=tmp_path / str(run))
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-        assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "peers")]
+        assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "health")]
     results = []
     thread = threading.Thread(
         target=lambda: results.append(train(preset, token_budget=1024, checkpoint_dir=tmp_path / "thread"))

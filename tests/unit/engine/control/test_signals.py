@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -59,6 +61,21 @@ def test_micro_batches_are_given_up_at_a_signal(watch: SignalWatch, interruptibl
                 send(watch, signal.SIGTERM)
             done.append(micro_batch)
     assert begun == [0, 1] and done == ([0] if interruptible else [0, 1])
+
+
+def test_a_launcher_that_dies_interrupts_a_micro_batch(monkeypatch: pytest.MonkeyPatch):
+    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr("engine.control.signals.ECHO_SECONDS", 0.05)
+    monkeypatch.setattr("engine.control.signals._launchers", lambda: [psutil.Process(launcher.pid)])
+    with watch_signals(ALONE, Console(enabled=False)) as watch:
+        watch.training(lambda: "at step 3")
+        since = time.monotonic()
+        with pytest.raises(Abandoned):
+            for _ in watch.abandonable(range(4), interruptible=True):
+                launcher.kill()
+                launcher.wait()
+                time.sleep(30)
+    assert watch.signal_number == signal.SIGTERM and time.monotonic() - since < 15
 
 
 def test_without_a_signal_all_micro_batches_come(watch: SignalWatch):
