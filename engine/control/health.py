@@ -76,10 +76,10 @@ class HealthMonitor:
         self._leaving.set()
         self._thread.join(STORE_SECONDS)
 
-    def check_host(self, seconds: float) -> None:
-        """Called every `seconds` by another thread: this monitor's own hangs where the store's host hangs."""
+    def check_host(self) -> None:
+        """Called every POLL_SECONDS by another thread: this monitor's own hangs where the store's host hangs."""
         if self._host in self._others and self.termination is None and self._thread.is_alive():
-            silent = self._seconds_still(None, self._polls, seconds)
+            silent = self._seconds_still(None, self._polls)
             if silent >= self._timeout:
                 self.termination = _lost(self._host, SILENT.format(silent))
 
@@ -87,31 +87,31 @@ class HealthMonitor:
         try:
             while not self._leaving.wait(POLL_SECONDS):
                 self._poll()
-            self._store.add(f"signs/{self._rank}", LEFT)
+            self._store.add(f"heartbeats/{self._rank}", LEFT)
         except RuntimeError:  # the end of a launcher that hosts the store is detected in signals.py
             if self._host is not None and self.termination is None:
                 self.termination = _lost(self._host, CLOSED)
 
     def _poll(self) -> None:
-        self._store.add(f"signs/{self._rank}", 1)
+        self._store.add(f"heartbeats/{self._rank}", 1)
         if self._announcement and not self._announced.is_set():
-            if not self._store.check(["ending"]):
-                self._store.set("ending", json.dumps(asdict(self._announcement)))
+            if not self._store.check(["termination"]):
+                self._store.set("termination", json.dumps(asdict(self._announcement)))
             self._announced.set()
-        if self._store.check(["ending"]):
-            self.termination = Termination(**json.loads(self._store.get("ending")))
+        if self._store.check(["termination"]):
+            self.termination = Termination(**json.loads(self._store.get("termination")))
         for rank in self._watched:
-            counter = self._store.add(f"signs/{rank}", 0)
-            silent = self._seconds_still(rank, counter, POLL_SECONDS)
+            counter = self._store.add(f"heartbeats/{rank}", 0)
+            silent = self._seconds_still(rank, counter)
             if silent >= self._timeout and counter < LEFT and self._announcement is None:
                 self._announcement = _lost(rank, self._why_lost.format(silent))
         self._polls += 1
 
-    def _seconds_still(self, key: int | None, counter: int, seconds: float) -> float:
+    def _seconds_still(self, key: int | None, counter: int) -> float:
         """Return for how long a counter has not changed: the sum of this process's own polls, not a clock, so that a
         job that is stopped as a whole and continued has lost no rank."""
         before, silent = self._counters.get(key, (counter, 0.0))
-        silent = silent + seconds if counter == before else 0.0
+        silent = silent + POLL_SECONDS if counter == before else 0.0
         self._counters[key] = counter, silent
         return silent
 

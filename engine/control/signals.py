@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import psutil
 import torch.distributed as dist
 
-from engine.control.health import STORE_SECONDS, HealthMonitor, Termination
+from engine.control.health import POLL_SECONDS, STORE_SECONDS, HealthMonitor, Termination
 from engine.device.ranks import Agreement, Ranks
 from engine.errors import Interrupted, RankLost, first_line
 from engine.events import Sink
@@ -29,7 +29,6 @@ SIGNALS = (SIGINT, SIGTERM, SIGHUP)  # the last is a terminal that closes
 # A signal is often delivered twice: `timeout` sends it to the process and to its group, wrappers forward a Ctrl-C that
 # the process has received too, DeepSpeed's launcher sends SIGINT and then SIGTERM. Such an echo is no second request.
 ECHO_SECONDS, LAUNCHERS_ECHO_SECONDS = 0.5, 3.0
-POLL_SECONDS = 0.5
 GRACE_SECONDS = 15.0  # for the main thread to end by itself when a rank is lost
 PRINT_SECONDS = 1.0  # for a blocked output
 
@@ -198,7 +197,7 @@ class SignalWatch:
             self.process.end(Termination(f"{name} again", 128 + number))
 
     def _check_ranks(self, health: HealthMonitor) -> None:
-        health.check_host(POLL_SECONDS)
+        health.check_host()
         if (termination := health.termination) is None:
             return
         self._lost_seconds += POLL_SECONDS
