@@ -137,7 +137,7 @@ from engine.control.signals import watch_signals
 from engine.device.ranks import join
 from engine.screen.console import Console
 health.POLL_SECONDS = 2.0  # so that the broken connection is noticed before the other rank's word is
-health.TELL_SECONDS = 10.0  # and that word is sent all the same
+health.STORE_SECONDS = 10.0  # and that word is sent all the same
 ranks = join()
 with watch_signals(ranks, Console(enabled=ranks.is_main)):
     dist.barrier()

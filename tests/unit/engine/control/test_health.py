@@ -37,9 +37,9 @@ def meet():
 monitor, left = HealthMonitor(ranks), HealthMonitor(ranks)
 if ranks.rank == 1:
     left.leave()
-for _ in range(15):
-    time.sleep({LOST} / 10)
-    monitor.check_host({LOST} / 10)
+for _ in range(30):  # each counts as POLL_SECONDS
+    time.sleep(health.POLL_SECONDS)
+    monitor.check_host()
 note("alive", monitor.termination)
 note("left", left.termination)
 note("nobody", monitor.find_lost() if ranks.is_main else None)
@@ -78,7 +78,7 @@ if ranks.rank == 1:
     os.kill(other, signal.SIGSTOP)
     while monitor.termination is None:
         time.sleep(0.02)
-        monitor.check_host(0.1)
+        monitor.check_host()
     os.kill(other, signal.SIGCONT)
 note("host", monitor.termination)
 meet()
