@@ -170,8 +170,10 @@ class SignalWatch:
 
     def _run(self) -> None:
         """The thread: reads signals, checks launchers and ranks."""
+        waiting = select.poll()  # select takes no descriptor above 1023, which a long-lived process may reach
+        waiting.register(self._reader, select.POLLIN)
         while True:
-            if select.select([self._reader], [], [], POLL_SECONDS)[0]:
+            if waiting.poll(POLL_SECONDS * 1000):
                 numbers = self._reader.recv(64)
                 if not numbers:
                     return

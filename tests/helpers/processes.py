@@ -94,9 +94,12 @@ class Process:
         return output[0], None
 
     def _status(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
-            self.returncode = int(os.read(self._ended, 16))
-            os.close(self._ended)
+        if self.returncode is None:
+            waiting = select.poll()  # select takes no descriptor above 1023, and torch leaves four open per run
+            waiting.register(self._ended, select.POLLIN | select.POLLHUP)
+            if waiting.poll(None if timeout is None else timeout * 1000):
+                self.returncode = int(os.read(self._ended, 16))
+                os.close(self._ended)
         return self.returncode
 
 

@@ -251,7 +251,7 @@ def test_a_rank_that_hangs_ends_the_other_with_a_sentence(two_ranks, lost: int):
     rest = jobs[1 - lost].rest()
     assert jobs[1 - lost].process.wait() == 7
     assert time.monotonic() - since < SECONDS_TO_SAVE
-    assert re.search(rf"Rank {lost} was lost \(no sign for \d s\) at step", rest) and "Traceback" not in rest, rest
+    assert re.search(rf"Rank {lost} was lost \(no heartbeat for \d s\) at step", rest) and "Traceback" not in rest, rest
     jobs[lost].process.send_signal(signal.SIGCONT)  # if it ever wakes up again, it does not go on alone
     jobs[lost].rest()
     assert jobs[lost].process.wait(SECONDS_TO_SAVE) == 7
