@@ -191,8 +191,8 @@ def main() -> None:
     loaded = {model: load(arguments.runs / model.folder / CURRENT, device) for model in models}
     first = preset(models[0], arguments.corpus, arguments.shape, {})
     text: Text = collect(first, loaded[models[0]], arguments.held_out, arguments.probe_tokens, device)
-    events = {model: events.read(arguments.runs / model.folder) for model in models}
-    for line in table(Probe(loaded, events, text, device), arguments.baselines):
+    recorded = {model: events.read(arguments.runs / model.folder) for model in models}
+    for line in table(Probe(loaded, recorded, text, device), arguments.baselines):
         print(line, flush=True)
 
 

@@ -102,7 +102,7 @@ def test_without_a_compiler_it_says_so_and_trains(home: Path):
 
     status, output = run_main(home, "01\n", **bare)
     assert status == 2, output
-    assert "train.compile is true but torch.compile fails here" in output and "Traceback" not in output
+    assert "train.compile is true but torch.compile is not available here" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
