@@ -80,7 +80,7 @@ def test_a_long_step_is_given_up_and_the_step_before_it_is_saved(begin, home: Pa
 @pytest.mark.slow
 def test_an_evaluation_is_given_up(begin, home: Path):
     job = begin(
-        model={"hidden_size": 256, "num_layers": 4, "num_heads": 4, "seq_length": 128},
+        model={"hidden_size": 512, "num_layers": 4, "num_heads": 8, "seq_length": 128},
         train={"per_gpu_batch_size": 1, "eval_tokens": 20_000, "eval_interval_tokens": 256},
     )
     job.until(STEP_LINE)

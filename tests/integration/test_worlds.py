@@ -11,9 +11,9 @@ from tests.helpers.worlds import GLOBAL_ROWS, LENGTH, Notes, compare, run_leg
 @pytest.mark.slow
 def test_one_process_three_and_one_again(tiny, tmp_path: Path):
     whole, parts = compare(tiny, tmp_path, [(1, 1), (3, 2), (1, 0)], steps=5)
-    assert "3 processes cannot share this lineage's 16 lanes of data evenly: a pass has 5 rows instead of 4" in (
-        " ".join(parts.printed.split())
-    )
+    printed = " ".join(parts.printed.split())
+    assert "3 processes cannot share this checkpoint's 16 data lanes evenly" in printed
+    assert "a micro-batch has 5 rows instead of 4" in printed
     assert "evenly" not in whole.printed
 
 

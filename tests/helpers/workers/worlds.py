@@ -19,7 +19,7 @@ from engine import train
 from engine.config import parse_preset
 from engine.device.ranks import join, leave
 from engine.errors import Interrupted
-from engine.run import trainer
+from engine.run.step import StepRunner
 
 
 def digests(batch) -> list[str]:
@@ -36,9 +36,9 @@ def main() -> None:
     ranks = join()
     made = 0
 
-    def recorded(engine, batch, *arguments, **options):
+    def recorded(runner, batch, *arguments, **options):
         nonlocal made
-        answer = original(engine, batch, *arguments, **options)
+        answer = original(runner, batch, *arguments, **options)
         if batch.number < 0:  # the warm-up's
             return answer
         line = {"row": batch.state["row"], "lanes": batch.state["num_lanes"], "rows": digests(batch)}
@@ -49,7 +49,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return answer
 
-    original, trainer.train_step = trainer.train_step, recorded
+    original, StepRunner.run = StepRunner.run, recorded
     try:
         train(preset, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
     except Interrupted:
