@@ -100,8 +100,9 @@ class CheckpointFolder:
 
     def save(self, snapshot: Snapshot, optimizer: OptimizerState, data: Mapping[str, object]) -> Path:
         """Write one generation and rotate the older ones. Raises SaveError, leaving those as they were."""
-        if (known := self._records) is None:
-            known = {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
+        if self._records is None:  # once: while saves fail, a name may be missing whose file is still to be kept
+            self._records = {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
+        known = self._records
         kept = sorted(known.items(), key=lambda item: item[1].number)[-len(GENERATIONS) :]
         generation = manifest.next_generation(known.values())
         snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
