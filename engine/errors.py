@@ -22,7 +22,7 @@ class SourcesFailed(RunError):
 
 
 class CheckpointError(RunError):
-    """Checkpoint files exist and none of them can be trusted."""
+    """Checkpoint files exist and none of them can be trusted, or a later version wrote them."""
 
     status = 4
 

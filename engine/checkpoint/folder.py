@@ -24,7 +24,7 @@ from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PR
 from engine.checkpoint.manifest import GenerationRecord, Records
 from engine.checkpoint.rotation import ARCHIVE, archive_folder, arrange, rotate
 from engine.checkpoint.state import OptimizerState
-from engine.errors import FolderInUse, SaveError
+from engine.errors import CheckpointError, FolderInUse, SaveError
 from model.snapshot import container
 from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
@@ -101,7 +101,7 @@ class CheckpointFolder:
     def save(self, snapshot: Snapshot, optimizer: OptimizerState, data: Mapping[str, object]) -> Path:
         """Write one generation and rotate the older ones. Raises SaveError, leaving those as they were."""
         if self._records is None:  # once: while saves fail, a name may be missing whose file is still to be kept
-            self._records = {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
+            self._records = self._scanned_records()
         known = self._records
         kept = sorted(known.items(), key=lambda item: item[1].number)[-len(GENERATIONS) :]
         generation = manifest.next_generation(known.values())
@@ -142,6 +142,12 @@ class CheckpointFolder:
             raise SaveError(f"{self.folder}: the lineage was not archived ({os_error_reason(error)}).") from None
         self._records = None
         return target
+
+    def _scanned_records(self) -> Records:
+        try:
+            return {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
+        except CheckpointError as error:  # of a later version
+            raise SaveError(str(error)) from None
 
     def _require_space(self, needed: int, known: Records) -> None:
         if shutil.disk_usage(self.folder).free < needed:

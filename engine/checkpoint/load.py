@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from engine.checkpoint.state import OptimizerState
 from engine.errors import CheckpointError
 from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
+from model.snapshot.vetting import NewerFormat
 from storage import Damaged
 
 CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
@@ -58,8 +60,18 @@ class RestoredCheckpoint:
         return self.file.path
 
 
+@contextlib.contextmanager
+def _refusing_newer_formats() -> Iterator[None]:
+    """A later version's file is whole, and no older one may take its place."""
+    try:
+        yield
+    except NewerFormat as error:
+        raise CheckpointError(f"{error} Nothing was changed.") from None
+
+
+@_refusing_newer_formats()
 def scan(folder: Path) -> FolderScan:
-    """Read and check every snapshot file.
+    """Read and check every snapshot file. Raises CheckpointError for one of a later version's format.
 
     A file that the manifest knows is, to the bit, what was verified when it was written. A file that claims to be a
     known generation and has other bytes has been changed. Any other file is read and checked by itself.
@@ -72,6 +84,8 @@ def scan(folder: Path) -> FolderScan:
     for path in (folder / name for name in NAMES if os.path.lexists(folder / name)):
         try:
             file = _verify(path, found.manifest)
+        except NewerFormat:
+            raise
         except SnapshotError as error:
             found.names[path.name] = None
             if path.name != MIRROR or found.names.get(CURRENT, "") is not None:  # else it is most likely the same file
@@ -89,11 +103,12 @@ def scan(folder: Path) -> FolderScan:
     return found
 
 
+@_refusing_newer_formats()
 def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
     """The newest whole generation, or None in an empty folder.
 
     Where no generation has its state, the newest snapshot that verifies, without state. Raises CheckpointError when
-    there are files and none can be trusted.
+    there are files and none can be trusted, or one is of a later version's format.
     """
     notes = [*found.notes]
     if not found.files:
@@ -110,6 +125,8 @@ def newest(folder: Path, found: FolderScan) -> RestoredCheckpoint | None:
         try:
             optimizer, data = state.read(folder, file.record)
             return RestoredCheckpoint(snapshots.read(file.path), file, optimizer, data, notes)
+        except NewerFormat:
+            raise
         except SnapshotError as error:
             notes.append(str(error))
     notes.append("The weights are used; the optimizer and the data start over.")

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import storage
+from model.snapshot.vetting import NewerFormat, refuse_newer
 from storage import Damaged
 
 FILE_NAME = "manifest.json"
@@ -47,15 +48,19 @@ def next_generation(records: Iterable[GenerationRecord]) -> str:
 
 
 def read(folder: Path) -> Records:
-    """Return the records in `folder`. Raises Damaged when the file is there and not whole."""
+    """Return the records in `folder`. Raises Damaged when the file is there and not whole, NewerFormat for a later
+    version's."""
     path = folder / FILE_NAME
     try:
         contents = storage.read_record(path)
         if contents is None:
             return {}
+        refuse_newer(path, contents["format"], FORMAT)
         if contents["format"] != FORMAT:
             raise Damaged("another format")
         return {sha256: GenerationRecord(**record) for sha256, record in contents["generations"].items()}
+    except NewerFormat:
+        raise
     except Exception as error:  # contents of another program fail in many ways
         raise Damaged(f"{path} is damaged and was not used") from error
 

@@ -16,9 +16,10 @@ from torch import Tensor
 import storage
 from engine.checkpoint.manifest import GenerationRecord
 from model.snapshot import container
-from model.snapshot.vetting import SnapshotError
+from model.snapshot.vetting import SnapshotError, refuse_newer
 
 FOLDER = "state"
+FORMAT = 1  # which a file of it does not say
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon keeps the first only
 
 
@@ -49,7 +50,7 @@ def write(folder: Path, contents: dict[str, Any]) -> str:
 def read(folder: Path, record: GenerationRecord | None) -> tuple[OptimizerState, dict[str, Any]]:
     """A generation's optimizer state and data position.
 
-    Raises SnapshotError when the file is missing, damaged, or another generation's.
+    Raises SnapshotError when the file is missing, damaged, or another generation's, NewerFormat for a later version's.
     """
     if record is None:
         raise SnapshotError("It holds weights only.")
@@ -57,6 +58,8 @@ def read(folder: Path, record: GenerationRecord | None) -> tuple[OptimizerState,
     if record.state_sha256 not in (None, sha256(path, folder)):
         raise SnapshotError(f"{path}: is damaged, or belongs to another generation.")
     contents = container.read(path)
+    if isinstance(contents, dict):
+        refuse_newer(path, contents.get("format"), FORMAT)
     if not isinstance(contents, dict) or contents.get("generation") != record.generation:
         raise SnapshotError(f"{path}: belongs to another generation.")
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from engine import events
 from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
 from engine.device.ranks import Ranks
-from engine.errors import PresetError
+from engine.errors import CheckpointError, PresetError
 from engine.events import EventLog
 from engine.formatting import count
 from engine.run.state import Progress, RunState
@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.snapshot import architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.config import DataConfig, TrainBPE
-from sources.loading.state import is_current_format, without_sources
+from sources.loading.state import is_current_format, is_newer_format, without_sources
 from sources.rows.tokenizer import TokenizerError, load_tokenizer
 
 
@@ -60,10 +60,11 @@ def find_start(
             restored = None
         if restored is None:
             return {"progress": asdict(Progress()), "state": None, "seq_length": model.seq_length, "is_new": True}
+        state = _valid_state(restored, data)
         restored.notes.extend(folder.repair(restored))
         return {
             "progress": asdict(_next_progress(restored, token_budget)),
-            "state": _valid_state(restored, data),
+            "state": state,
             "seq_length": max(model.seq_length, _trained_length(restored, model)),
             "is_new": False,
         }
@@ -111,11 +112,17 @@ def _next_progress(restored: RestoredCheckpoint, token_budget: int) -> Progress:
 
 
 def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, Any] | None:
-    """The saved state without the sources that the preset now describes differently: those start over."""
+    """The saved state without the sources that the preset now describes differently: those start over. None where it is
+    of an older version; raises CheckpointError for a later one's."""
     state = restored.data
     if state is None:
         return None
     loader = state.get("loader")  # None before the first step
+    if loader is not None and is_newer_format(loader):
+        raise CheckpointError(
+            f"{restored.path}: its position in the text is of a later version; use the version that wrote it. "
+            "Nothing was changed."
+        )
     if loader is not None and not is_current_format(loader):
         return None
     saved = ((restored.snapshot.preset or {}).get("data") or {}).get("sources", [])

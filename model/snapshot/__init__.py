@@ -2,10 +2,11 @@
 
 from .file import Snapshot, read, write
 from .state_dict import LoadReport, architecture_differences, learned_positions, restore
-from .vetting import SnapshotError
+from .vetting import NewerFormat, SnapshotError
 
 __all__ = [
     "LoadReport",
+    "NewerFormat",
     "Snapshot",
     "SnapshotError",
     "architecture_differences",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import AuxiliaryConfig
 from . import container
-from .vetting import SnapshotError
+from .vetting import SnapshotError, refuse_newer
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
@@ -67,8 +67,8 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
     """Read a snapshot or a bare state dict. verify=False skips checksums and the search for NaN and infinity, and maps
     the weights without reading them: for a look at configuration or progress.
 
-    Raises SnapshotError, in one sentence, for a file that is missing, damaged, cut short, of another kind or format, or
-    that would have to run code to be read.
+    Raises SnapshotError, in one sentence, for a file that is missing, damaged, cut short, of another kind or format
+    (NewerFormat for a later one), or that would have to run code to be read.
     """
     path = Path(path)
     snapshot = _checked(path, container.read(path, checksums=verify, mapped=not verify))
@@ -92,10 +92,10 @@ def _checked(path: Path, contents: Any) -> Snapshot:
         return Snapshot(_by_name(path, contents), config=None, tokenizer=None)
     if "format" not in contents or "model" not in contents:
         raise no_model
+    refuse_newer(path, contents["format"], FORMAT)
     if contents["format"] != FORMAT:
         raise SnapshotError(
-            f"{path}: has format {contents['format']}, and this version reads format {FORMAT}; "
-            "use the version that wrote it."
+            f"{path}: has format {contents['format']}, and this version reads format {FORMAT}; use another checkpoint."
         )
     missing = [key for key in _KEYS if key not in contents]
     if missing:

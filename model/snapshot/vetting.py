@@ -30,6 +30,18 @@ class SnapshotError(ValueError):
     """A checkpoint file that cannot be written or trusted; the message names the file and what to do."""
 
 
+class NewerFormat(SnapshotError):
+    """A file of a format that a later version of this program writes. It is not damaged: nothing may replace it."""
+
+
+def refuse_newer(path: Path, found: object, known: int) -> None:
+    """Raise NewerFormat when `found` is a later format than `known`."""
+    if type(found) is int and found > known:
+        raise NewerFormat(
+            f"{path}: has format {found}, and this version reads format {known}; use the version that wrote it."
+        )
+
+
 def vet(path: Path, checksums: bool) -> int:
     """Return the size of the pickle in `path`, in bytes; nothing is unpickled.
 

@@ -63,6 +63,12 @@ def is_current_format(state: Mapping[str, object]) -> bool:
     return state.get("format") == STATE_FORMAT
 
 
+def is_newer_format(state: Mapping[str, object]) -> bool:
+    """Whether a later version of the program wrote `state`."""
+    found = state.get("format")
+    return type(found) is int and found > STATE_FORMAT
+
+
 def new_state(seed: int, shuffle: bool, num_lanes: int, rows: RowFormat) -> LoaderState:
     """Return the state before a lineage's first batch."""
     return LoaderState(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.checkpoint import manifest, state
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV, CheckpointFolder
 from engine.errors import CheckpointError, SaveError
 from model import TransformerLM
@@ -26,16 +27,26 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(folder: CheckpointFolder
     assert CURRENT in restored.notes[0]
 
 
-def test_a_snapshot_of_a_later_format_gives_way(folder: CheckpointFolder, monkeypatch):
+@pytest.mark.parametrize("part", ["the snapshot", "a snapshot without manifest", "the manifest", "the state"])
+def test_what_a_later_version_wrote_is_never_replaced(folder: CheckpointFolder, monkeypatch, part: str):
+    """It is whole, and neither an older generation nor an older version's save may push it aside."""
     save(folder, 10)
-    monkeypatch.setattr("model.snapshot.file.FORMAT", 2)  # a later version's
+    later = {"the manifest": "engine.checkpoint.manifest.FORMAT", "the state": "engine.checkpoint.state.FORMAT"}
+    monkeypatch.setattr(later.get(part, "model.snapshot.file.FORMAT"), 2)
+    contents_of = state.contents_of
+    if part == "the state":
+        monkeypatch.setattr(state, "contents_of", lambda *values: {"format": 2, **contents_of(*values)})
     folder.save(snapshot(20), optimizer(20), {"loader": None})
     monkeypatch.undo()
-    restored = CheckpointFolder(folder.folder).newest()
-    assert tokens(restored) == 10 and "has format 2" in restored.notes[-1]
-    (folder.folder / PREV).unlink()
-    with pytest.raises(CheckpointError, match=r"has format 2.* Nothing was changed"):
+    if part == "a snapshot without manifest":
+        (folder.folder / manifest.FILE_NAME).unlink()
+    before = tree(folder.folder)
+    with pytest.raises(CheckpointError, match=r"has format 2, .* use the version that wrote it\. Nothing was changed"):
         CheckpointFolder(folder.folder).newest()
+    if part in ("a snapshot without manifest", "the manifest"):
+        with pytest.raises(SaveError, match="has format 2"):
+            save(CheckpointFolder(folder.folder), 30)
+    assert tree(folder.folder) == before
 
 
 def test_damaged_files_alone_stop_the_run_and_stay(folder: CheckpointFolder):

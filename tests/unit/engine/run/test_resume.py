@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint.folder import CheckpointFolder
+from engine.checkpoint.folder import MIRROR, CheckpointFolder
 from engine.device.ranks import Ranks
-from engine.errors import PresetError
+from engine.errors import CheckpointError, PresetError
 from engine.events import EventLog
 from engine.run.resume import Start, find_start, restore_weights
 from engine.run.state import Progress
@@ -19,6 +19,7 @@ from model import TransformerLM
 from sources.config import DataConfig
 from sources.loading.state import new_state
 from sources.rows.tokenizer import load_tokenizer, train_bpe
+from tests.faults.damage import tree
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import SHAPE
 
@@ -124,6 +125,17 @@ def test_a_position_of_another_version_is_dropped(folder, find):
     assert start.state is None and start.progress.step == 4
     message = restore_weights(TransformerLM(SHAPE, 64), start, folder, ALONE)
     assert "and without data position" in message and "of another version: the text starts over." in message
+
+
+def test_a_position_of_a_later_version_is_not_dropped(folder, find):
+    later = run_state()
+    later["loader"]["format"] += 1
+    save(folder, state=later)
+    (folder.folder / MIRROR).unlink()  # which a repair would put back
+    before = tree(folder.folder)
+    with pytest.raises(CheckpointError, match=r"of a later version; .* Nothing was changed"):
+        find()
+    assert tree(folder.folder) == before
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(8, 16), (16, 16), (32, 32)])

@@ -2,7 +2,7 @@
 
 import copy
 
-from sources.loading.state import is_current_format, new_state, with_rows, without_sources
+from sources.loading.state import is_current_format, is_newer_format, new_state, with_rows, without_sources
 
 
 def lane(**taken: int) -> dict:
@@ -30,3 +30,6 @@ def test_other_rows_restart_the_blocks_and_keep_the_counts():
 def test_only_the_current_format_is_continued():
     assert is_current_format(STATE)
     assert not is_current_format({**STATE, "format": 2}) and not is_current_format({"lanes": {}})
+    later = {**STATE, "format": STATE["format"] + 1}
+    assert is_newer_format(later) and not is_current_format(later)
+    assert not any(map(is_newer_format, (STATE, {**STATE, "format": 2}, {"lanes": {}}, {"format": "4"})))
