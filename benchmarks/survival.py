@@ -1,4 +1,4 @@
-"""Whether a run survives: killed anywhere, with a failing disk, a lost rank, damaged files.
+"""Whether a run survives: killed anywhere, with a failing disk, a lost rank, a folder that is moved, damaged files.
 
     python -m benchmarks.survival [--quick] [--minutes 25] [--seed 1] [--rows kills,random,...]
 
@@ -34,8 +34,10 @@ from tests.faults.trials import (
     disk_fills,
     killed,
     killed_at_random,
+    moved,
     points,
     rank_lost,
+    removed,
     resumed,
     small_disk,
 )
@@ -73,7 +75,7 @@ class Rows:
             renames = [call for call in self.one.file_calls(**which) if call.kind == "rename"]
             trials += [(f"{point}, {which}", self._killed(point, **which)) for point in points(renames)]
         figure = f"SIGKILL at each of a save's {len(self.calls)} file calls: before, after, within; power lost"
-        return Row(figure, "all go on, same bits, at most one save lost", trials, 0.38, 24)
+        return Row(figure, "all go on, same bits, at most one save lost", trials, 0.33, 24)
 
     def random(self) -> Row:
         seeds = [self.rng.random() for _ in range(200)]
@@ -81,7 +83,7 @@ class Rows:
             (f"seed {seed}", lambda server, s=seed: killed_at_random(self.one.by(server.run), random.Random(s)))
             for seed in seeds
         ]
-        return Row("SIGKILL at random instants of a run", "all go on, same bits", trials, 0.20, 10)
+        return Row("SIGKILL at random instants of a run", "all go on, same bits", trials, 0.18, 10)
 
     def disk(self) -> Row:
         trials = [
@@ -97,7 +99,7 @@ class Rows:
             for size in range(5_000, 400_000, 20_000)
         ]
         figure = "ENOSPC, EIO, EROFS, short writes at each file call of a save, once or until two saves were tried"
-        return Row(figure, "old snapshots identical, run goes on, none hangs", trials, 0.23, 24)
+        return Row(figure, "old snapshots identical, run goes on, none hangs", trials, 0.20, 24)
 
     def small(self) -> Row:
         def trial(server: Server, free: dict[str, int]) -> list[str]:
@@ -125,6 +127,21 @@ class Rows:
                     trials.append((f"{name}, torchrun", launched(lineage, rank, hold)))
                     trials += [(name, trial(lineage, rank, hold)) for _ in range(4)]
         return Row("SIGKILL of one of 2 or 3 ranks", "all end, none hangs, same bits", trials, 0.12, 4)
+
+    def folder(self) -> Row:
+        def trial(lineage: Lineage, number: int, replaced: bool) -> Trial:
+            name = f"moved{' and replaced' if replaced else ''} at call {number}, ranks: {lineage.world_size}"
+            return name, lambda server: moved(lineage.by(server.run), number, replaced)
+
+        every = [(call.number, replaced) for call in self.calls for replaced in (False, True)]
+        trials = [trial(self.one, *point) for point in every]
+        trials += [trial(self.two, *point) for point in self.rng.sample(every, 10)]
+        trials += [
+            (f"removed, ranks: {lineage.world_size}", lambda server, ln=lineage: removed(ln.by(server.run)))
+            for lineage in (self.one, self.two, self.three)
+        ]
+        figure = "the folder moved, or another in its place, at each file call of a save; or removed"
+        return Row(figure, "status 5, saved where it went, same bits; the other as it was", trials, 0.1, 16)
 
     def resume(self) -> Row:
         cases = [(lineage, steps) for lineage in (self.one, self.two) for steps in ((2, 4), (2, 3, 4, 5))]

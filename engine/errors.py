@@ -33,6 +33,10 @@ class SaveError(RunError):
     status = 5
 
 
+class FolderMoved(SaveError):
+    """The checkpoint folder was moved, removed or replaced during the run; what was trained is saved where it says."""
+
+
 class FolderInUse(RunError):
     """Another run trains in the checkpoint folder."""
 

@@ -79,6 +79,11 @@ class EventLog:
     def warn(self, text: str) -> None:
         self.sink.warn(text)
 
+    def move(self, folder: Path) -> None:
+        """Write to the file in `folder` from now on."""
+        self.close()
+        self.path = folder / FILE_NAME
+
     def close(self) -> None:
         """Close the file; a later event opens it again."""
         if self._file is not None:

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import storage
 from engine.checkpoint import load, manifest, state
+from engine.checkpoint.hold import Hold
 from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, RestoredCheckpoint
 from engine.checkpoint.manifest import GenerationRecord, Records
 from engine.checkpoint.rotation import ARCHIVE, archive_folder, arrange, rotate
 from engine.checkpoint.state import OptimizerState
-from engine.errors import CheckpointError, FolderInUse, SaveError
+from engine.errors import CheckpointError, FolderInUse, FolderMoved, SaveError
 from model.snapshot import container
 from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
@@ -34,10 +35,15 @@ __all__ = ["CURRENT", "MIRROR", "PREV", "PREV2", "CheckpointFolder", "RestoredCh
 
 
 class CheckpointFolder:
-    """The checkpoints of one lineage. Only rank 0 uses it; `save` may run beside training."""
+    """The checkpoints of one lineage. Only rank 0 uses it; `save` may run beside training.
+
+    While it is held, `save` writes into that very folder, whatever its name is now. The other methods raise FolderMoved
+    where another folder, or none, has the name, and all do where the lock was removed.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self.hold = Hold(self.folder)
         self._records: Records | None = None  # of the generations that are there; None where a save has to look
 
     @property
@@ -50,19 +56,33 @@ class CheckpointFolder:
 
         Raises FolderInUse, or SaveError when nothing could be written there later.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=self.folder).close()
-                holder = stack.enter_context(storage.locked(self.folder, warn))
-            except OSError as error:
-                raise SaveError(
-                    f"{self.folder} cannot be written ({os_error_reason(error)}), so no progress could be kept; "
-                    "make it writable or free some space."
-                ) from None
-            if holder:
-                raise FolderInUse(f"{self.folder} is in use by {holder}. Wait for it, stop it, or use another folder.")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+            holder = self.hold.take(self.folder, warn)
+        except OSError as error:
+            raise SaveError(
+                f"{self.folder} cannot be written ({os_error_reason(error)}), so no progress could be kept; "
+                "make it writable or free some space."
+            ) from None
+        if holder:
+            raise FolderInUse(f"{self.folder} is in use by {holder}. Wait for it, stop it, or use another folder.")
+        try:
             yield
+        finally:
+            self.hold.release()
+
+    def follow(self) -> str | None:
+        """Go where the held folder is now, or to a new one where it is gone, unless it is in its place; returns which,
+        in a sentence. Raises SaveError."""
+        if self.hold.in_place():
+            return None
+        try:
+            sentence = self.hold.follow()
+        except OSError as error:
+            raise SaveError(f"{self.folder} is gone, and no other can be made ({os_error_reason(error)}).") from None
+        self.folder, self._records = self.hold.path, None
+        return sentence
 
     def newest(self) -> RestoredCheckpoint | None:
         """The newest whole generation, or None in an empty folder; changes nothing.
@@ -70,6 +90,7 @@ class CheckpointFolder:
         Where no generation has its state, the newest snapshot that verifies. Raises CheckpointError (exit status 4)
         when there are files and none can be trusted.
         """
+        self._require_in_place()
         return load.newest(self.folder, load.scan(self.folder))
 
     def repair(self, checkpoint: RestoredCheckpoint) -> list[str]:
@@ -77,6 +98,7 @@ class CheckpointFolder:
 
         Returns what was done, in sentences.
         """
+        self._require_in_place()
         self._records = None
         try:
             storage.sweep(self.folder, self.folder / state.FOLDER)
@@ -90,6 +112,7 @@ class CheckpointFolder:
 
         Raises SaveError.
         """
+        self._require_in_place()
         self._records, found = None, load.scan(self.folder)
         if not found.files:
             return
@@ -100,39 +123,43 @@ class CheckpointFolder:
 
     def save(self, snapshot: Snapshot, optimizer: OptimizerState, data: Mapping[str, object]) -> Path:
         """Write one generation and rotate the older ones. Raises SaveError, leaving those as they were."""
+        root = self.hold.root
         if self._records is None:  # once: while saves fail, a name may be missing whose file is still to be kept
-            self._records = self._scanned_records()
+            self._records = _records_in(root, self.folder)
         known = self._records
         kept = sorted(known.items(), key=lambda item: item[1].number)[-len(GENERATIONS) :]
         generation = manifest.next_generation(known.values())
         snapshot = replace(snapshot, progress={**snapshot.progress, "generation": generation})
         contents = state.contents_of(generation, optimizer, data)
-        fresh = storage.temporary(self.current)
+        fresh = storage.temporary(root / CURRENT)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.hold.is_locked():  # another run may be here
+                raise FolderMoved(f"{self.folder} was removed, or its lock was; nothing was written.")
+            root.mkdir(parents=True, exist_ok=True)
             for name in (state.FOLDER, *NAMES):
-                storage.refuse_escape(self.folder / name, self.folder)
-            storage.sweep(self.folder, self.folder / state.FOLDER)
+                storage.refuse_escape(root / name, root)
+            storage.sweep(root, root / state.FOLDER)
             self._require_space(container.size_in_bytes(snapshot.model, snapshot.tokenizer, contents), known)
-            record = GenerationRecord(**snapshot.progress, state_sha256=state.write(self.folder, contents))
+            record = GenerationRecord(**snapshot.progress, state_sha256=state.write(root, contents))
             written = (snapshots.write(fresh, snapshot), record)
-            manifest.write(self.folder, dict([*kept, written]))
-            rotate(fresh, [self.folder / name for name in GENERATIONS])
+            manifest.write(root, dict([*kept, written]))
+            rotate(fresh, [root / name for name in GENERATIONS])
         except (SnapshotError, OSError) as error:
-            storage.discard(state.path_of(self.folder, generation))  # no snapshot needs it; the next try makes its own
-            raise SaveError(_why_not_saved(self.folder, error)) from None
+            storage.discard(state.path_of(root, generation))  # no snapshot needs it; the next try makes its own
+            raise SaveError(_why_not_saved(self.folder, error).replace(str(root), str(self.folder))) from None
         finally:
             storage.discard(fresh)
         self._records = dict([*kept[1 - len(GENERATIONS) :], written])
         # The generation is safe; what fails here is done again with the next one.
         with contextlib.suppress(OSError):
-            state.remove_others(self.folder, self._records)
+            state.remove_others(root, self._records)
         with contextlib.suppress(OSError):
-            storage.hard_link_or_copy(self.current, self.folder / MIRROR)
+            storage.hard_link_or_copy(root / CURRENT, root / MIRROR)
         return self.current
 
     def archive(self) -> Path:
         """Move the lineage to archive/TIME and return that folder. Raises SaveError."""
+        self._require_in_place()
         try:
             target = archive_folder(self.folder)
             for path in sorted(self.folder.iterdir()):
@@ -143,22 +170,29 @@ class CheckpointFolder:
         self._records = None
         return target
 
-    def _scanned_records(self) -> Records:
-        try:
-            return {file.sha256: file.record for file in load.scan(self.folder).files if file.record}
-        except CheckpointError as error:  # of a later version
-            raise SaveError(str(error)) from None
+    def _require_in_place(self) -> None:
+        if not self.hold.in_place():
+            raise FolderMoved(
+                f"{self.folder} was moved, removed or replaced during the run; nothing was changed there."
+            )
 
     def _require_space(self, needed: int, known: Records) -> None:
-        if shutil.disk_usage(self.folder).free < needed:
+        if shutil.disk_usage(self.hold.root).free < needed:
             with contextlib.suppress(OSError):
-                state.remove_others(self.folder, known)  # a killed save may have left one
-        free = shutil.disk_usage(self.folder).free
+                state.remove_others(self.hold.root, known)  # a killed save may have left one
+        free = shutil.disk_usage(self.hold.root).free
         if free < needed:
             raise SaveError(
                 f"{self.folder}: a snapshot needs {needed / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f} MiB "
                 f"left; free {(needed - free) / 2**20:,.0f} MiB. The snapshots there are untouched."
             )
+
+
+def _records_in(folder: Path, shown_as: Path) -> Records:
+    try:
+        return {file.sha256: file.record for file in load.scan(folder).files if file.record}
+    except CheckpointError as error:  # of a later version
+        raise SaveError(str(error).replace(str(folder), str(shown_as))) from None
 
 
 def _why_not_saved(folder: Path, error: OSError | SnapshotError) -> str:

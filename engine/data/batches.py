@@ -67,7 +67,7 @@ class Batches:
         self._logged: set[tuple[Any, ...]] = set()
 
     def next(self, report: Callable[[], Agreement]) -> tuple[Batch | None, Agreement]:
-        """Return the next batch once every rank has its own, and the ranks' agreement; None when a rank was signalled.
+        """Return the next batch once every rank has its own, and the ranks' agreement; None when the run must stop.
 
         `report` is what this rank has to say beside its batch. A rank whose batch is late says so every few seconds, so
         that signals are noticed and no rank hangs. When a rank loses a source, all drop it before this very step.
@@ -76,7 +76,7 @@ class Batches:
         item: Batch | SourceLost | None = None
         while True:
             if item is None:
-                item = self._take(lambda: report().signalled)
+                item = self._take(lambda: report().stops)
                 self._events += item.events if isinstance(item, Batch) else self.loader.take_events()
             mine = replace(
                 report(),
@@ -88,7 +88,7 @@ class Batches:
             agreed = self.ranks.agree(mine)
             if agreed.events:
                 self._log_events()
-            if agreed.signalled:
+            if agreed.stops:
                 return None, agreed
             if agreed.lost:
                 self._drop_sources(item)

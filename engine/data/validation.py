@@ -82,7 +82,6 @@ def _read(path: Path, key: str) -> ValidationSet | None:
 
 
 def _write(path: Path, key: str, rows: ValidationSet) -> None:
-    with contextlib.suppress(OSError, SnapshotError):  # only a cache: a full disk is reported at the next save
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with storage.replacing(path) as temporary:
-            container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED}})
+    # Only a cache: a full disk is reported at the next save.
+    with contextlib.suppress(OSError, SnapshotError), storage.replacing(path) as temporary:
+        container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED}})

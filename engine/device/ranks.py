@@ -32,6 +32,7 @@ class Agreement:
     hang_up: int = 0  # ranks that received SIGHUP
     events: int = 0  # source events that rank 0 has yet to log
     report: int = 0  # rank 0's clock: a step event is due
+    moved: int = 0  # rank 0: the checkpoint folder is not in its place
     save: int = 0  # rank 0's clock: a checkpoint is due
     long_step: int = 0  # rank 0's clock: the last step took so long that a signal should not wait for the next
 
@@ -39,6 +40,11 @@ class Agreement:
     def signalled(self) -> bool:
         """Whether any rank received a signal."""
         return bool(self.interrupt or self.terminate or self.hang_up)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run must save and end before the next step."""
+        return self.signalled or bool(self.moved)
 
 
 @dataclass(frozen=True)

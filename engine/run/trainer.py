@@ -18,7 +18,7 @@ from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
 from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
-from engine.errors import Interrupted, SourcesFailed
+from engine.errors import FolderMoved, Interrupted, SourcesFailed
 from engine.formatting import count
 from engine.optim.schedule import learning_rate
 from engine.run import samples
@@ -45,7 +45,7 @@ class Trainer:
     def train(self) -> TrainResult:
         """Step until the token budget is met; evaluate and save on the way and at the end.
 
-        Raises Interrupted, SourcesFailed or Diverged, the first two after a save.
+        Raises Interrupted, FolderMoved, SourcesFailed or Diverged, all but the last after a save.
         """
         c, progress = self.c, self.progress
         first_tokens = progress.tokens_in_run
@@ -92,7 +92,8 @@ class Trainer:
         freeze_gc()  # a compiler leaves hundreds of thousands of objects
 
     def _next_batch(self) -> tuple[Batch, Agreement]:
-        """Return the next batch and the ranks' agreement; a signal, or the end of all sources, ends the run here."""
+        """Return the next batch and the ranks' agreement. A signal, a checkpoint folder that was moved and the end of
+        all sources end the run here."""
         c, progress = self.c, self.progress
         try:
             batch, agreed = c.batches.next(self._report)
@@ -183,15 +184,21 @@ class Trainer:
             self.watch.agreement(),
             report=int(self.c.telemetry.due),
             save=int(self.c.saver.due),
+            moved=int(not self.c.folder.hold.in_place()),
             long_step=int(self.c.ranks.is_main and self._step_seconds > LONG_STEP_SECONDS),
         )
 
     def _interrupt(self, agreed: Agreement) -> NoReturn:
-        """Save and end because of a signal."""
-        c = self.c
-        number = signal.SIGINT if agreed.interrupt else signal.SIGTERM if agreed.terminate else signal.SIGHUP
+        """Save and end because of a signal, or because the checkpoint folder was moved."""
+        c, begun_in = self.c, self.c.folder.folder
         c.saver.save_final(asdict(self.progress), self.watch.stopping)
         c.batches.log_filtered()
+        if c.ranks.on_main(lambda: c.saver.moved):
+            raise FolderMoved(
+                f"{begun_in} was no longer the folder of this run at step {self.progress.step:,}; saved to "
+                f"{c.folder.current}. The next start continues from there if that folder is {begun_in} then."
+            )
+        number = signal.SIGINT if agreed.interrupt else signal.SIGTERM if agreed.terminate else signal.SIGHUP
         raise Interrupted(
             number,
             f"{number.name} at step {self.progress.step:,}; saved to {c.folder.current}, "

@@ -33,14 +33,14 @@ INCIDENTS = {"save": "saves", "resume": "resumes", "skip": "skipped steps", "spi
 Curve = list[tuple[float, float]]  # tokens over all runs, and a figure
 
 
-def listener(folder: Path, warn: Callable[[str], None]) -> Callable[[Event], None]:
+def listener(folder: Callable[[], Path], warn: Callable[[str], None]) -> Callable[[Event], None]:
     """What draws the page after each evaluation and save of a run; a failure is a warning."""
 
     def update(event: Event) -> None:
         if event["event"] not in ("evaluation", "save"):
             return
         try:
-            storage.write_atomic(folder / FILE_NAME, page(events.read(folder)).encode())
+            storage.write_atomic(folder() / FILE_NAME, page(events.read(folder())).encode())
         except Exception as error:  # a full disk, or a line of metrics.jsonl with a flipped bit
             why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")

@@ -1,4 +1,4 @@
-"""Faults for real processes: a library that counts file calls and kills or fails at a chosen one (faults.c).
+"""Faults for real processes: a library that counts file calls and kills, fails or moves at a chosen one (faults.c).
 
 A process loads it with LD_PRELOAD (`preloaded`) and then arms itself (`arm`); calls below one folder are counted from
 then on, and each is a line of a log that survives the process (`read_log`).
@@ -33,6 +33,7 @@ class Action(IntEnum):
     FAIL_ONCE = 4
     FAIL_ON = 5  # this call and all later ones fail
     WRITE_SHORT = 6  # a write writes half of its bytes and says so, which is no error
+    MOVE = 7  # before the call the folder becomes FOLDER-moved; FOLDER-other, if there is one, takes its place
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-/* Counts the file calls below one folder and, at a chosen one, kills the process or fails the call. For LD_PRELOAD.
+/* Counts the file calls below one folder and, at a chosen one, kills the process, fails the call or moves the folder.
+   For LD_PRELOAD.
 
    Every call counted is a line of the log, "NUMBER KIND RESULT INODE PATH[\tNEW PATH]": RESULT is the call's, or
    "killed". The log is written call by call, so it tells after a SIGKILL what had happened until then.
@@ -26,7 +27,7 @@
 enum kind { OPEN, CREATE, READ, WRITE, SYNC, RENAME, LINK, UNLINK, MKDIR, CHMOD, LOCK, CLOSE };
 static const char *const NAMES[] = {"open", "create", "read",  "write", "sync", "rename",
                                     "link", "unlink", "mkdir", "chmod", "lock", "close"};
-enum action { COUNT, KILL_BEFORE, KILL_AFTER, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, WRITE_SHORT };
+enum action { COUNT, KILL_BEFORE, KILL_AFTER, KILL_HALFWAY, FAIL_ONCE, FAIL_ON, WRITE_SHORT, MOVE };
 
 struct call {
     unsigned number; /* 0: not ours */
@@ -64,6 +65,11 @@ int faults_arm(const char *below, const char *log, unsigned kinds, unsigned numb
 static void resolve(int fd, const char *path, char *into) {
     char link[32];
     ssize_t length = 0;
+    int end = 0;
+    if (path && sscanf(path, "/proc/self/fd/%d%n", &fd, &end) == 1) { /* a folder by its descriptor */
+        path += end;
+        if (*path++ != '/') path = NULL;
+    }
     if (!path || *path != '/') {
         if (fd == AT_FDCWD) strcpy(link, "/proc/self/cwd");
         else snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -83,6 +89,15 @@ static void record(const struct call *call, const char *result) {
     int length = snprintf(line, sizeof line, "%u %s %s %lu %s%s%s\n", call->number, NAMES[call->kind], result,
                           call->inode, call->path, *call->other ? "\t" : "", call->other);
     syscall(SYS_write, log_fd, line, length);
+}
+
+/* Moves the folder to FOLDER-moved; FOLDER-other, if there is one, takes its place. */
+static void move(void) {
+    char beside[PATH_MAX + 8];
+    snprintf(beside, sizeof beside, "%s-moved", folder);
+    syscall(SYS_renameat2, AT_FDCWD, folder, AT_FDCWD, beside, 0);
+    snprintf(beside, sizeof beside, "%s-other", folder);
+    syscall(SYS_renameat2, AT_FDCWD, beside, AT_FDCWD, folder, 0);
 }
 
 static void die(const struct call *call) {
@@ -109,6 +124,7 @@ static int begin(struct call *call, enum kind kind, int fd, const char *path, in
     int hit = call->number == wanted_number || (wanted_action == FAIL_ON && call->number > wanted_number);
     call->action = hit ? wanted_action : COUNT;
     if (call->action == KILL_BEFORE || (call->action == KILL_HALFWAY && kind != WRITE)) die(call);
+    if (call->action == MOVE) move();
     if (call->action != FAIL_ONCE && call->action != FAIL_ON) return 0;
     record(call, "failed");
     errno = wanted_error;

@@ -153,3 +153,17 @@ def test_a_call_fails_once_or_from_then_on(tmp_path: Path):
 def test_a_short_write_is_gone_on_with(tmp_path: Path):
     finished, calls = run(tmp_path, number=1, action=Action.WRITE_SHORT, kinds="write")
     assert finished.returncode == 0 and [call.result for call in calls][:2] == [50, 50]
+
+
+def test_the_folder_is_moved_before_the_call(tmp_path: Path):
+    (tmp_path / "folder-other").mkdir()
+    work = "file = open(folder / 'a', 'wb', buffering=0)\n" + "file.write(b'x')\n" * 2 + "open(folder / 'b', 'wb')"
+    finished, calls = run(tmp_path, work, number=2, action=Action.MOVE)
+    assert finished.returncode == 0 and [call.kind for call in calls][:2] == ["create", "write"]
+    assert (tmp_path / "folder-moved" / "a").read_bytes() == b"xx" and (tmp_path / "folder" / "b").exists()
+
+
+def test_a_call_by_a_folders_descriptor_is_seen(tmp_path: Path):
+    by_descriptor = "held = os.open(folder, os.O_RDONLY)\n(Path(f'/proc/self/fd/{held}') / 'new').write_text('x')"
+    _, calls = run(tmp_path, by_descriptor)
+    assert ("create", tmp_path / "folder" / "new") in [(call.kind, call.path) for call in calls]

@@ -1,8 +1,12 @@
-"""What can happen to a run: it is killed, a rank is lost, the disk fails. Each function returns what went wrong."""
+"""What can happen to a run: it is killed, a rank is lost, the disk fails, its folder is moved.
+
+Each function returns what went wrong.
+"""
 
 import contextlib
 import errno
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.folder import CURRENT, PREV
+from engine.errors import FolderMoved
 from engine.events import read
 from tests.faults import CHANGES, GROWTH, Action, Call
+from tests.faults.damage import tree
 from tests.faults.lineage import NAMES, STEPS, Lineage, Trial, duplicate, lose_unsynced
 
 
@@ -168,6 +174,44 @@ def disk_fills(lineage: Lineage, disk: Path, **free: int) -> list[str]:
     """`disk_fails` on a small disk that is full but for some bytes or files, until two saves were tried."""
     duplicate(lineage.beginning, disk / "checkpoints")
     return disk_fails(lineage, disk / "checkpoints", filler=str(disk / "filler"), for_saves=2, **free)
+
+
+def moved(lineage: Lineage, number: int, replaced: bool) -> list[str]:
+    """The folder is moved at a file call of a save; with `replaced` another lineage's has its name from then on.
+
+    The run saves where its folder went, and ends; nothing is written under the old name.
+    """
+    folder = lineage.scratch / f"moved-{next(lineage.numbers)}"
+    other, went = (folder.with_name(f"{folder.name}-{name}") for name in ("other", "moved"))
+    for copied in (folder, other) if replaced else (folder,):
+        duplicate(lineage.beginning, copied)
+    before = tree(other) if replaced else {}
+    trial = lineage.trial(folder=folder, action=Action.MOVE, number=number)
+    problems = _hung(trial) or _stopped(trial, went)
+    if tree(folder) != before or (folder.exists() and not replaced):
+        problems.append("something was written under the old name")
+    shutil.rmtree(folder, ignore_errors=True)
+    went.rename(folder)
+    problems = problems or lineage.go_on(trial)
+    trial.remove()
+    return problems
+
+
+def removed(lineage: Lineage) -> list[str]:
+    """The folder is removed when a save begins. The run saves into a new one of its name, and ends."""
+    trial = lineage.trial(fresh=True, at_step=2, remove=True)
+    problems = _hung(trial) or _stopped(trial, trial.folder) or lineage.go_on(trial)
+    trial.remove()
+    return problems
+
+
+def _stopped(trial: Trial, folder: Path) -> list[str]:
+    """What is wrong with a run that had to stop because its folder was moved, and to save to `folder`."""
+    if trial.outcome.statuses != [FolderMoved.status] * trial.job.world_size:
+        return [f"it ended with {trial.outcome.statuses}: {trial.output[-1000:]}"]
+    if f"saved to {folder / CURRENT}." not in trial.output:
+        return [f"it does not say that it saved to {folder}: {trial.output[-1000:]}"]
+    return []
 
 
 def _hung(trial: Trial) -> list[str]:

@@ -57,6 +57,7 @@ class Job:
     filler: str | None = None  # a folder made to fill the disk but for so many bytes, or so many files
     free_bytes: int | None = None
     free_files: int | None = None
+    remove: bool = False  # the folder
     hold: float = 0.0  # seconds that this save rests before it begins
     kill_after: float | None = None  # seconds until `kill_ranks` get a SIGKILL, from the start on
     kill_in_save: bool = False  # or, if so, from the begin of this save on
@@ -104,6 +105,8 @@ class Faults:
     def _begin(self) -> None:
         job = self.job
         time.sleep(job.hold)
+        if job.remove:
+            shutil.rmtree(job.folder)
         if job.file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, resource.RLIM_INFINITY))
         if job.filler is not None:

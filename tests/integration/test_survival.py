@@ -22,8 +22,10 @@ from tests.faults.trials import (
     disk_fills,
     killed,
     killed_at_random,
+    moved,
     points,
     rank_lost,
+    removed,
     resumed,
     small_disk,
 )
@@ -142,6 +144,26 @@ def test_a_small_disk_that_is_full_costs_no_snapshot_and_no_step(lineage: Lineag
 def test_two_ranks_train_on_while_the_disk_of_the_first_fails(two_ranks: Lineage, calls: list[faults.Call]):
     for fault in random.Random(4).sample(list(disk_errors(calls)), 3):
         assert disk_fails(two_ranks, **fault) == [], fault
+
+
+# The folder
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_moved_in_a_save_has_all_that_was_trained(
+    lineage: Lineage, calls: list[faults.Call], replaced: bool
+):
+    renames = [call.number for call in calls if call.kind == "rename"]
+    for number in (random.Random(7).choice(calls).number, renames[0], renames[-1]):
+        assert moved(lineage, number, replaced) == [], number
+
+
+def test_two_ranks_stop_together_when_their_folder_is_moved(two_ranks: Lineage, calls: list[faults.Call]):
+    assert moved(two_ranks, random.Random(8).choice(calls).number, replaced=True) == []
+
+
+def test_a_folder_that_is_removed_costs_no_step(lineage: Lineage):
+    assert removed(lineage) == []
 
 
 # Lost ranks

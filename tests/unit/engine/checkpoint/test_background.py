@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -140,6 +141,57 @@ def test_a_second_run_in_the_folder_is_refused(tiny, home: Path):
     end(process)
     with CheckpointFolder(home / "checkpoints").held():
         pass
+
+
+def test_the_last_save_of_a_run_follows_its_folder(tmp_path: Path, capsys):
+    """Also when that very checkpoint was in a folder that is gone."""
+    alone = Ranks(0, 1, torch.device("cpu"), None)
+    folder, taken = (
+        CheckpointFolder(tmp_path / "checkpoints"),
+        (checkpoints.snapshot(10), checkpoints.optimizer(10), {}),
+    )
+    log = EventLog(folder.folder, Console())
+    with folder.held():
+        saver = BackgroundSaver(lambda: taken, 10.0, folder, alone, log, None)
+        saver.save_final(taken[0].progress, lambda: False)
+        assert saver.moved is None
+        shutil.rmtree(folder.folder)
+        saver.save_final(taken[0].progress, lambda: False)
+        went = folder.folder.rename(tmp_path / "elsewhere")
+        saver.save()
+        saver.close()
+        saver.poll()
+        assert checkpoints.tokens_of(CheckpointFolder(went)) == [10, 10, 10], "it is written where it was begun"
+        saver = BackgroundSaver(lambda: taken, 10.0, folder, alone, log, None)
+        saver.save_final(taken[0].progress, lambda: False)
+        assert saver.moved and str(went) in saver.moved
+    saver.close()
+    log.close()
+    assert folder.current == went / CURRENT and not (tmp_path / "checkpoints").exists()
+    assert steps_of(went, "save") == [1, 1], "the first into the new folder, and the last"
+    assert "the folder of this run is" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_whose_folder_is_moved_makes_room_for_another(home: Path):
+    """As docs/survival.md advises for a new model: both end with what they have trained, each in its own folder."""
+    first, folder = start_main(home), home / "checkpoints"
+    first.stdin.close()
+    for line in first.stdout:
+        if re.match(r"step +3 ", line):
+            break
+    folder.rename(home / "old")
+    output = first.stdout.read()
+    assert first.wait(20) == 5 and f"saved to {home / 'old' / CURRENT}" in " ".join(output.split())
+    assert not folder.exists() and "Traceback" not in output
+    last = steps_of(home / "old", "step")[-1]
+    assert CheckpointFolder(home / "old").newest().snapshot.progress["step"] == last >= 3
+    second = start_main(home)
+    second.stdin.close()
+    for line in second.stdout:
+        if re.match(r"step +2 ", line):
+            break
+    end(second)
+    assert steps_of(folder, "step")[0] == 1 and steps_of(home / "old", "step")[-1] == last
 
 
 def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
