@@ -14,12 +14,12 @@ whatever name it has, and never the snapshot of one with the state of another.
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import storage
-from engine.checkpoint import load, manifest, state
+from engine.checkpoint import load, manifest, parts, state
 from engine.checkpoint.hold import Hold
 from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, RestoredCheckpoint
 from engine.checkpoint.manifest import GenerationRecord, Records
@@ -54,7 +54,8 @@ class CheckpointFolder:
     def held(self, warn: Callable[[str], None] = print) -> Iterator[None]:
         """Make the folder and keep other runs out of it; `warn` gets a sentence where that cannot be done.
 
-        Raises FolderInUse, or SaveError when nothing could be written there later.
+        Raises FolderInUse, or SaveError when nothing could be written there later. The snapshots' names are left to
+        `repair`; ask `require_writable` after it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,9 +69,20 @@ class CheckpointFolder:
         if holder:
             raise FolderInUse(f"{self.folder} is in use by {holder}. Wait for it, stop it, or use another folder.")
         try:
+            self.require_writable(snapshots=())
             yield
         finally:
             self.hold.release()
+
+    def require_writable(self, snapshots: Sequence[str] = NAMES) -> None:
+        """Raise SaveError where no save could ever succeed, or no event be written, for what stands in its place."""
+        root = self.hold.root
+        try:
+            parts.require_replaceable(root, snapshots)
+            parts.require_log(root)
+        except OSError as error:
+            sentence = f"{error.filename}: {os_error_reason(error)}, so no progress could be kept; move it away."
+            raise SaveError(sentence.replace(str(root), str(self.folder))) from None
 
     def follow(self) -> str | None:
         """Go where the held folder is now, or to a new one where it is gone, unless it is in its place; returns which,
@@ -136,8 +148,7 @@ class CheckpointFolder:
             if not self.hold.is_locked():  # another run may be here
                 raise FolderMoved(f"{self.folder} was removed, or its lock was; nothing was written.")
             root.mkdir(parents=True, exist_ok=True)
-            for name in (state.FOLDER, *NAMES):
-                storage.refuse_escape(root / name, root)
+            parts.require_replaceable(root)
             storage.sweep(root, root / state.FOLDER)
             self._require_space(container.size_in_bytes(snapshot.model, snapshot.tokenizer, contents), known)
             record = GenerationRecord(**snapshot.progress, state_sha256=state.write(root, contents))

@@ -37,12 +37,19 @@ def contents_of(generation: str, optimizer: OptimizerState, data: Mapping[str, o
     return {"generation": generation, "optimizer": optimizer if optimizer.get("step") else {}, "data": json.dumps(data)}
 
 
+def make_folder(folder: Path) -> Path:
+    """Make state/ for its owner alone and return it. Raises OSError."""
+    path = folder / FOLDER
+    path.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # on a mount that shows another owner
+        path.chmod(0o700)
+    return path
+
+
 def write(folder: Path, contents: dict[str, Any]) -> str:
     """Write a generation's state and return the file's SHA-256. Raises OSError or SnapshotError."""
+    make_folder(folder)
     path = path_of(folder, contents["generation"])
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(PermissionError):  # on a mount that shows another owner
-        path.parent.chmod(0o700)
     with storage.replacing(path) as fresh:
         return container.write(fresh, contents)
 

@@ -59,9 +59,11 @@ def find_start(
             log.say(f"The old lineage was moved to {folder.archive()}.")
             restored = None
         if restored is None:
+            folder.require_writable()
             return {"progress": asdict(Progress()), "state": None, "seq_length": model.seq_length, "is_new": True}
         state = _valid_state(restored, data)
         restored.notes.extend(folder.repair(restored))
+        folder.require_writable()
         return {
             "progress": asdict(_next_progress(restored, token_budget)),
             "state": state,

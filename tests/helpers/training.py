@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,37 @@ TOKENS_PER_STEP = 8 * 2 * 32  # tokens of one step of the tiny preset
 
 def signal_after(folder: Path, steps: int) -> None:
     """Sends this process a SIGTERM once its metrics have come to `steps` more steps than there are now."""
-    before = len([event for event in read(folder) if event["event"] == "step"])
+    after_steps(folder, steps, lambda: os.kill(os.getpid(), 15))
+
+
+def after_steps(folder: Path, steps: int, work: Callable[[], object]) -> None:
+    """Does `work` in a thread once the metrics have come to `steps` more steps than there are now."""
+    before = num_steps(folder)
 
     def wait() -> None:
-        while len([event for event in read(folder) if event["event"] == "step"]) < before + steps:
+        while num_steps(folder) < before + steps:
             time.sleep(0.005)
-        os.kill(os.getpid(), 15)
+        work()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def num_steps(folder: Path) -> int:
+    """The step events in the metrics."""
+    return len([event for event in read(folder) if event["event"] == "step"])
+
+
+def obstruct(folder: Path) -> Callable[[], None]:
+    """Puts a file into the place of the states, which no save can replace; returns what undoes that."""
+    state, aside = folder / "state", folder / "aside"
+    state.rename(aside)
+    state.write_text("in the way")
+
+    def clear() -> None:
+        state.unlink()
+        aside.rename(state)
+
+    return clear
 
 
 def train_with(processes: int, preset: Preset, folder: Path, budget: int, stop_after: int = 0) -> list[dict]:

@@ -24,7 +24,7 @@ from tests.helpers.folders import events_of, progress
 from tests.helpers.look_ahead import PARTS
 from tests.helpers.processes import environment
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import TOKENS_PER_STEP, signal_after
+from tests.helpers.training import TOKENS_PER_STEP, after_steps, obstruct, signal_after
 
 
 def test_a_run_meets_its_budget_and_leaves_what_it_promises(tiny, tmp_path: Path):
@@ -284,13 +284,10 @@ def test_a_bare_state_dict_with_more_positions_keeps_them(tiny, tmp_path: Path, 
 
 def test_a_snapshot_that_cannot_be_written_ends_no_training(tiny, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr("engine.checkpoint.background.FINAL_TIMEOUT_SECONDS", 0.0)
-    if os.geteuid() == 0:  # root writes anywhere; a folder in the way stops everybody
-        (tmp_path / "state").write_text("in the way")
-    else:
-        tmp_path.chmod(0o500)
+    after_steps(tmp_path, 2, lambda: obstruct(tmp_path))
     preset = tiny(train={"save_interval_minutes": 1e-9})
     with pytest.raises(Exception, match="could not be written") as caught:
-        train(preset, token_budget=3 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+        train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     assert caught.value.status == 5
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 60
     assert "Training goes on" in capsys.readouterr().out

@@ -1,10 +1,10 @@
 """Saving beside training, and what happens when the disk does not take it."""
 
 import copy
+import itertools
 import re
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from engine.device.ranks import Ranks
 from engine.events import EventLog, read
 from engine.screen.console import Console
 from tests.helpers import checkpoints
-from tests.helpers.training import TOKENS_PER_STEP, start_main
+from tests.helpers.training import TOKENS_PER_STEP, after_steps, num_steps, obstruct, start_main
 
 EVERY_STEP = {"save_interval_minutes": 1e-9}
 
@@ -74,24 +74,24 @@ def test_a_save_is_a_copy_of_its_moment(tiny, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_save_that_fails_is_tried_again_and_the_old_files_stay(tiny, tmp_path: Path, monkeypatch, capsys):
-    train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    before = (tmp_path / CURRENT).read_bytes()
-    state = tmp_path / "state"
-    state.rename(tmp_path / "elsewhere")
-    state.write_text("in the way")
     seen = []
 
-    def clear() -> None:
-        while len(steps_of(tmp_path, "step")) < 8:
+    def fail_for_a_while() -> None:
+        clear = obstruct(tmp_path)
+        time.sleep(0.3)  # until a save that was under way is done
+        reached = num_steps(tmp_path)
+        seen.append((tmp_path / CURRENT).read_bytes())
+        while num_steps(tmp_path) < reached + 8:
             time.sleep(0.01)
         seen.append((tmp_path / CURRENT).read_bytes())
-        state.unlink()
+        clear()
 
     monkeypatch.setattr("engine.checkpoint.background.RETRY_SECONDS", 0.05)
-    threading.Thread(target=clear, daemon=True).start()
-    train(tiny(train=EVERY_STEP), token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    after_steps(tmp_path, 4, fail_for_a_while)
+    train(tiny(train=EVERY_STEP), token_budget=250 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     saves = steps_of(tmp_path, "save")
-    assert seen == [before] and len(saves) > 3 and saves[-1] == 60 and min(saves[2:]) >= 8
+    assert len(seen) == 2 and seen[0] == seen[1] and saves[-1] == 250
+    assert max(after - before for before, after in itertools.pairwise(saves)) >= 8, "none while the disk failed"
     output = capsys.readouterr().out
     assert "could not be written" in output and "Training goes on; the next try is in" in output
     assert CheckpointFolder(tmp_path).newest().optimizer is not None
@@ -112,19 +112,18 @@ def test_a_failure_is_told_by_the_save_that_waits_for_it(tmp_path: Path, capsys)
 
 def test_a_finished_run_waits_for_the_disk(tiny, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr("engine.checkpoint.background.FINAL_RETRY_SECONDS", 0.2)
-    (tmp_path / "state").write_text("in the way")
 
-    def clear() -> None:
+    def fail_until_the_end() -> None:
+        clear = obstruct(tmp_path)
         while not steps_of(tmp_path, "evaluation"):
             time.sleep(0.01)
         time.sleep(0.5)
-        (tmp_path / "state").unlink()
+        clear()
 
-    threading.Thread(target=clear, daemon=True).start()
-    result = train(
-        tiny(train={"eval_interval_tokens": 10**9}), token_budget=3 * TOKENS_PER_STEP, checkpoint_dir=tmp_path
-    )
-    assert result.snapshot.exists() and steps_of(tmp_path, "save") == [3]
+    after_steps(tmp_path, 2, fail_until_the_end)
+    preset = tiny(train={"eval_interval_tokens": 10**9})
+    result = train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert result.snapshot.exists() and steps_of(tmp_path, "save") == [0, 60]
     assert "Trying again" in capsys.readouterr().out
 
 

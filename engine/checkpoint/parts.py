@@ -1,0 +1,41 @@
+"""What may stand in a checkpoint folder where a save writes. A start asks this as each save does: what no save could
+ever replace is refused before anything is trained."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+import storage
+from engine import events
+from engine.checkpoint import manifest, state
+from engine.checkpoint.load import NAMES
+
+
+def require_replaceable(folder: Path, snapshots: Iterable[str] = NAMES) -> None:
+    """Raise OSError, with the file's name, where a save into `folder` would meet what it cannot replace."""
+    for name in (state.FOLDER, *snapshots):
+        storage.refuse_escape(folder / name, folder)
+    for name in (*snapshots, manifest.FILE_NAME):
+        if stat.S_ISDIR(_mode(folder / name)):
+            raise OSError(errno.EISDIR, "it is a folder", str(folder / name))
+    path = folder / state.FOLDER
+    if path.exists():
+        if not path.is_dir():
+            raise OSError(errno.ENOTDIR, "it is not a folder", str(path))
+        state.make_folder(folder)  # which gives its owner the permission to write
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "it cannot be written", str(path))
+
+
+def require_log(folder: Path) -> None:
+    """Raise OSError where metrics.jsonl can never be written: a run goes on without it, but none begins so."""
+    path = folder / events.FILE_NAME
+    if _mode(path) and not stat.S_ISREG(_mode(path)):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _mode(path: Path) -> int:
+    """Of `path` itself, not of what a link leads to; 0 where there is nothing."""
+    return os.lstat(path).st_mode if os.path.lexists(path) else 0
