@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 # What json.dumps takes. The values of a mapping are `object`, since a TypedDict is no mapping of a narrower type.
 JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
@@ -112,19 +112,28 @@ def read_regular(path: Path, size: int | None = None) -> bytes | None:
     Raises Damaged for a link, a pipe, another size, more than MAX_BYTES, and what cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for its other end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise Damaged("it is not a regular file")
-            if status.st_size > MAX_BYTES or size not in (None, status.st_size):
-                raise Damaged(f"its size is {status.st_size:,} bytes")
-            return file.read(status.st_size)
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found > MAX_BYTES or size not in (None, found):
+                raise Damaged(f"its size is {found:,} bytes")
+            return file.read(found)
     except OSError as error:
         if not os.path.lexists(path):
             return None
         raise Damaged(os_error_reason(error)) from None
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a regular file, with `flags` also to append to it. Raises OSError for a link, a pipe, a device."""
+    # Without O_NONBLOCK, opening a named pipe would wait for its other end.
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return open(descriptor, "rb" if flags == os.O_RDONLY else "ab")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def hard_link_or_copy(source: Path, target: Path) -> None:

@@ -5,10 +5,12 @@ since 1970). ARCHITECTURE.md lists their keys.
 """
 
 import contextlib
+import io
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeAlias
 
@@ -19,8 +21,8 @@ Event: TypeAlias = dict[str, Any]
 Listener: TypeAlias = Callable[[Event], None]
 
 FILE_NAME = "metrics.jsonl"
-# No link is followed, and a pipe of this name is an error, not a wait.
-OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+MAX_LINE_BYTES = 2**20  # of an event; what is longer is none
+RECENT_BYTES = 2**22  # of metrics.jsonl that a start looks at: the last hours of a run
 
 
 class Sink(Protocol):
@@ -94,32 +96,46 @@ class EventLog:
 
 def _open_to_append(path: Path) -> TextIO:
     """Open `path` itself, never a link's target; after half a line (a killed run, a full disk) start a new one."""
-    file = os.fdopen(os.open(path, OPEN_FLAGS, 0o666), "a", encoding="utf-8")
-    if file.tell():
-        with path.open("rb") as written:
-            written.seek(-1, os.SEEK_END)
-            if written.read() != b"\n":
-                file.write("\n")
+    file = io.TextIOWrapper(storage.open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), encoding="utf-8")
+    size = os.fstat(file.fileno()).st_size
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+        file.write("\n")
     return file
 
 
-def read(folder: Path) -> list[Event]:
-    """Return all whole events of a folder; a line that a kill cut short is skipped."""
-    try:
-        storage.refuse_escape(folder / FILE_NAME, folder)
-        lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            events.append(json.loads(line))
-    return [event for event in events if isinstance(event, dict) and "event" in event]
+def lines(folder: Path, last_bytes: int) -> Iterator[bytes]:
+    """Yield the lines in the last `last_bytes` of a folder's metrics.jsonl, without any that is too long for an event.
+
+    What is not a regular file has none.
+    """
+    with contextlib.suppress(OSError), storage.open_regular(folder / FILE_NAME) as file:
+        left = min(os.fstat(file.fileno()).st_size, last_bytes + 1)  # one more: it tells whether a line begins there
+        begins = file.seek(-left, os.SEEK_END) == 0
+        while left > 0 and (line := file.readline(min(left, MAX_LINE_BYTES))):
+            left -= len(line)
+            ends = line.endswith(b"\n")
+            if begins and (ends or not left):
+                yield line
+            begins = ends
+
+
+def parse(line: bytes) -> Event | None:
+    """Return the event of a line; None for one that was cut short or is no event."""
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line.decode(errors="replace"))
+        if isinstance(event, dict) and "event" in event:
+            return event
+    return None
+
+
+def read(folder: Path, last_bytes: int = sys.maxsize - 1) -> list[Event]:
+    """Return all whole events of a folder, or those in the last bytes of its file."""
+    return [event for line in lines(folder, last_bytes) if (event := parse(line)) is not None]
 
 
 def tokens_reached(folder: Path) -> int:
-    """Return the tokens over all runs at the last step event; 0 without one."""
-    counts = (event.get("tokens_total") for event in reversed(read(folder)))
+    """Return the tokens over all runs at the last step event; 0 without one lately."""
+    counts = (event.get("tokens_total") for event in reversed(read(folder, RECENT_BYTES)))
     return next((count for count in counts if isinstance(count, int) and count > 0), 0)
 
 

@@ -30,6 +30,8 @@ from engine.screen.streams import OUTPUT
 from engine.screen.text import literal, printable
 from model import load
 from model.config import AuxiliaryConfig, ModelConfig
+from model.snapshot import SnapshotError
+from model.snapshot import read as read_snapshot
 from model.transformer import TransformerLM
 from sources.config import TrainBPE
 from sources.registry import probe
@@ -170,15 +172,31 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
 
 
 def measured_throughputs(checkpoint_dir: Path) -> dict[str, float]:
-    """Tokens/s of earlier runs in a folder, by the preset's name: the median of the last 20 reports of each."""
+    """Tokens/s of the latest runs in a folder, by the preset's name: the median of the last 20 reports of each."""
+    recent = events.read(checkpoint_dir, events.RECENT_BYTES)
     reports: defaultdict[str, list[float]] = defaultdict(list)
-    name = ""
-    for event in events.read(checkpoint_dir):
+    name = "" if any(event["event"] == "run" for event in recent) else _saved_name(checkpoint_dir)
+    for event in recent:
+        rate = event.get("tokens_per_second")
         if event["event"] == "run":
-            name = event.get("preset", {}).get("name", "")
-        elif event["event"] == "step" and event.get("tokens_per_second"):
-            reports[name].append(event["tokens_per_second"])
+            name = _preset_name(event.get("preset"))
+        elif event["event"] == "step" and name and isinstance(rate, int | float) and rate > 0:
+            reports[name].append(rate)
     return {name: median(rates[-20:]) for name, rates in reports.items()}
+
+
+def _saved_name(checkpoint_dir: Path) -> str:
+    """The name of the preset that was trained last, of a run so long that its beginning is not looked at."""
+    snapshot = checkpoint_dir / CURRENT
+    with contextlib.suppress(SnapshotError):
+        if snapshot.is_file():
+            return _preset_name(read_snapshot(snapshot, verify=False).preset)
+    return ""
+
+
+def _preset_name(preset: Any) -> str:
+    name = preset.get("name") if isinstance(preset, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def model_without_weights(model: ModelConfig, auxiliary: AuxiliaryConfig, tokenizer: str | TrainBPE) -> TransformerLM:

@@ -4,17 +4,15 @@ It shows the losses, the objectives of the lookahead core, a passage with the pr
 token, and counts of saves, spikes and other events. Every text in it is escaped.
 """
 
-import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import storage
-from engine import events
 from engine.formatting import count, duration
 from engine.screen.console import run_sentences
+from engine.screen.history import History, Points, read_history
 from engine.screen.text import Event, as_html, lookahead
 
 FILE_NAME = "report.html"
@@ -26,21 +24,27 @@ svg { max-width: 100%; height: auto } svg text { font-size: 11px; fill: #555 } .
 .passage span { border-bottom: 4px solid; padding-bottom: 1px } pre { white-space: pre-wrap; background: #f5f5f5 }
 """
 WIDTH, HEIGHT, MARGIN = 640, 200, 44  # in pixels
-MAX_POINTS = 400  # of a curve; longer ones are averaged
 COLOURS = ("#2458b3", "#c2571a", "#2b8a5c", "#8a3fa0")
 INCIDENTS = {"save": "saves", "resume": "resumes", "skip": "skipped steps", "spike": "spikes", "rollback": "rollbacks"}
 
-Curve = list[tuple[float, float]]  # tokens over all runs, and a figure
-
 
 def listener(folder: Callable[[], Path], warn: Callable[[str], None]) -> Callable[[Event], None]:
-    """What draws the page after each evaluation and save of a run; a failure is a warning."""
+    """What draws the page after each evaluation and save of a run, in the folder of that moment.
+
+    metrics.jsonl is read once, then each event is added. A failure is a warning.
+    """
+    history: History | None = None
 
     def update(event: Event) -> None:
-        if event["event"] not in ("evaluation", "save"):
-            return
+        nonlocal history
+        draws = event["event"] in ("evaluation", "save")
         try:
-            storage.write_atomic(folder() / FILE_NAME, page(events.read(folder())).encode())
+            if history is not None:
+                history.add(event)
+            elif draws:
+                history = read_history(folder())  # this event is in it
+            if history is not None and draws:
+                storage.write_atomic(folder() / FILE_NAME, _page(history).encode())
         except Exception as error:  # a full disk, or a line of metrics.jsonl with a flipped bit
             why = storage.os_error_reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             warn(f"{FILE_NAME} could not be written ({why}). Training goes on without it.")
@@ -48,57 +52,55 @@ def listener(folder: Callable[[], Path], warn: Callable[[str], None]) -> Callabl
     return update
 
 
-def page(events: Sequence[Event]) -> str:
+def page(events: Iterable[Event]) -> str:
     """The page of a folder's events, in the order in which they were written."""
-    by_kind: defaultdict[str, list[Event]] = defaultdict(list)
+    history = History()
     for event in events:
-        by_kind[event["event"]].append(event)
-    runs, steps, evaluations = by_kind["run"], by_kind["step"], by_kind["evaluation"]
-    name = as_html(runs[-1]["preset"]["name"] if runs else "a run")
-    parts = [f"<h1>{name}</h1>", _summary(runs, steps), *_losses(steps, evaluations)]
-    for last in evaluations[-1:]:
-        if passage := last.get("passage"):
-            parts.append(_lookahead(last["step"], passage))
-        if sample := last.get("sample"):
+        history.add(event)
+    return _page(history)
+
+
+def _page(history: History) -> str:
+    run, evaluation = history.latest.get("run"), history.latest.get("evaluation")
+    name = as_html(run["preset"]["name"] if run else "a run")
+    parts = [f"<h1>{name}</h1>", _summary(history), *_losses(history)]
+    if evaluation:
+        if passage := evaluation.get("passage"):
+            parts.append(_lookahead(evaluation["step"], passage))
+        if sample := evaluation.get("sample"):
             parts.append(f"<h2>A sample</h2><pre><b>{as_html(sample['prompt'])}</b>{as_html(sample['text'])}</pre>")
-    counts = ", ".join(f"{len(by_kind[kind]):,} {word}" for kind, word in INCIDENTS.items())
-    dropped = [event for event in by_kind["source"] if event["what"] == "dropped"]
-    lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in dropped)
+    counts = ", ".join(f"{history.counts[kind]:,} {word}" for kind, word in INCIDENTS.items())
+    lines = "".join(f"<li>{as_html(event['name'])}: {as_html(event['message'])}</li>" for event in history.dropped)
     parts.append(f"<h2>Events</h2><p>{counts}.</p><ul>{lines}</ul>")
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
 
 
-def _summary(runs: list[Event], steps: list[Event]) -> str:
+def _summary(history: History) -> str:
     sentences: list[str] = []
-    for run in runs[-1:]:
-        sentences = [*run_sentences(run), f"Starts so far: {len(runs):,}, the latest on {time.ctime(run['time'])}."]
-    for last in steps[-1:]:
+    if run := history.latest.get("run"):
+        starts = f"Starts so far: {history.counts['run']:,}, the latest on {time.ctime(run['time'])}."
+        sentences = [*run_sentences(run), starts]
+    if last := history.latest.get("step"):
         tokens = f"{last['tokens']:,} of this run ({last['share']:.1%}), {last['tokens_total']:,} in all"
         speed = f"{count(last['tokens_per_second'])} tokens/s, ETA {duration(last['eta_seconds'])}"
         sentences.append(f"Tokens: {tokens}. Throughput: {speed}.")
     return "".join(f"<p>{as_html(sentence)}</p>" for sentence in sentences)
 
 
-def _losses(steps: list[Event], evaluations: list[Event]) -> Iterator[str]:
-    def curve(events: list[Event], key: str) -> Curve:
-        """A figure over the tokens of all runs, where both are known."""
-        points = ((event.get("tokens_total"), event.get(key)) for event in events)
-        return [(tokens, figure) for tokens, figure in points if tokens is not None and figure is not None]
-
+def _losses(history: History) -> Iterator[str]:
     yield "<h2>Loss, nats per token</h2>"
-    yield _chart({"training": curve(steps, "loss"), "validation": curve(evaluations, "ce")})
-    for last in evaluations[-1:]:
+    yield _chart(history.points("loss"))
+    if last := history.latest.get("evaluation"):
         loss = f"Validation loss {last['ce']:.4f}, perplexity {last['perplexity']:.2f}"
         yield f"<p>{loss}, {last['bits_per_byte']:.4f} bits per byte.</p>"
     for title, section in (("Loss by source, nats per token", "sources"), ("Lookahead core", "auxiliary")):
-        figures = [{**(step.get(section) or {}), "tokens_total": step.get("tokens_total")} for step in steps]
-        names = list(dict.fromkeys(name for step in steps for name in step.get(section) or {}))
-        if len(names) > (section == "sources"):  # the loss of a single source is drawn above
+        curves = list(history.points(section).items())
+        if len(curves) > (section == "sources"):  # the loss of a single source is drawn above
             yield f"<h2>{title}</h2>"
-            for first in range(0, len(names), len(COLOURS)):
-                yield _chart({name: curve(figures, name) for name in names[first : first + len(COLOURS)]})
+            for first in range(0, len(curves), len(COLOURS)):
+                yield _chart(dict(curves[first : first + len(COLOURS)]))
 
 
 def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
@@ -135,9 +137,9 @@ def _lookahead(step: int, passage: list[dict[str, Any]]) -> str:
     )
 
 
-def _chart(curves: dict[str, Curve]) -> str:
+def _chart(curves: dict[str, Points]) -> str:
     """The named curves on common axes; a sentence where none has a point."""
-    curves = {name: _average(points) for name, points in curves.items() if points}
+    curves = {name: points for name, points in curves.items() if points}
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return '<p class="small">Nothing yet.</p>'
@@ -160,10 +162,3 @@ def _chart(curves: dict[str, Curve]) -> str:
             f'<text x="{across}" y="12" style="fill: {colour}">{as_html(name[:18])} {curve[-1][1]:.3g}</text>',
         ]
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">{"".join(parts)}</svg>'
-
-
-def _average(points: Curve) -> Curve:
-    """At most MAX_POINTS, each the mean of its neighbours."""
-    width = math.ceil(len(points) / MAX_POINTS)
-    groups = [points[first : first + width] for first in range(0, len(points), width)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -1,12 +1,14 @@
 import json
 import os
+import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from engine.events import FILE_NAME, EventLog, read, tokens_reached
+from engine.events import FILE_NAME, MAX_LINE_BYTES, EventLog, lines, read, tokens_reached
 from engine.screen.console import Console
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment
@@ -87,6 +89,45 @@ def test_a_pipe_or_a_way_out_in_the_files_place_is_not_read(tmp_path: Path, caps
     (tmp_path / FILE_NAME).unlink()
     (tmp_path / FILE_NAME).symlink_to("/dev/zero")
     assert read(tmp_path) == []
+
+
+def test_a_start_reads_the_end_alone(tmp_path: Path):
+    """However long the history is; this one is mostly a hole, and a line without an end."""
+    with (tmp_path / FILE_NAME).open("w") as file:
+        file.write('{"event": "step", "tokens_total": 1}\n')
+        file.truncate(2**30)
+        file.seek(2**30)
+        file.write('\n{"event": "step", "tokens_total": 512}\n{"event": "save"}\n{"event": "step", "tok')
+    tracemalloc.start()
+    assert tokens_reached(tmp_path) == 512
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("last", "number"), [(0, 0), (3, 0), (4, 1), (12, 1), (13, 2), (19, 2), (20, 3), (26, 4), (99, 4)]
+)
+def test_the_last_bytes_hold_whole_lines_alone(tmp_path: Path, last: int, number: int):
+    whole = [b"first\n", b"second\n", b"x" * 8 + b"\n", b"last"]
+    (tmp_path / FILE_NAME).write_bytes(b"".join(whole))
+    assert list(lines(tmp_path, last)) == whole[4 - number :]
+
+
+def test_a_line_too_long_for_an_event_is_left_out(tmp_path: Path):
+    long = b"y" * (3 * MAX_LINE_BYTES)
+    (tmp_path / FILE_NAME).write_bytes(b"a\n" + long + b"\nb\n" + long[:MAX_LINE_BYTES] + b"\nc\n" + long)
+    assert list(lines(tmp_path, 2**40)) == [b"a\n", b"b\n", b"c\n"]
+
+
+def test_a_device_in_the_files_place_is_neither_read_nor_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a device")
+    os.mknod(tmp_path / FILE_NAME, stat.S_IFCHR | 0o666, os.makedev(1, 5))  # /dev/zero
+    assert read(tmp_path) == []
+    metrics = EventLog(tmp_path, Console())
+    metrics.write("step", **STEP)
+    assert "cannot be written: it is not a regular file." in " ".join(capsys.readouterr().out.split())
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path):

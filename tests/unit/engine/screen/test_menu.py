@@ -1,13 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.folder import CheckpointFolder
 from engine.config import CONFIGS, load_preset, parse_preset, preset_files
 from engine.errors import PresetError
 from engine.formatting import duration
 from engine.screen import menu
 from model.transformer import TransformerLM
+from tests.helpers import checkpoints
 
 FILES = preset_files(CONFIGS)
 REFERENCE = CONFIGS / "03_reference.json"
@@ -81,6 +84,28 @@ def test_a_run_is_estimated_by_the_presets_own_throughput(tmp_path: Path, capsys
     assert menu.measured_throughputs(tmp_path) == {"reference": 5000.0, "another": 9.0}
     menu.show_table([entry], 10**8, tmp_path)
     assert f"about {duration(1e8 / 5000)}" in capsys.readouterr().out
+
+
+def test_the_throughput_of_a_run_whose_begin_is_long_ago(tmp_path: Path):
+    """Only the end of metrics.jsonl is read, and the newest snapshot knows the preset."""
+    lines = [{"event": "run", "preset": {"name": "another"}}, {"event": "step", "tokens_per_second": 9.0}]
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.truncate(2**30)  # a hole: to read it all would take long
+        file.seek(2**30)
+        file.write("\n" + json.dumps({"event": "step", "tokens_per_second": 7.0}) + "\n")
+    assert menu.measured_throughputs(tmp_path) == {}, "nobody knows whose they are"
+    snapshot = checkpoints.snapshot(10)
+    CheckpointFolder(tmp_path).save(replace(snapshot, preset={"name": "long"}), checkpoints.optimizer(10), {})
+    assert menu.measured_throughputs(tmp_path) == {"long": 7.0}
+
+
+@pytest.mark.parametrize("preset", [None, [], {"name": []}, {"name": None}])
+def test_a_run_event_that_has_lost_a_bit_ends_no_menu(tmp_path: Path, preset):
+    lines = [{"event": "run", "preset": preset}, {"event": "step", "tokens_per_second": 5.0}]
+    lines += [{"event": "run", "preset": {"name": "tiny"}}, {"event": "step", "tokens_per_second": "fast"}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert menu.measured_throughputs(tmp_path) == {}
 
 
 def test_a_broken_preset_stands_in_the_table(tmp_path: Path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from engine import train
 from engine.events import read
 from engine.screen import report
-from engine.screen.report import COLOURS, HEIGHT, MARGIN, MAX_POINTS, WIDTH
+from engine.screen.report import COLOURS, HEIGHT, MARGIN, WIDTH
 from engine.screen.report import _chart as chart
 from tests.helpers.look_ahead import ON
 from tests.helpers.run_event import RUN
@@ -76,6 +76,16 @@ def test_a_journal_that_has_lost_a_bit_ends_no_run(tiny, tmp_path: Path, capsys)
     assert "Training goes on without it" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_run_adds_to_the_page_that_it_found(tiny, tmp_path: Path, monkeypatch):
+    """The history is read once, at the first evaluation or save, and the page is that of all events."""
+    train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    read_history, readings = report.read_history, []
+    monkeypatch.setattr(report, "read_history", lambda folder: readings.append(folder) or read_history(folder))
+    train(tiny(), token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+    assert len(readings) == 1
+    assert (tmp_path / report.FILE_NAME).read_text() == report.page(read(tmp_path))
+
+
 def test_without_the_core_there_is_no_passage(tiny, tmp_path: Path):
     train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     page = Page((tmp_path / report.FILE_NAME).read_text())
@@ -135,12 +145,6 @@ def test_curves_share_their_axes_and_have_their_colours():
     a, c = svg.findall("polyline")
     assert points(a) == [(MARGIN, 24.0), (WIDTH / 2, 100.0)] and points(c) == [(WIDTH - MARGIN, 176.0)]
     assert [line.attrib["stroke"] for line in (a, c)] == list(COLOURS[:2])
-
-
-def test_a_long_curve_is_averaged():
-    (line,) = drawing({"loss": [(x, float(x % 2)) for x in range(4 * MAX_POINTS)]}).findall("polyline")
-    drawn = points(line)
-    assert len(drawn) == MAX_POINTS and len({y for _, y in drawn}) == 1, "the mean of two of each"
 
 
 def test_one_flat_point_at_zero_is_drawn():
