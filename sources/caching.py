@@ -16,7 +16,7 @@ from storage import JSON, Damaged, digest
 
 __all__ = ["ShardCache", "cached_sources", "description", "open_cache", "read_record", "write_record"]
 
-ROWS_FORMAT = 2  # of the rows themselves; raised whenever the same settings would give other rows
+ROWS_FORMAT = 3  # of the rows themselves; raised whenever the same settings would give other rows
 
 
 def open_cache(config: DataConfig) -> ShardCache | None:
@@ -61,6 +61,7 @@ def _fingerprint(pipeline: PipelineConfig) -> dict[str, JSON]:
         "deduplicate": RECENT if filters.deduplicate else 0,
         "decontaminate": [NGRAM, digest(sorted(filters.forbidden))] if filters.forbidden else None,
         "held_out_share": HELD_OUT_SHARE,
+        "near_copies": filters.near_copies.digest(),
         "lanes": pipeline.num_lanes,
         "seed": pipeline.seed,
         "shuffle": pipeline.shuffle,

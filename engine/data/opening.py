@@ -119,8 +119,8 @@ def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> Te
         except TokenizerError as error:
             raise PresetError(str(error)) from None
     log.say(
-        f"Training a byte-level BPE tokenizer with {spec.train_bpe:,} tokens on "
-        f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of the sources' text..."
+        f"Training a byte-level BPE tokenizer with {spec.train_bpe:,} tokens on the sources' text, at most "
+        f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of it..."
     )
     try:
         return train_bpe(sample_training_texts(opened.sources, data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +15,14 @@ from engine.device.ranks import Ranks
 from model.snapshot import SnapshotError, container
 from sources.caching import ShardCache
 from sources.config import DataConfig
-from sources.registry import OpenedSources
-from sources.rows.held_out import ValidationSet, collect_validation_set
+from sources.registry import OpenedSources, Pin
+from sources.rows.held_out import ValidationSet, collect_validation_set, texts_in_rows
+from sources.rows.near_copies import NearCopies
 from sources.rows.tokenizer import TextTokenizer
 
 FILE_NAME = "held_out.pt"
 SAVED = ("input_ids", "labels", "segment_ids", "source_ids", "bytes_per_source")
+SAVED_LATER = ("texts", "shortfalls")  # which files of 0.2.0 lack
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class ValidationSource:
     """What decides the rows: the sources as pinned, the tokenizer and the shape."""
 
     opened: OpenedSources
+    pins: Mapping[str, Pin]  # the lineage's; a source that cannot be opened this time keeps its part
     data: DataConfig
     tokenizer: TextTokenizer
     seq_length: int
@@ -34,15 +39,21 @@ class ValidationSource:
     def rows(self, folder: Path, cache: ShardCache | None, ranks: Ranks) -> ValidationSet:
         """Return the rows on every rank; they are kept in the checkpoint folder and in the shard cache, if any."""
         rows = self._rows_of_main(folder, cache) if ranks.is_main else None
-        head = ranks.broadcast(rows and {"rows": len(rows.input_ids), "bytes": rows.bytes_per_source})
+        head = ranks.broadcast(rows and (len(rows.input_ids), rows.bytes_per_source, rows.texts, rows.shortfalls))
         if rows is None:
-            tokens = torch.empty(head["rows"], self.seq_length, dtype=torch.int64)
+            number, *rest = head
+            tokens = torch.empty(number, self.seq_length, dtype=torch.int64)
             segment_ids = torch.empty_like(tokens, dtype=torch.int32)
-            source_ids = torch.empty(head["rows"], dtype=torch.int64)
-            rows = ValidationSet(tokens, tokens.clone(), segment_ids, source_ids, head["bytes"], {})
+            source_ids = torch.empty(number, dtype=torch.int64)
+            rows = ValidationSet(tokens, tokens.clone(), segment_ids, source_ids, *rest)
         for tensor in (rows.input_ids, rows.labels, rows.segment_ids, rows.source_ids):
             ranks.broadcast_tensor(tensor)
         return rows
+
+    def near_copies(self, rows: ValidationSet) -> NearCopies:
+        """Return what recognizes near-copies of the rows' texts; of an older file's, only the rows are known."""
+        texts = itertools.chain.from_iterable(rows.texts.values())
+        return NearCopies.of(texts if rows.texts else texts_in_rows(rows, self.tokenizer))
 
     def _rows_of_main(self, folder: Path, cache: ShardCache | None) -> ValidationSet:
         key = self._key()
@@ -54,15 +65,20 @@ class ValidationSource:
             rows = collect_validation_set(
                 self.opened.sources, self.data, self.tokenizer, seq_length=self.seq_length, eval_tokens=self.eval_tokens
             )
-        for path in paths if rows.whole else []:  # after a failed read the next start collects again
+        is_whole = rows.whole and self._pins().keys() <= self.opened.sources.keys()
+        for path in paths if is_whole else []:  # otherwise the next start collects again
             if not path.exists() or _read(path, key) is None:
                 _write(path, key, rows)
         return rows
 
+    def _pins(self) -> dict[str, Pin]:
+        opened, names = self.opened.pins(), [spec.source_name for spec in self.data.sources]
+        return {name: pin for name in names if (pin := opened.get(name, self.pins.get(name))) is not None}
+
     def _key(self) -> str:
         parts = {
             "data": self.data.model_dump(mode="json", include={"sources", "min_text_length", "packing"}),
-            "pins": self.opened.pins(),
+            "pins": self._pins(),
             "tokenizer": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
             "seq_length": self.seq_length,
             "eval_tokens": self.eval_tokens,
@@ -76,7 +92,8 @@ def _read(path: Path, key: str) -> ValidationSet | None:
         saved = container.read(path)
         if saved["key"] != key:
             return None
-        return ValidationSet(**{name: saved[name] for name in SAVED}, texts={})
+        later = {name: saved.get(name, {}) for name in SAVED_LATER}
+        return ValidationSet(**{name: saved[name] for name in SAVED}, **later)
     except Exception:  # absent or damaged: the rows can always be collected again
         return None
 
@@ -84,4 +101,4 @@ def _read(path: Path, key: str) -> ValidationSet | None:
 def _write(path: Path, key: str, rows: ValidationSet) -> None:
     # Only a cache: a full disk is reported at the next save.
     with contextlib.suppress(OSError, SnapshotError), storage.replacing(path) as temporary:
-        container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED}})
+        container.write(temporary, {"key": key, **{name: getattr(rows, name) for name in SAVED + SAVED_LATER}})

@@ -30,7 +30,7 @@ class Evaluator:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the sources are too small to hold anything out."""
+        """Whether no text was found that is held out; the rows' `shortfalls` say why."""
         return not len(self.rows.input_ids)
 
     @property

@@ -180,7 +180,9 @@ def setup(
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
-    validation = ValidationSource(opened, data, tokenizer, preset.model.seq_length, train.eval_tokens)
+    validation = ValidationSource(
+        opened, state.get("pins", {}), data, tokenizer, preset.model.seq_length, train.eval_tokens
+    )
     rows = validation.rows(folder.folder, cache, ranks)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
     if curriculum and state.get("curriculum"):
@@ -203,6 +205,7 @@ def setup(
         pin_memory=ranks.device.type == "cuda",
         cache=cache,
         weights_at=adaptive.weights.weights_at if adaptive else None,
+        near_copies=validation.near_copies(rows),
     )
     factory = LoaderFactory(data, tokenizer, shape, options)
     batches = Batches(opened, factory, adaptive, state, ranks, log)
@@ -290,6 +293,7 @@ def _log_run(components: Components, parameters: int, bf16: bool, num_workers: i
             "zero_stage": components.engine.zero_optimization_stage(),
             "global_batch_tokens": shape.rows_per_step * shape.seq_length,
             "held_out_tokens": components.evaluator.num_tokens,
+            "held_out_shortfalls": components.evaluator.rows.shortfalls,
             "precision": "bf16" if bf16 else "fp32",
             "compiled": components.compile_cache is not None,
             "lanes": components.batches.num_lanes,

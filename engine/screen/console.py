@@ -91,10 +91,12 @@ def run_sentences(event: Event) -> Iterator[str]:
     if idle := derived.get("idle_gpus"):
         yield f"Idle GPUs: {idle}; start with deepspeed main.py to use them all."
     tokens, requested = derived["held_out_tokens"], train["eval_tokens"]
+    reasons = derived.get("held_out_shortfalls", {})
+    because = ": " + "; ".join(f"{name} {reason}" for name, reason in reasons.items()) if reasons else ""
     if not tokens:
-        yield "There is no validation set, so there are no evaluations: the sources are too small."
+        yield f"There is no validation set, so there are no evaluations{because}."
     elif tokens < 0.9 * requested:
-        yield f"The validation set has {tokens:,} of the {requested:,} tokens requested, in whole documents."
+        yield f"The validation set has {tokens:,} of the {requested:,} tokens requested, in whole documents{because}."
 
 
 def _step(event: Event) -> str:

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sources.loading.shape import BatchShape, choose_num_lanes, lanes_of_step, p
 from sources.loading.state import LoaderState, RowFormat, is_current_format, merge_states, new_state, with_rows
 from sources.registry import OpenedSources, forbidden_texts
 from sources.rows.filters import Filters, ngram_hashes
+from sources.rows.near_copies import NearCopies
 from sources.rows.packing import IGNORE, gather
 from sources.rows.pipeline_config import PipelineConfig
 from sources.rows.producer import ProducerSetup
@@ -54,7 +55,8 @@ class Batch:
 @dataclass(frozen=True)
 class LoaderOptions:
     """`num_lanes`, `seed`: of a new lineage (None: choose_num_lanes). `weights_at(number)` returns the sources' weights
-    for the batch of that number, and is asked a few batches ahead."""
+    for the batch of that number, and is asked a few batches ahead. `near_copies` are those of the validation documents,
+    which are not trained on."""
 
     num_lanes: int | None = None
     num_workers: int = 0  # processes that produce blocks; 0: a thread
@@ -62,6 +64,7 @@ class LoaderOptions:
     pin_memory: bool = False
     cache: ShardCache | None = None
     weights_at: Callable[[int], dict[str, float]] | None = None
+    near_copies: NearCopies = field(default_factory=NearCopies)
 
 
 class Loader:
@@ -103,7 +106,7 @@ class Loader:
         has_other_rows = self._state["rows"] != rows
         if has_other_rows:
             self._state = with_rows(self._state, rows)
-        pipeline = configure_pipeline(opened, config, tokenizer, self._state)
+        pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies)
         self._eos_id = tokenizer.eos_id
         self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         numbers = range(shape.rank, self.num_lanes, shape.world_size)
@@ -228,7 +231,11 @@ class Loader:
 
 
 def configure_pipeline(
-    opened: OpenedSources, config: DataConfig, tokenizer: TextTokenizer, state: LoaderState
+    opened: OpenedSources,
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    state: LoaderState,
+    near_copies: NearCopies | None = None,
 ) -> PipelineConfig:
     """Return how rows are made of documents. Reads the texts of `config.decontaminate`; raises SourceError."""
     forbidden = frozenset(ngram for text in forbidden_texts(config) for ngram in ngram_hashes(text))
@@ -236,7 +243,7 @@ def configure_pipeline(
         tokenizer=tokenizer,
         seq_length=state["rows"]["seq_length"],
         packing=state["rows"]["packing"],
-        filters=Filters(config.min_text_length, config.deduplicate, forbidden),
+        filters=Filters(config.min_text_length, config.deduplicate, forbidden, near_copies or NearCopies()),
         num_lanes=state["num_lanes"],
         shuffle=state["shuffle"],
         seed=state["seed"],

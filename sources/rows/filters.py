@@ -1,9 +1,10 @@
 """Step 2 of a text's way: which documents are filtered out.
 
-A document is dropped when it is too short, held out for the validation set, a repeat, or contains a text that must not
-be trained on. Held-out texts and repeats are recognized by the hash of the normalized text: lower case, without white
-space. A repeat is a document whose hash is among the last RECENT ones of the lane's epoch (in a shared shard, the
-documents of all lanes count). Those hashes belong to the lane's state, so a resumed run drops the same documents.
+A document is dropped when it is too short, held out, a repeat, nearly the same as a validation document, or contains a
+text that must not be trained on. Held-out texts and repeats are recognized by the hash of the folded text without white
+space (near_copies.py). A repeat is a document whose hash is among the last RECENT ones of the lane's epoch (in a shared
+shard, the documents of all lanes count). Those hashes belong to the lane's state, so a resumed run drops the same
+documents.
 """
 
 import base64
@@ -11,10 +12,12 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+
+from sources.rows.near_copies import NearCopies, fold
 
 HELD_OUT_SHARE = 1 / 50
 RECENT = 2048  # documents; eight bytes each in the state
@@ -22,12 +25,18 @@ NGRAM = 13  # words; GPT-3's measure of contamination (arXiv 2005.14165, appendi
 
 _ONE_IN = round(1 / HELD_OUT_SHARE)
 _WORDS = re.compile(r"\w+")
+_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # all that folding leaves
 
 
 def text_hash(text: str) -> int:
-    """Return 64 bits that are equal for texts which differ only in case and white space."""
-    normalized = text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
-    return int.from_bytes(hashlib.blake2b(normalized, digest_size=8).digest(), "little")
+    """Return 64 bits that are equal for texts which differ only in case, white space and the form of characters."""
+    return folded_hash(fold(text))
+
+
+def folded_hash(folded: str) -> int:
+    """Return a text's `text_hash`, of what `fold` made of it."""
+    letters = folded.encode("utf-8", "surrogatepass").translate(None, _WHITE_SPACE)
+    return int.from_bytes(hashlib.blake2b(letters, digest_size=8).digest(), "little")
 
 
 def is_held_out(text: str) -> bool:
@@ -37,7 +46,7 @@ def is_held_out(text: str) -> bool:
 
 def ngram_hashes(text: str) -> list[int]:
     """Return the hashes of all runs of NGRAM words; a shorter text is one run."""
-    words = [_hash_word(word) for word in _WORDS.findall(text.lower())]
+    words = [_hash_word(word) for word in _WORDS.findall(fold(text))]
     last_start = max(0, len(words) - NGRAM) if words else -1
     # The built-in hash of a tuple of integers is the same in every process.
     return [hash(tuple(words[start : start + NGRAM])) for start in range(last_start + 1)]
@@ -56,9 +65,10 @@ class Filters:
     min_text_length: int  # characters
     deduplicate: bool = True
     forbidden: frozenset[int] = frozenset()  # ngram_hashes of texts that must not be trained on
+    near_copies: NearCopies = field(default_factory=NearCopies)  # of the validation documents
 
     def reject(self, text: str, digest: int) -> str | None:
-        """Return why a text is filtered out, or None; `digest` is its text_hash."""
+        """Return why a text is filtered out, or None; `digest` is its text_hash. Near-copies are another question."""
         length = len(text.strip())
         if length < self.min_text_length or not length:
             return "shorter than min_text_length" if length else "empty"

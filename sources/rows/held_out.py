@@ -1,7 +1,8 @@
 """The validation set, and samples of the training texts for a tokenizer.
 
 Whether a text is held out depends on the text alone (filters.py), so every rank, run and tokenizer agrees, and a text
-that stands in two sources is held out of both.
+that stands in two sources is held out of both. Near-copies of what is in the validation set are kept out of training
+too (near_copies.py); the tokenizer, which comes first, may have been trained on them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 
 from sources.config import DataConfig
 from sources.rows.filters import is_held_out
-from sources.rows.packing import ids_dtype, pack_all
+from sources.rows.packing import IGNORE, ids_dtype, pack_all
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import Source, SourceError, read_on
 
@@ -33,6 +34,7 @@ class ValidationSet:
     source_ids: torch.Tensor  # (N,) int64 index into the configuration's sources
     bytes_per_source: dict[str, int]  # UTF-8 bytes of the texts that the labels cover
     texts: dict[str, list[str]]  # by source
+    shortfalls: dict[str, str] = field(default_factory=dict)  # why a source gave less than its part
     whole: bool = True  # no source failed before enough of it was read
 
 
@@ -43,6 +45,7 @@ class _Collected:
     texts: list[str] = field(default_factory=list)
     ids: list[np.ndarray] = field(default_factory=list)
     tokens: int = 0
+    shortfall: str = ""
     whole: bool = True
 
     def add(self, text: str, ids: np.ndarray) -> None:
@@ -58,7 +61,8 @@ def collect_validation_set(
 
     Documents are taken whole, and none is longer than a quarter of its source's part, so that no single one decides.
     Where a source holds only longer ones, the beginning of the shortest is used. A source that fails contributes what
-    it has given so far, and the set is not `whole`; the loader meets the same failure and reports it.
+    it has given so far, and the set is not `whole`; the loader meets the same failure and reports it. `shortfalls` says
+    of each source that gave less than three quarters of its part what ended the search in it.
     """
     names = [spec.source_name for spec in config.sources]
     wanted = eval_tokens // max(1, len(sources))
@@ -75,6 +79,8 @@ def collect_validation_set(
         source_ids=torch.tensor(owners, dtype=torch.int64),
         bytes_per_source={name: sum(map(_utf8_bytes, found.texts)) for name, found in collected.items()},
         texts={name: found.texts for name, found in collected.items()},
+        shortfalls={name: found.shortfall for name, found in collected.items() if found.shortfall}
+        | {name: "is not open" for name in names if name not in sources},
         whole=all(found.whole for found in collected.values()),
     )
 
@@ -83,7 +89,7 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
     """Collect up to `wanted` held-out tokens of one source."""
     collected = _Collected()
     shortest_long: tuple[str, np.ndarray] | None = None
-    scanned = 0
+    scanned, limit = 0, SCAN_FACTOR * BYTES_PER_TOKEN * wanted
     for text in _spread_documents(source, collected):
         scanned += len(text)
         if _is_usable(text, config) and is_held_out(text):
@@ -92,18 +98,33 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
                 if shortest_long is None or len(ids) < len(shortest_long[1]):
                     shortest_long = text, ids
             elif collected.tokens + len(ids) + 1 > wanted:
-                break  # at least three quarters are there
+                return collected  # at least three quarters are there
             else:
                 collected.add(text, ids)
-        if scanned > SCAN_FACTOR * BYTES_PER_TOKEN * wanted:
+        if scanned > limit:
+            collected.shortfall = f"was searched for held-out text in {limit:,} characters only"
             break
+    else:
+        collected.shortfall = collected.shortfall or "holds no more text that is held out"
     if not collected.texts and shortest_long is not None and wanted > 1:
         text, ids = shortest_long
         if len(ids) + 1 > wanted:
             ids = ids[: wanted - 1]
             text = tokenizer.decode(ids.tolist()).rstrip("\N{REPLACEMENT CHARACTER}")  # of a character that is cut
         collected.add(text, ids)
+    if collected.tokens >= wanted * 3 / 4:
+        collected.shortfall = ""
     return collected
+
+
+def texts_in_rows(rows: ValidationSet, tokenizer: TextTokenizer) -> list[str]:
+    """Return the texts of rows, as far as no row's end cuts them."""
+    texts = []
+    for labels, segment_ids in zip(rows.labels.numpy(), rows.segment_ids.numpy(), strict=True):
+        for segment in np.unique(segment_ids[labels != IGNORE]):
+            ids = labels[(segment_ids == segment) & (labels != IGNORE)]
+            texts.append(tokenizer.decode(ids[ids != tokenizer.eos_id].tolist()))
+    return texts
 
 
 def sample_training_texts(sources: Mapping[str, Source], config: DataConfig, max_bytes: int) -> Iterator[str]:
@@ -151,4 +172,5 @@ def _spread_documents(source: Source, collected: _Collected | None = None) -> It
     except SourceError as error:
         if collected is not None:
             collected.whole = False
+            collected.shortfall = f"could not be read to its end ({error.reason})"
         source.notices.append(f"reading stopped early while looking for held-out or sample texts: {error.reason}")

@@ -3,7 +3,7 @@
 A text's way from a document to the loss:
 
     1. read      readers/                    a reader yields a shard's documents, each with the cursor behind it
-    2. filter    filters.py                  drop what is too short, held out, repeated, contaminated, or another lane's
+    2. filter    filters.py                  drop what is short, held out, nearly so, repeated, contaminated, or not its own
     3. split     split_text, here            cut a long document into parts
     4. tokenize  tokenizer.py                encode several parts at a time
     5. pack      packing.py                  cut ids into pieces, and fit pieces into rows of seq_length
@@ -31,7 +31,8 @@ from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 
-from sources.rows.filters import RecentHashes, text_hash
+from sources.rows.filters import RecentHashes, folded_hash
+from sources.rows.near_copies import fold
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.rows.sharding import counter_keys, is_first_reader, share_of_lane
@@ -88,7 +89,7 @@ class Document(NamedTuple):
     is_own: bool  # else it is another lane's that shares the shard
     before: Position
     after: Position
-    hashes: tuple[int, ...] = ()  # to remember with it: of other lanes' documents before it, and its own
+    hashes: tuple[int, ...] = ()  # to remember with it: of other lanes' documents and near-copies before it, its own
 
 
 @dataclass(frozen=True)
@@ -202,30 +203,38 @@ class RowPipeline:
     def _filter(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Step 2: yield this lane's documents that pass the filters.
 
-        Lanes that share a shard remember each other's documents, so that all of them find the same repeats.
+        Lanes that share a shard remember each other's documents, so that all of them find the same repeats. They do not
+        ask which of these are near-copies, so every lane remembers its own near-copies too.
         """
         filters, recent = self.config.filters, RecentHashes(self._recent)  # a copy: reading runs ahead of packing
         hashes: list[int] = []
         for document in documents:
             if not (document.is_own or filters.deduplicate) and self._found_text:
                 continue
-            digest, before = text_hash(document.text), document.before
+            folded, before = fold(document.text), document.before
+            digest, reason = folded_hash(folded), None
             if before.document != digest:  # else parts of it are packed already
                 before = before._replace(part=0, document=digest)
                 reason = filters.reject(document.text, digest)
-                self._found_text |= reason is None
                 if reason is None and filters.deduplicate and digest in recent:
                     reason = "repeated"
                 if reason is not None:
                     if document.is_own:
                         self._filtered[reason] += 1
                     continue
+                if (document.is_own or not self._found_text) and filters.near_copies.recognize(folded):
+                    reason = "similar to a validation document"
+                self._found_text |= reason is None
             if filters.deduplicate:
                 recent.add(digest)
                 hashes.append(digest)
-            if document.is_own:
-                yield document._replace(before=before, hashes=tuple(hashes))
-                hashes = []
+            if not document.is_own:
+                continue
+            if reason is not None:
+                self._filtered[reason] += 1
+                continue
+            yield document._replace(before=before, hashes=tuple(hashes))
+            hashes = []
 
     def _wait(self, error: SourceError, position: Position, tries: int, waited: float) -> None:
         """Wait before another try, or raise the error when retrying is of no use; `waited` is in seconds."""

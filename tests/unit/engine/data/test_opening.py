@@ -110,7 +110,7 @@ def test_a_tokenizer_is_trained_once_for_the_same_text(data, tmp_path: Path, log
     opened = open_all(data(), log)
     first = get_tokenizer(data(), None, opened, cache, ALONE, log)
     shown = said()
-    assert "Training a byte-level BPE tokenizer with 300 tokens on 32 MB" in shown
+    assert "Training a byte-level BPE tokenizer with 300 tokens on the sources' text, at most 32 MB" in shown
     assert "Tokenizer: tiktoken encodes here, proved equal on" in shown
     assert first.vocab_size == 300 and first.is_fast
     again = get_tokenizer(data(), None, opened, cache, ALONE, log)

@@ -50,7 +50,7 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
     alone = SimpleNamespace(is_main=True, broadcast=lambda value: value, broadcast_tensor=lambda tensor: None)
     for source in opened.sources.values():
         source.__class__ = Failing
-    validation = ValidationSource(opened, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
+    validation = ValidationSource(opened, {}, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
     short = validation.rows(tmp_path, None, alone)
     assert not (tmp_path / FILE_NAME).exists()
     for source in opened.sources.values():
