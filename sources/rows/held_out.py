@@ -102,10 +102,10 @@ def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wante
             else:
                 collected.add(text, ids)
         if scanned > limit:
-            collected.shortfall = f"was searched for held-out text in {limit:,} characters only"
+            collected.shortfall = f"was searched in {limit:,} characters only, {SCAN_FACTOR} times its part"
             break
     else:
-        collected.shortfall = collected.shortfall or "holds no more text that is held out"
+        collected.shortfall = collected.shortfall or "holds no more documents that are held out"
     if not collected.texts and shortest_long is not None and wanted > 1:
         text, ids = shortest_long
         if len(ids) + 1 > wanted:

@@ -3,7 +3,7 @@
 A text's way from a document to the loss:
 
     1. read      readers/                    a reader yields a shard's documents, each with the cursor behind it
-    2. filter    filters.py                  drop what is short, held out, nearly so, repeated, contaminated, or not its own
+    2. filter    filters.py                  drop what is short, held out, a near-copy, repeated, contaminated, foreign
     3. split     split_text, here            cut a long document into parts
     4. tokenize  tokenizer.py                encode several parts at a time
     5. pack      packing.py                  cut ids into pieces, and fit pieces into rows of seq_length

@@ -1,17 +1,35 @@
 """engine/data/validation.py: the rows lie in the checkpoint folder, which others may have changed."""
 
 import itertools
+import json
 from pathlib import Path
+from pydoc_data.topics import topics
 from types import SimpleNamespace
 
 from engine import train
-from engine.data.validation import FILE_NAME, ValidationSource
+from engine.data.validation import FILE_NAME, SAVED_LATER, ValidationSource
+from engine.events import read
+from model.snapshot import container
 from sources.readers.files import FilesSource
 from sources.registry import open_sources
+from sources.rows.filters import is_held_out
 from sources.rows.held_out import sample_training_texts
+from sources.rows.near_copies import fold
 from sources.rows.tokenizer import train_bpe
 from sources.source import SourceError
 from tests.helpers.training import TOKENS_PER_STEP
+
+ALONE = SimpleNamespace(is_main=True, broadcast=lambda value: value, broadcast_tensor=lambda tensor: None)
+
+
+def open_with_tokenizer(preset):
+    opened = open_sources(preset.data)
+    return opened, train_bpe(sample_training_texts(opened.sources, preset.data, 100_000), 512)
+
+
+def validation_source(preset, opened, tokenizer, pins=None) -> ValidationSource:
+    seq_length, eval_tokens = preset.model.seq_length, preset.train.eval_tokens
+    return ValidationSource(opened, pins or {}, preset.data, tokenizer, seq_length, eval_tokens)
 
 
 def test_rows_are_not_written_through_links(tiny, tmp_path: Path):
@@ -45,15 +63,58 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
             raise SourceError("access to it was withdrawn")
 
     preset = tiny()
-    opened = open_sources(preset.data)
-    tokenizer = train_bpe(sample_training_texts(opened.sources, preset.data, 100_000), 512)
-    alone = SimpleNamespace(is_main=True, broadcast=lambda value: value, broadcast_tensor=lambda tensor: None)
+    opened, tokenizer = open_with_tokenizer(preset)
     for source in opened.sources.values():
         source.__class__ = Failing
-    validation = ValidationSource(opened, {}, preset.data, tokenizer, preset.model.seq_length, preset.train.eval_tokens)
-    short = validation.rows(tmp_path, None, alone)
+    validation = validation_source(preset, opened, tokenizer)
+    short = validation.rows(tmp_path, None, ALONE)
     assert not (tmp_path / FILE_NAME).exists()
     for source in opened.sources.values():
         source.__class__ = FilesSource
-    whole = validation.rows(tmp_path, None, alone)
+    whole = validation.rows(tmp_path, None, ALONE)
     assert len(whole.labels) > len(short.labels) and (tmp_path / FILE_NAME).exists()
+
+
+def test_a_run_does_not_train_on_near_copies_of_its_validation_set(tiny, tmp_path: Path):
+    """With one word more, a document has another hash and was trained on."""
+    documents = [text[:1500] for text in topics.values() if len(text) > 1500]  # far fewer than the run reads
+    held = list(
+        itertools.islice(filter(is_held_out, (text[: 1400 - cut] for cut in range(50) for text in documents)), 5)
+    )
+    copies = [copy for text in held for number in range(9) if not is_held_out(copy := f"Word {number}. {text}")]
+    lines = [json.dumps({"text": text}) for text in [*copies, *documents, *held]]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    sources = [{"type": "files", "path": str(tmp_path / "texts.jsonl"), "name": "texts"}]
+    preset = tiny(data={"sources": sources}, train={"eval_tokens": 20_000})
+    train(preset, token_budget=60 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "checkpoints")
+    (counts,) = (e["counts"] for e in read(tmp_path / "checkpoints") if e.get("what") == "passed_over")
+    assert counts["similar to a validation document"] >= len(copies)
+
+
+def test_an_older_file_is_read_and_knows_its_texts_by_the_rows(tiny, tmp_path: Path):
+    preset = tiny(model={"seq_length": 128})
+    validation = validation_source(preset, *open_with_tokenizer(preset))
+    rows = validation.rows(tmp_path, None, ALONE)
+    saved = container.read(tmp_path / FILE_NAME)
+    container.write(tmp_path / FILE_NAME, {name: saved[name] for name in saved if name not in SAVED_LATER})
+    older = validation.rows(tmp_path, None, ALONE)
+    assert older.labels.equal(rows.labels) and not older.texts and any(rows.texts.values())
+    known = validation.near_copies(older)
+    long = [text for texts in rows.texts.values() for text in texts if len(text) > 400]
+    assert long and all(known.recognize(fold(f"Another word. {text}")) for text in long)
+
+
+def test_a_source_that_is_gone_for_one_start_keeps_its_part(tiny, tmp_path: Path):
+    pieces = [text[start : start + 400] for text in topics.values() for start in range(0, len(text), 400)]
+    for name, texts in (("a", pieces[::2]), ("b", pieces[1::2])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    specs = [{"type": "files", "path": str(tmp_path / f"{name}.jsonl"), "name": name} for name in "ab"]
+    preset = tiny(data={"sources": specs})
+    opened, tokenizer = open_with_tokenizer(preset)
+    both = validation_source(preset, opened, tokenizer).rows(tmp_path, None, ALONE)
+    alone, pins = opened.without("b", "it is gone"), opened.pins()
+    kept = validation_source(preset, alone, tokenizer, pins).rows(tmp_path, None, ALONE)
+    assert kept.texts == both.texts and kept.texts["b"]
+    (tmp_path / FILE_NAME).unlink()
+    less = validation_source(preset, alone, tokenizer, pins).rows(tmp_path, None, ALONE)
+    assert less.shortfalls["b"] == "is not open" and not (tmp_path / FILE_NAME).exists()

@@ -76,6 +76,7 @@ def test_the_run_event_holds_the_preset_and_what_follows(tiny, build, tmp_path: 
         "zero_stage": 0,  # alone, a process divides nothing
         "global_batch_tokens": TOKENS_PER_STEP,
         "held_out_tokens": components.evaluator.num_tokens,
+        "held_out_shortfalls": {"topics": "holds no more documents that are held out"},
         "precision": "fp32",
         "compiled": False,
         "lanes": 16,

@@ -57,7 +57,11 @@ def test_a_run_begins_with_three_sentences(shown):
             "the others for padding (12% more to compute).",
         ),
         (run_event(idle_gpus=3), "Idle GPUs: 3; start with deepspeed main.py to use them all."),
-        (run_event(held_out_tokens=0), "There is no validation set, so there are no evaluations"),
+        (run_event(held_out_tokens=0), "There is no validation set, so there are no evaluations."),
+        (
+            run_event(held_out_tokens=0, held_out_shortfalls={"a": "is not open", "b": "could not be read"}),
+            "There is no validation set, so there are no evaluations: a is not open; b could not be read.",
+        ),
         (run_event(held_out_tokens=4321), "The validation set has 4,321 of the 500,000 tokens requested"),
     ],
 )

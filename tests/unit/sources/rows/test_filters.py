@@ -37,6 +37,19 @@ def test_hashes_are_the_same_everywhere():
     assert text_hash("half a pair: \ud800") >= 0  # JSON can hold one
 
 
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "\u201cDon\u2019t panic\u201d - find it",  # quotes
+        '"Don\'t\u00a0panic" \u2013\u2028find\u200b\x1fit',  # no-break space, dash, line separator, no width
+        '"DON\'T PANIC" - \ufb01nd\u3000\uff49t\u00ad',  # ligature, ideographic space, full width, soft hyphen
+    ],
+)
+def test_the_form_of_characters_does_not_count(copy: str):
+    assert text_hash(copy) == text_hash('"Don\'t panic" - find it')
+    assert set(ngram_hashes(copy)) == set(ngram_hashes('"Don\'t panic" - find it'))
+
+
 def test_each_document_is_rejected_with_its_reason(texts):
     held = next(text for text in texts if is_held_out(text))
     kept = next(text for text in texts if not is_held_out(text))

@@ -6,7 +6,7 @@ import torch
 from sources.config import DataConfig
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
-from sources.rows.held_out import collect_validation_set, sample_training_texts
+from sources.rows.held_out import collect_validation_set, sample_training_texts, texts_in_rows
 from tests.helpers.sources import Flaky
 
 
@@ -53,6 +53,29 @@ def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenize
     (text,) = held.texts["long"]
     assert any(document.startswith(text) and is_held_out(document) for document in long)
     assert (held.labels != -100).sum() == 500
+
+
+def test_what_a_set_lacks_is_explained(opened, tokenizer, monkeypatch):
+    config, sources, _ = opened
+    b, shape = {"b": sources.sources["b"]}, {"seq_length": 64}
+    assert collect_validation_set(sources.sources, config, tokenizer, **shape, eval_tokens=4000).shortfalls == {}
+    found = collect_validation_set(b, config, tokenizer, **shape, eval_tokens=10**6)
+    assert found.shortfalls == {"a": "is not open", "b": "holds no more documents that are held out"}
+    monkeypatch.setattr("sources.rows.held_out.SCAN_FACTOR", 1)
+    found = collect_validation_set(b, config, tokenizer, **shape, eval_tokens=1000)
+    assert found.shortfalls["b"] == "was searched in 4,000 characters only, 1 times its part"
+    flaky = Flaky(sources.sources["b"], 5, 10**9)
+    monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.0)
+    found = collect_validation_set({"b": flaky}, config, tokenizer, **shape, eval_tokens=1000)
+    assert found.shortfalls["b"].startswith("could not be read to its end (")
+
+
+def test_texts_come_back_from_rows(opened, tokenizer):
+    config, sources, _ = opened
+    held = collect_validation_set(sources.sources, config, tokenizer, seq_length=512, eval_tokens=4000)
+    pieces, texts = texts_in_rows(held, tokenizer), [text for found in held.texts.values() for text in found]
+    assert sum(map(len, pieces)) == sum(map(len, texts))
+    assert len(set(pieces) & set(texts)) > len(texts) / 2
 
 
 def test_sample_of_training_texts(opened):

@@ -12,6 +12,7 @@ import pytest
 from sources.config import FilesSpec
 from sources.readers.files import FilesSource
 from sources.rows.filters import RECENT, Filters, is_held_out, ngram_hashes
+from sources.rows.near_copies import NearCopies
 from sources.rows.pipeline import PipelineCallbacks, RowPipeline, split_text
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.source import SourceError
@@ -241,6 +242,49 @@ def test_filtered_documents_are_counted(tmp_path, numbered, config, write_json_l
     assert counts["shorter than min_text_length"] == sum(len(t.strip()) < 20 for t in ["too short", *numbered[:200]])
     assert counts["held out for evaluation"] == len([t for t in held if number_of(t) < 200])
     assert counts["containing a text of data.decontaminate"] >= 1
+
+
+def changed(text: str) -> str:
+    """Another document for the hash that decides what is held out, and the same to a reader."""
+    return next(copy for word in ("in", "to", "at", "on", "of") if not is_held_out(copy := f"{text} {word} the end"))
+
+
+@pytest.fixture
+def copied(numbered, tmp_path, write_json_lines):
+    """Documents of which every tenth has two changed copies in the same file; those of every tenth; the file."""
+    documents = [text for text in numbered if len(text) > 1200 and not is_held_out(text)]
+    known = documents[::10]
+    lines = [*documents, *(f"{changed(text)}{end}" for text in known for end in ("", " here"))]
+    return documents, known, open_files(write_json_lines(tmp_path / "copied", lines, 1))
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_near_copies_are_filtered_out_in_every_lane(copied, deduplicate, config, tokenizer):
+    documents, known, source = copied
+    counts: Counter[str] = Counter()
+    options = config(filters=Filters(20, deduplicate, near_copies=NearCopies.of(known)))
+    lanes = [epochs(source, options, lane, 1, counts=counts)[0] for lane in range(16)]
+    found = {number for lane in lanes for block in lane for number in documents_of(block, tokenizer)}
+    assert len(known) >= 10 and found.isdisjoint(map(number_of, known))
+    assert len(found) >= 0.8 * (len(documents) - len(known))  # some topics repeat others
+    assert counts["similar to a validation document"] >= 3 * len(known) - counts["held out for evaluation"]
+
+
+def test_blocks_resume_behind_near_copies(copied, config):
+    _, known, source = copied
+    options = config(filters=Filters(20, near_copies=NearCopies.of(known)), num_lanes=2)
+    pipeline, state = open_pipeline(source, 0, options), None
+    for _ in range(6):
+        result = pipeline.next_block()
+        assert same(result, open_pipeline(source, 0, options, state).next_block())
+        state = json.loads(json.dumps(result.after))
+
+
+def test_a_lane_is_dry_if_all_texts_are_near_copies(dealing, tmp_path, texts, config, write_json_lines):
+    known = [text[:3000] for text in texts if len(text) > 3000][:5]
+    source = open_files(write_json_lines(tmp_path / "copies", [changed(text) for text in known for _ in range(5)], 1))
+    filters = replace(dealing["filters"], near_copies=NearCopies.of(known))
+    assert not any(first_blocks(source, config(**dealing | {"filters": filters})))
 
 
 def first_blocks(source, config) -> list[int]:
