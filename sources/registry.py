@@ -13,10 +13,12 @@ from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackag
 from sources.readers.endpoint import unreachable, within
 from sources.readers.files import FilesSource
 from sources.readers.hub import HubSource
+from sources.readers.hub_cache import cached_folder, is_offline
 from sources.readers.pdf.reader import PdfSource
 from sources.readers.python_packages import PythonPackagesSource
+from sources.retries import Announce, Retries, read_on, silent
 from sources.rows.filters import Filters, text_hash
-from sources.source import Source, SourceError, read_on
+from sources.source import Source, SourceError
 from storage import JSON
 
 OPENERS: dict[type[Spec], Callable[..., Source]] = {
@@ -107,8 +109,10 @@ def open_sources(
     *,
     only_pinned: bool = True,
     cache: ShardCache | None = None,
+    announce: Announce = silent,
 ) -> OpenedSources:
-    """Open every source; one that fails is reported in `failures` and does not stop the others.
+    """Open every source; one that fails is reported in `failures` and does not stop the others. `announce` is told of
+    what is tried again.
 
     With `pins` the sources are opened as they were when they were pinned, and those without a pin stay closed (another
     rank could not open them), unless `only_pinned` is false (a restart, where a source may be back). A repository that
@@ -121,7 +125,7 @@ def open_sources(
             opened.failures[name] = "the first rank could not open it"
             continue
         try:
-            source, small = _open(spec, (pins or {}).get(name), config, cache)
+            source, small = _open(spec, (pins or {}).get(name), config, cache, announce)
         except SourceError as error:
             opened.failures[name] = error.reason
         except OSError as error:  # a folder or file without permission to read it
@@ -132,25 +136,41 @@ def open_sources(
     return opened
 
 
-def _open(spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None) -> tuple[Source, bool]:
+def _open(
+    spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None, announce: Announce
+) -> tuple[Source, bool]:
     """Open one source; also returns whether it is small."""
     if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
         known = cast(CachedPin | None, cache.find(description(spec, config)))
         if known is not None and (pin is None or pin["source"] == known["source"]):
             source = LazySource(spec.source_name, known, partial(OPENERS[HubSpec], spec, known["source"]))
             return source, (pin or known)["small"]
-    source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
-    return source, pin["small"] if pin else _is_small(source, config)
+    retries = Retries.before_training(spec.source_name, config.retry_minutes, announce)
+    while True:
+        try:
+            source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
+            break
+        except SourceError as error:
+            retries.wait(error)
+    return source, pin["small"] if pin else _is_small(source, config, retries)
 
 
-def _is_small(source: Source, config: DataConfig) -> bool:
-    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there."""
+def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
+    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there. Raises SourceError where it
+    holds none."""
     filters, found = Filters(config.min_text_length), 0
+    reasons: Counter[str] = Counter()
     for shard in range(source.num_shards):
-        for text, _ in read_on(source, shard):
-            found += filters.reject(text, text_hash(text)) is None
+        for text, _ in read_on(source, shard, retries):
+            reason = filters.reject(text, text_hash(text))
+            reasons[reason or ""] += 1
+            found += reason is None
             if found >= SMALL_SOURCE:
                 return False
+    if not found:
+        reasons.update(source.counts)
+        why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "it is empty"
+        raise SourceError(f"{'; '.join([*source.notices, f'it holds no text to train on ({why})'])}")
     source.notices.append(
         f"{source.name} holds {found} texts to train on: every lane reads all of them, each in an order of its own"
     )
@@ -175,7 +195,7 @@ def probe(spec: Spec, timeout: float = 3.0) -> str | None:
     Nothing is loaded: a hub dataset costs one small request, a folder a search for one matching file.
     """
     if isinstance(spec, HubSpec) and spec.folder is None:
-        return unreachable("dataset", spec.dataset, timeout)
+        return _look_into_cache(spec) if is_offline() else unreachable("dataset", spec.dataset, timeout)
     if isinstance(spec, HubSpec):
         return _look(str(spec.folder), "**/*", timeout)
     if isinstance(spec, (PdfSpec, FilesSpec)):
@@ -183,15 +203,26 @@ def probe(spec: Spec, timeout: float = 3.0) -> str | None:
     return None
 
 
+def _look_into_cache(spec: HubSpec) -> str | None:
+    try:
+        cached_folder(spec.dataset, spec.revision)
+    except SourceError as error:
+        return error.reason
+    return None
+
+
 def _look(path: str, glob: str, timeout: float) -> str | None:
     root = Path(path).expanduser()
 
     def question() -> str | None:
-        if root.is_file():
-            return None
-        if not root.is_dir():
-            return f"{path} does not exist"
-        found = any(file.is_file() for file in root.glob(glob))
+        try:
+            if root.is_file():
+                return None
+            if not root.is_dir():
+                return f"{path} does not exist"
+            found = any(file.is_file() for file in root.glob(glob))
+        except OSError as error:
+            return f"{error.filename} cannot be opened ({error.strerror or error})"
         return None if found else f'{path} holds no file that matches "{glob}"'
 
     return within(timeout, question, f"{path} cannot be searched within {timeout:g} s")

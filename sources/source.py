@@ -4,8 +4,6 @@ A source is a fixed number of shards, each a fixed sequence of documents. A docu
 value from which `read` continues with exactly the documents that follow.
 """
 
-import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
@@ -18,19 +16,24 @@ Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 # Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
 
-TRYING_SECONDS = 20.0  # of retries before training; no further try begins later than this
-FIRST_WAIT = 0.5  # seconds before the second try on average, doubled before each further one
-
 
 class SourceError(Exception):
     """A source cannot be opened or read; `reason` is one sentence for the user and holds no secrets.
 
-    `transient`: trying again may help, as after a lost connection, a stall or a busy hub.
+    `transient`: trying again may help, as after a lost connection, a stall or a busy hub; for no longer than `patience`
+    seconds, where that is given. `retry_after`: in how many seconds the server wants to be asked again.
     """
 
-    def __init__(self, reason: str, *, transient: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        transient: bool = False,
+        patience: float | None = None,
+        retry_after: float | None = None,
+    ):
         self.reason = redact(" ".join(reason.split()))
-        self.transient = transient
+        self.transient, self.patience, self.retry_after = transient, patience, retry_after
         super().__init__(self.reason)
 
 
@@ -61,40 +64,3 @@ class Source(Protocol[Cursor]):
     def read(self, shard: int, cursor: Cursor | None) -> Iterator[tuple[str, Cursor]]:
         """Yield (text, cursor right after this text) from `cursor`, or from the shard's start; raises SourceError."""
         ...
-
-
-class Backoff:
-    """Random pauses between tries, growing from FIRST_WAIT; none begins after TRYING_SECONDS are over."""
-
-    def __init__(self):
-        self._started = time.monotonic()
-        self._wait = FIRST_WAIT
-
-    def sleep(self) -> bool:
-        """Sleep before the next try; returns False at once when that would begin too late."""
-        pause = self._wait * random.uniform(0.5, 1.5)  # ranks must not try again all at once
-        if time.monotonic() + pause - self._started > TRYING_SECONDS:
-            return False
-        time.sleep(pause)
-        self._wait *= 2
-        return True
-
-
-def read_on(source: Source[Cursor], shard: int) -> Iterator[tuple[str, Cursor]]:
-    """Read a shard from its start; after a transient failure, read on from the last cursor for TRYING_SECONDS.
-
-    For what is read before training, where one lost connection must not decide what a run is made of.
-    """
-    cursor: Cursor | None = None
-    backoff: Backoff | None = Backoff()
-    while True:
-        try:
-            for text, after in source.read(shard, cursor):
-                cursor, backoff = after, None
-                yield text, after
-            return
-        except SourceError as error:
-            backoff = backoff or Backoff()
-            if not error.transient or not backoff.sleep():
-                raise
-            source.notices.append(f"{error.reason}; reading it again from where it stopped")

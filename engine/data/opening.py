@@ -9,6 +9,7 @@ from engine.events import EventLog
 from sources.caching import ShardCache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
+from sources.retries import Announce, Retries
 from sources.rows.held_out import sample_training_texts
 from sources.rows.pipeline import split_text
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
@@ -28,6 +29,11 @@ class TokenizerParts(TypedDict):
     fast: bool
 
 
+def announce_to(log: EventLog) -> Announce:
+    """Return what writes a source's event to `log`."""
+    return lambda name, what, message: log.write("source", name=name, what=what, message=message)
+
+
 def open_on_all_ranks(
     data: DataConfig, pins: dict[str, Any], cache: ShardCache | None, ranks: Ranks, log: EventLog
 ) -> OpenedSources:
@@ -39,7 +45,7 @@ def open_on_all_ranks(
 
     def open_here() -> dict[str, Any]:
         nonlocal opened
-        opened = open_sources(data, pins or None, only_pinned=False, cache=cache)
+        opened = open_sources(data, pins or None, only_pinned=False, cache=cache, announce=announce_to(log))
         for name, reason in opened.failures.items():
             log.warn(f"source {name} is dropped: {reason}")
         for name, source in opened.sources.items():
@@ -90,7 +96,7 @@ def get_tokenizer(
         parts = TokenizerParts(text=tokenizer.to_json(), eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, fast=False)
         if cached is not None and cached["text"] == parts["text"]:
             return {**parts, "fast": cached["fast"]}
-        texts = sample_training_texts(opened.sources, data, ENCODER_CHECK_BYTES)
+        texts = sample_training_texts(opened.sources, data, ENCODER_CHECK_BYTES, announce_to(log))
         announcement = tokenizer.use_fast_encoder([part for text in texts for part in split_text(text)])
         if announcement:
             log.say(f"Tokenizer: {announcement}.")
@@ -115,7 +121,7 @@ def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> Te
     spec = data.tokenizer
     if not isinstance(spec, TrainBPE):
         try:
-            return load_tokenizer(spec)
+            return load_tokenizer(spec, Retries.before_training(spec, data.retry_minutes, announce_to(log)))
         except TokenizerError as error:
             raise PresetError(str(error)) from None
     log.say(
@@ -123,7 +129,8 @@ def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> Te
         f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of it..."
     )
     try:
-        return train_bpe(sample_training_texts(opened.sources, data, TOKENIZER_TRAINING_BYTES), spec.train_bpe)
+        texts = sample_training_texts(opened.sources, data, TOKENIZER_TRAINING_BYTES, announce_to(log))
+        return train_bpe(texts, spec.train_bpe)
     except TokenizerError as error:
         raise SourcesFailed(str(error)) from None
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 import storage
+from engine.data.opening import announce_to
 from engine.device.ranks import Ranks
+from engine.events import EventLog
 from model.snapshot import SnapshotError, container
 from sources.caching import ShardCache
 from sources.config import DataConfig
@@ -36,9 +38,9 @@ class ValidationSource:
     seq_length: int
     eval_tokens: int
 
-    def rows(self, folder: Path, cache: ShardCache | None, ranks: Ranks) -> ValidationSet:
+    def rows(self, folder: Path, cache: ShardCache | None, ranks: Ranks, log: EventLog) -> ValidationSet:
         """Return the rows on every rank; they are kept in the checkpoint folder and in the shard cache, if any."""
-        rows = self._rows_of_main(folder, cache) if ranks.is_main else None
+        rows = self._rows_of_main(folder, cache, log) if ranks.is_main else None
         head = ranks.broadcast(rows and (len(rows.input_ids), rows.bytes_per_source, rows.texts, rows.shortfalls))
         if rows is None:
             number, *rest = head
@@ -55,7 +57,7 @@ class ValidationSource:
         texts = itertools.chain.from_iterable(rows.texts.values())
         return NearCopies.of(texts if rows.texts else texts_in_rows(rows, self.tokenizer))
 
-    def _rows_of_main(self, folder: Path, cache: ShardCache | None) -> ValidationSet:
+    def _rows_of_main(self, folder: Path, cache: ShardCache | None, log: EventLog) -> ValidationSet:
         key = self._key()
         paths = [folder / FILE_NAME]
         if cache is not None:
@@ -63,7 +65,12 @@ class ValidationSource:
         rows = next((found for path in paths if (found := _read(path, key)) is not None), None)
         if rows is None:
             rows = collect_validation_set(
-                self.opened.sources, self.data, self.tokenizer, seq_length=self.seq_length, eval_tokens=self.eval_tokens
+                self.opened.sources,
+                self.data,
+                self.tokenizer,
+                seq_length=self.seq_length,
+                eval_tokens=self.eval_tokens,
+                announce=announce_to(log),
             )
         is_whole = rows.whole and self._pins().keys() <= self.opened.sources.keys()
         for path in paths if is_whole else []:  # otherwise the next start collects again

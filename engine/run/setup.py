@@ -183,7 +183,7 @@ def setup(
     validation = ValidationSource(
         opened, state.get("pins", {}), data, tokenizer, preset.model.seq_length, train.eval_tokens
     )
-    rows = validation.rows(folder.folder, cache, ranks)
+    rows = validation.rows(folder.folder, cache, ranks, log)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
     if curriculum and state.get("curriculum"):
         curriculum.load(state["curriculum"])

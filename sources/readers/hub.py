@@ -7,36 +7,39 @@ Parquet is read by `parquet.py`, through the hub's file system: the library woul
 ahead each time, and fetch columns that are not needed. A cursor is then a row number, and resuming costs the file's
 footer and one row group. Other formats are streamed by the library; a cursor is its own state before a batch of rows,
 plus the number of rows of the batch that are done.
+
+A file that cannot be decoded, and cannot either when it is fetched once more, is damaged: it is named, and skipped from
+there on. So what is skipped follows from the data, and all lanes, ranks and resumes skip the same. What a server
+answers is never damage, and a refusal in the middle of a run does not count before a minute of asking again.
 """
 
-import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from huggingface_hub import HfApi, hf_file_system
+from huggingface_hub import HfApi, HfFileSystem
 
 from sources.config import HubSpec
 from sources.readers.base import Reader
-from sources.readers.endpoint import explain
+from sources.readers.damage import is_damage
+from sources.readers.endpoint import ask, causes, explain, is_gated, is_refusal, refusal
 from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
+from sources.readers.hub_cache import cached_folder, is_offline, not_downloaded
 from sources.readers.parquet import ParquetShard, columns_of, parquet_shards, read_columns
-from sources.source import Backoff, SourceError
+from sources.source import SourceError, first_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-# By default the hub's client retries a read five times, over half a minute, with a warning each. One retry stays, for a
-# connection that drops; further ones are the caller's, who announces them and ends them at data.retry_minutes.
-hf_file_system.http_backoff = functools.partial(hf_file_system.http_backoff, max_retries=1)  # pyright: ignore[reportPrivateImportUsage]
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 ROWS_PER_BATCH = 64  # of what the library streams
-OPENING_TRIES = 5
+TIMEOUT = 10.0  # seconds, of a question about a repository
+REFUSED_SECONDS = 60.0  # how long a refusal may last that the network for file contents may have made up
 # Words of the library's message -> the sentence.
 _SENTENCES = {
     "Available splits|Bad split": '{dataset} has no split "{split}"; its splits are {choices}.',
@@ -46,6 +49,9 @@ _SENTENCES = {
     "(any|contain) data file|data files found": "{dataset} holds no data files, such as parquet or JSON lines.",
 }
 _CHOICES = re.compile(r"[Aa]vailable(?: splits| configs)?: \[(.*?)\]")
+
+
+T = TypeVar("T")
 
 
 class CommitPin(TypedDict):
@@ -76,9 +82,16 @@ class HubSource(Reader):
         self._spec = spec
         self._shards: list[ParquetShard] = []
         self._dataset: IterableDataset | None = None  # where the library streams it, instead of the shards
-        self._open_with_retries(self._pin_folder(spec.folder, pin) if spec.folder else pin)
+        self._files: list[str] = []  # of the streamed dataset, where each is a shard
+        self._folder: Path | None = None  # that is read, instead of the hub
+        self._pin: CommitPin | FilesPin | None = None
+        try:
+            self._open(*self._locate(pin))
+        except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
+            raise self._failure(error, is_open=False) from error
 
     def pin(self) -> CommitPin | FilesPin:
+        assert self._pin is not None
         return self._pin
 
     def fingerprint(self) -> dict[str, object]:
@@ -90,15 +103,32 @@ class HubSource(Reader):
         }
 
     def read(self, shard: int, cursor: int | StreamCursor | None) -> Iterator[tuple[str, int | StreamCursor]]:
-        try:
-            if self._dataset is None:
-                assert cursor is None or isinstance(cursor, int)
-                yield from self._read_parquet(self._shards[shard], cursor or 0)
-            else:
-                assert not isinstance(cursor, int)
-                yield from self._stream(self._dataset.shard(num_shards=self.num_shards, index=shard), cursor)
-        except Exception as error:
-            raise _explain(error, self._spec) from error
+        damaged_at: list[int | StreamCursor | None] = []
+        while True:
+            try:
+                for text, after in self._documents(shard, cursor):
+                    cursor = after
+                    yield text, after
+                return
+            except Exception as error:
+                failure = self._failure(error)
+                if self._folder is not None and _cannot_be_opened(error) and self._folder.is_dir():
+                    self.skip(self._file_of(shard), "files that cannot be opened", f"is skipped: {failure.reason}")
+                    return
+                if failure.transient or not is_damage(error):
+                    raise failure from error
+                if cursor in damaged_at:
+                    sentence = f"is damaged ({first_line(error)}); what follows is skipped"
+                    self.skip(self._file_of(shard), "damaged files", sentence)
+                    return
+                damaged_at = [cursor]
+
+    def _documents(self, shard: int, cursor: int | StreamCursor | None) -> Iterator[tuple[str, int | StreamCursor]]:
+        if self._dataset is None:
+            assert cursor is None or isinstance(cursor, int)
+            return self._read_parquet(self._shards[shard], cursor or 0)
+        assert not isinstance(cursor, int)
+        return self._stream(self._dataset.shard(num_shards=self.num_shards, index=shard), cursor)
 
     def _read_parquet(self, shard: ParquetShard, start: int) -> Iterator[tuple[str, int]]:
         with shard.open() as parquet:
@@ -120,41 +150,54 @@ class HubSource(Reader):
                 yield text, {"state": state, "row": row}
             state, done = dataset.state_dict(), 0
 
-    def _open_with_retries(self, pin: CommitPin | FilesPin | None) -> None:
-        backoff = Backoff()
-        for tries_left in reversed(range(OPENING_TRIES)):
-            try:
-                return self._open(pin)
-            except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
-                failure = _explain(error, self._spec)
-                if not (failure.transient and tries_left and backoff.sleep()):
-                    raise failure from error
-                self.notices.append(f"{failure.reason}; opening it again")
+    def _file_of(self, shard: int) -> str:
+        """Return what to call a shard when something is wrong with it."""
+        if self._dataset is not None:
+            return self._files[shard] if self._files else f"shard {shard + 1} of {self._spec.dataset}"
+        path, group = self._shards[shard].path, self._shards[shard].group
+        return path if group is None else f"{path}, row group {group + 1}"
 
-    def _open(self, pin: CommitPin | FilesPin | None) -> None:
+    def _locate(self, pin: CommitPin | FilesPin | None) -> tuple[str, str | None]:
+        """Pin the data; return where `datasets` finds it, and the commit where that is the hub."""
         spec = self._spec
-        pin = pin or CommitPin(commit=HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=10.0).sha)
-        if "path" in pin:
-            address, commit = pin["path"], None
-        else:
-            address, commit = spec.dataset, pin["commit"]
-            self._version = commit
-        self._pin = pin
+        if spec.folder is not None:
+            found = self._pin_folder(spec.folder, pin)
+            self._pin, self._folder = found, spec.folder
+            return found["path"], None
+        commit = pin["commit"] if pin is not None and "commit" in pin else None
+        if is_offline():
+            self._folder = cached_folder(spec.dataset, commit or spec.revision)
+            self._version = self._folder.name
+            self._pin = CommitPin(commit=self._version)
+            self.notices.append(f"HF_HUB_OFFLINE is set, so it is read from the cache, {self._folder}")
+            return str(self._folder), None
+        commit = commit or HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT).sha
+        self._version, self._pin = commit, CommitPin(commit=commit)
+        return spec.dataset, commit
+
+    def _open(self, address: str, commit: str | None) -> None:
+        spec = self._spec
         datasets = _import_datasets()
         builder = datasets.load_dataset_builder(address, spec.config, revision=commit)
-        dataset = builder.as_streaming_dataset(split=spec.split)
+        dataset = _streamed(builder, spec.split)
         features = dataset.features  # None for a format whose rows may lack columns
-        columns = dict.fromkeys(next(iter(dataset), {})) if features is None else columns_of(features.arrow_schema)
+        columns = _columns_of_first_row(dataset) if features is None else columns_of(features.arrow_schema)
+        if not columns:
+            raise _no_rows(spec)
         self._template, substitutions = spec.template().bind(columns, spec.dataset)
         plain = features is not None and all(_is_plain(features[column]) for column in self._template.columns)
-        if plain and (files := _parquet_files(builder, spec.split)):
+        files = list((builder.config.data_files or {}).get(spec.split, []))
+        if plain and _is_plain_parquet(builder, files):
             self._shards = parquet_shards(files)
+            if not any(shard.num_rows != 0 for shard in self._shards):
+                raise _no_rows(spec)
         else:
             if features is not None:
                 dataset = dataset.select_columns(self._template.columns)
             if plain and isinstance(builder, datasets.ArrowBasedBuilder):
                 dataset = dataset.with_format("arrow")  # the library's own way to Python values is slow
             self._dataset = dataset
+            self._files = files if len(files) == dataset.num_shards else []
         self.num_shards = len(self._shards) or dataset.num_shards
         self.notices += substitutions
 
@@ -169,11 +212,30 @@ class HubSource(Reader):
             self.announce_change(self._spec.dataset)
         return {"path": str(folder.resolve()), "files": sizes}
 
+    def _failure(self, error: Exception, is_open: bool = True) -> SourceError:
+        """Return the SourceError for an error while opening or reading."""
+        if self._folder is not None:
+            return _explain_folder(error, self._spec, self._folder)
+        failure = _explain(error, self._spec)
+        # It remembers which repositories were not there, and what they held.
+        HfFileSystem.clear_instance_cache()
+        for shard in self._shards:
+            shard.files.invalidate_cache()
+        # Once the hub has named a commit, a refusal may be a whim of what serves its files.
+        doubtful = self._pin is not None and is_refusal(error) and (is_open or not is_gated(error))
+        if failure.transient or not doubtful:
+            return failure
+        now = ask("dataset", self._spec.dataset, TIMEOUT, self._version)
+        if now is not None and now.transient:
+            return now
+        reason = now.reason if now else failure.reason if is_gated(error) else refusal(error, self._spec.dataset)
+        return SourceError(reason, transient=True, patience=REFUSED_SECONDS)
+
 
 def _explain(error: Exception, spec: HubSpec) -> SourceError:
     """Return the SourceError for an error of the library, of the hub's client, or of our own."""
-    if isinstance(error, SourceError):
-        return SourceError(error.reason, transient=error.transient)
+    if isinstance(error, StopIteration):
+        return _no_rows(spec)
     if isinstance(error, FieldError):
         return SourceError(f'{error} Name one of them in "text_field" or "fields".')
     choices = _CHOICES.search(str(error))
@@ -197,12 +259,81 @@ def _import_datasets() -> ModuleType:
     return datasets
 
 
-def _parquet_files(builder: Any, split: str) -> list[str]:
-    """Return the addresses of a split's files where all are plain parquet and read unfiltered, else nothing."""
-    if builder.name != "parquet" or builder.config.filters is not None:
-        return []
-    files = list((builder.config.data_files or {}).get(split, []))
-    return files if all(file.endswith(".parquet") and "::" not in file for file in files) else []
+def _explain_folder(error: Exception, spec: HubSpec, folder: Path) -> SourceError:
+    """Return the SourceError for an error with files on this machine."""
+    if not folder.is_dir() and not isinstance(error, SourceError):
+        gone = f"the folder {folder} is not there any more; was it moved, or is its disk not mounted?"
+        return SourceError(gone, transient=True)
+    if (cause := _os_error(error)) is not None:
+        reason = f"{cause.filename or folder} cannot be read ({cause.strerror or cause})"
+        return SourceError(reason, transient=not _cannot_be_opened(error))
+    if spec.folder is None and isinstance(error, FileNotFoundError):  # the library finds no data files
+        return not_downloaded(spec.dataset)
+    return _explain(error, spec)
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """Return the error of the operating system that led to `error`."""
+    return next((link for link in causes(error) if isinstance(link, OSError) and link.errno is not None), None)
+
+
+def _cannot_be_opened(error: Exception) -> bool:
+    """Whether a file has gone or is not for us, rather than that its disk fails."""
+    return isinstance(_os_error(error), (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
+
+
+def _no_rows(spec: HubSpec) -> SourceError:
+    return SourceError(f'the split "{spec.split}" of {spec.dataset} holds no rows; correct "split" or "config"')
+
+
+def _streamed(builder: Any, split: str) -> "IterableDataset":
+    """Return a split as the library streams it, with the columns of its first file that is not damaged.
+
+    Raises StopIteration where the split holds no rows.
+    """
+    files = builder.config.data_files or {}
+
+    def dataset_from(first: int) -> "IterableDataset":
+        # The library looks columns up in the first file of the first split, and keeps them.
+        builder.config.data_files = {**files, split: files[split][first:]} if first else files
+        return builder.as_streaming_dataset(split=split)
+
+    dataset = _first_undamaged(dataset_from, max(1, len(files.get(split, ()))))
+    if builder.config.data_files is not files:
+        builder.config.data_files = files
+        dataset = builder.as_streaming_dataset(split=split)
+    return dataset
+
+
+def _columns_of_first_row(dataset: "IterableDataset") -> dict[str, None]:
+    """Return the columns of the first row that can be read; raises StopIteration where there is none."""
+
+    def rows_of(index: int) -> dict[str, Any]:
+        return next(iter(dataset.shard(num_shards=dataset.num_shards, index=index)), {})
+
+    return dict.fromkeys(_first_undamaged(rows_of, dataset.num_shards))
+
+
+def _first_undamaged(read: Callable[[int], T], count: int) -> T:
+    """Return the first of `count` things that is neither damaged nor empty; raises as the last one does."""
+    failure: Exception = StopIteration()
+    for number in range(count):
+        for _ in range(2):  # see the module's docstring
+            try:
+                if found := read(number):
+                    return found
+                break
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                failure = error
+    raise failure
+
+
+def _is_plain_parquet(builder: Any, files: list[str]) -> bool:
+    """Return whether a split's files are plain parquet and read unfiltered."""
+    is_parquet = builder.name == "parquet" and builder.config.filters is None
+    return is_parquet and bool(files) and all(file.endswith(".parquet") and "::" not in file for file in files)
 
 
 def _is_plain(feature: Any) -> bool:

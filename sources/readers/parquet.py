@@ -14,8 +14,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sources.readers.damage import is_damage
 from sources.readers.fields import Columns
-from sources.source import SourceError, first_line
 
 BATCH_BYTES = 2**20  # a batch holds about this much: rows can be books, and a batch of few small rows is slow
 MAX_ROWS = 1024
@@ -35,28 +35,47 @@ class ParquetShard:
 
     @contextmanager
     def open(self) -> Iterator[pq.ParquetFile]:
-        """Open the file, reading ahead where all of it is read; raises SourceError naming a damaged file."""
-        try:
-            with (
-                self.files.open(self.path, cache_type="readahead" if self.group is None else "none") as stream,
-                pq.ParquetFile(stream, metadata=self.footer) as parquet,
-            ):
-                yield parquet
-        except pa.ArrowInvalid as error:
-            raise SourceError(f"{self.path} is damaged ({first_line(error)})") from error
+        """Open the file, reading ahead where all of it is read."""
+        with (
+            self.files.open(self.path, cache_type="readahead" if self.group is None else "none") as stream,
+            pq.ParquetFile(stream, metadata=self.footer) as parquet,
+        ):
+            yield parquet
+
+    @property
+    def num_rows(self) -> int | None:
+        """None where the footer has not been read."""
+        return None if self.footer is None else self.footer.row_group(self.group).num_rows
 
 
 def parquet_shards(addresses: Sequence[str]) -> list[ParquetShard]:
-    """Return a shard per file, or per row group where there are fewer than FEW_FILES files."""
+    """Return a shard per file, or per row group where there are fewer than FEW_FILES files.
+
+    A file whose footer is damaged is one shard, whatever it holds: reading it says so.
+    """
     shards = [ParquetShard(*fsspec.core.url_to_fs(address)) for address in addresses]
     if len(shards) >= FEW_FILES:
         return shards
     groups = []
     for shard in shards:
-        with shard.open() as parquet:
-            footer = parquet.metadata
-        groups += [ParquetShard(shard.files, shard.path, group, footer) for group in range(footer.num_row_groups)]
-    return groups or shards
+        footer = _footer(shard)
+        if footer is None:
+            groups.append(shard)
+        else:
+            groups += [ParquetShard(shard.files, shard.path, group, footer) for group in range(footer.num_row_groups)]
+    return groups
+
+
+def _footer(shard: ParquetShard) -> pq.FileMetaData | None:
+    """Return a file's footer; None where it is damaged, and still is when it is read once more."""
+    for _ in range(2):
+        try:
+            with shard.open() as parquet:
+                return parquet.metadata
+        except Exception as error:
+            if not is_damage(error):
+                raise
+    return None
 
 
 def read_columns(

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from sources.config import DataConfig
+from sources.retries import Announce, Retries, read_on, silent
 from sources.rows.filters import is_held_out
 from sources.rows.packing import IGNORE, ids_dtype, pack_all
 from sources.rows.tokenizer import TextTokenizer
-from sources.source import Source, SourceError, read_on
+from sources.source import Source, SourceError
 
 SCAN_FACTOR = 100  # a source is searched for at most so many times the wanted tokens
 BYTES_PER_TOKEN = 4  # an estimate, for the bound above only
@@ -55,7 +56,13 @@ class _Collected:
 
 
 def collect_validation_set(
-    sources: Mapping[str, Source], config: DataConfig, tokenizer: TextTokenizer, *, seq_length: int, eval_tokens: int
+    sources: Mapping[str, Source],
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    *,
+    seq_length: int,
+    eval_tokens: int,
+    announce: Announce = silent,
 ) -> ValidationSet:
     """Collect up to `eval_tokens` held-out tokens, in equal parts from the open `sources`, packed source by source.
 
@@ -66,7 +73,7 @@ def collect_validation_set(
     """
     names = [spec.source_name for spec in config.sources]
     wanted = eval_tokens // max(1, len(sources))
-    collected = {name: _collect(source, config, tokenizer, wanted) for name, source in sources.items()}
+    collected = {name: _collect(source, config, tokenizer, wanted, announce) for name, source in sources.items()}
     dtype = ids_dtype(tokenizer.vocab_size)
     blocks = [pack_all(found.ids, seq_length, tokenizer.eos_id, dtype, config.packing) for found in collected.values()]
     owners = [names.index(name) for name, block in zip(collected, blocks, strict=True) for _ in range(len(block))]
@@ -85,12 +92,14 @@ def collect_validation_set(
     )
 
 
-def _collect(source: Source, config: DataConfig, tokenizer: TextTokenizer, wanted: int) -> _Collected:
+def _collect(
+    source: Source, config: DataConfig, tokenizer: TextTokenizer, wanted: int, announce: Announce
+) -> _Collected:
     """Collect up to `wanted` held-out tokens of one source."""
     collected = _Collected()
     shortest_long: tuple[str, np.ndarray] | None = None
     scanned, limit = 0, SCAN_FACTOR * BYTES_PER_TOKEN * wanted
-    for text in _spread_documents(source, collected):
+    for text in _spread_documents(source, config, announce, collected):
         scanned += len(text)
         if _is_usable(text, config) and is_held_out(text):
             (ids,) = tokenizer.encode_batch([text])
@@ -127,9 +136,11 @@ def texts_in_rows(rows: ValidationSet, tokenizer: TextTokenizer) -> list[str]:
     return texts
 
 
-def sample_training_texts(sources: Mapping[str, Source], config: DataConfig, max_bytes: int) -> Iterator[str]:
+def sample_training_texts(
+    sources: Mapping[str, Source], config: DataConfig, max_bytes: int, announce: Announce = silent
+) -> Iterator[str]:
     """Yield training texts (never held-out ones) in turn from all sources and shards, about `max_bytes` in all."""
-    readers = [_spread_documents(source) for source in sources.values()]
+    readers = [_spread_documents(source, config, announce) for source in sources.values()]
     total = 0
     while readers:
         for reader in list(readers):
@@ -151,14 +162,20 @@ def _utf8_bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _spread_documents(source: Source, collected: _Collected | None = None) -> Iterator[str]:
+def _spread_documents(
+    source: Source, config: DataConfig, announce: Announce, collected: _Collected | None = None
+) -> Iterator[str]:
     """Yield each of a source's documents once, a few from each of several shards in turn, shards far apart first.
 
     When the source fails, this ends early and says so in its notices and in `collected`.
     """
+
+    def read(shard: int) -> Iterator[tuple[str, object]]:
+        return read_on(source, shard, Retries.before_training(source.name, config.retry_minutes, announce))
+
     step = max(1, source.num_shards // OPEN_SHARDS)
     waiting = iter([shard for first in range(step) for shard in range(first, source.num_shards, step)])
-    readers = [read_on(source, shard) for shard in islice(waiting, OPEN_SHARDS)]
+    readers = [read(shard) for shard in islice(waiting, OPEN_SHARDS)]
     try:
         while readers:
             for reader in list(readers):
@@ -168,7 +185,7 @@ def _spread_documents(source: Source, collected: _Collected | None = None) -> It
                     given += 1
                 if given < BURST:
                     readers.remove(reader)
-                    readers += [read_on(source, shard) for shard in islice(waiting, 1)]
+                    readers += [read(shard) for shard in islice(waiting, 1)]
     except SourceError as error:
         if collected is not None:
             collected.whole = False

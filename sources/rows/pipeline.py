@@ -22,8 +22,6 @@ documents. So a run resumes by making one block again, wherever it was stopped, 
 the number of ranks nor the shard cache change a row. What is read ahead of a block is in no state.
 """
 
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 
+from sources.retries import Retries
 from sources.rows.filters import RecentHashes, folded_hash
 from sources.rows.near_copies import fold
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
@@ -41,7 +40,6 @@ from sources.source import Source, SourceError
 from storage import JSON
 
 ENCODE_CHARACTERS = 64_000  # parts are encoded together until they hold this much
-LONGEST_WAIT = 60.0  # seconds between two tries to read on
 
 PipelineState = TypedDict(
     "PipelineState",
@@ -118,7 +116,6 @@ class RowPipeline:
         dtype = ids_dtype(config.tokenizer.vocab_size)
         self._packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, state["carry"])
         self._filtered: Counter[str] = Counter()
-        self._patience = 0.0  # seconds that the source may fail
         position = Position(state["shard"], state["cursor"], state["seen"], state["part"], state["document"])
         if state["num_shards"] != source.num_shards:
             position = START
@@ -137,7 +134,8 @@ class RowPipeline:
         A block without rows says that no shard holds a text that passes the filters.
         """
         config, number = self.config, self.state["block"]
-        self._patience = 60 * config.retry_minutes if retry else 0.0
+        patience = 60 * config.retry_minutes if retry else 0.0
+        self._retries = Retries(self.source.name, patience, self.callbacks.announce, self.callbacks.stopping)
         rows = config.block_rows
         if number == 0:  # of different lengths, so that the lanes do not reach the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // config.num_lanes)
@@ -188,17 +186,15 @@ class RowPipeline:
         first = self._position
         for index in range(first.shard, len(self._share.shards)):
             position = first if index == first.shard else Position(index)
-            waiting_since, tries = time.monotonic(), 0
             while True:
                 try:
                     for text, cursor in self.source.read(self._share.shards[index], position.cursor):
                         before, position = position, Position(index, cursor, position.seen + 1)
                         yield Document(text, self._share.owns(before.seen), before, position)
-                        waiting_since, tries = time.monotonic(), 0
+                        self._retries.succeeded()
                     break
                 except SourceError as error:
-                    tries += 1
-                    self._wait(error, position, tries, time.monotonic() - waiting_since)
+                    self._retries.wait(error, f" at row {position.seen:,} of shard {position.shard + 1}")
 
     def _filter(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Step 2: yield this lane's documents that pass the filters.
@@ -235,23 +231,6 @@ class RowPipeline:
                 continue
             yield document._replace(before=before, hashes=tuple(hashes))
             hashes = []
-
-    def _wait(self, error: SourceError, position: Position, tries: int, waited: float) -> None:
-        """Wait before another try, or raise the error when retrying is of no use; `waited` is in seconds."""
-        left = self._patience - waited
-        if not error.transient or left <= 0 or self.callbacks.stopping():
-            raise error
-        growing = 2.0 ** min(tries - 1, 16)  # a float ends at 2**1024
-        pause = min(LONGEST_WAIT, left, growing) * random.uniform(0.5, 1.0)  # waiting changes no row
-        self.callbacks.announce(
-            self.source.name,
-            "retry",
-            f"{error.reason}; retrying at row {position.seen:,} of shard {position.shard + 1} in {pause:.0f} s "
-            f"(for {left / 60:.0f} minutes more)",
-        )
-        end = time.monotonic() + pause
-        while time.monotonic() < end and not self.callbacks.stopping():
-            time.sleep(min(0.1, pause))
 
     def _take_filtered(self) -> dict[str, int]:
         """Return what was filtered out since the last block, by the reader too."""

@@ -16,9 +16,12 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sources.config import TrainBPE
-from sources.readers.endpoint import is_local, unreachable
+from sources.readers.endpoint import ask, explain, is_local, unreachable
+from sources.readers.hub_cache import is_offline
 from sources.redact import redact
+from sources.retries import Retries
 from sources.rows.fast_encoder import EDGES, encoding_of
+from sources.source import SourceError
 
 END_OF_TEXT = "<|endoftext|>"
 FAST_CHARACTERS = 16 * 1024  # tiktoken takes more than linear time for a long text without white space
@@ -115,23 +118,44 @@ class TextTokenizer:
         return partial(TextTokenizer.from_json, fast=self.is_fast), (self.to_json(), self.eos_id, self.pad_id)
 
 
-def load_tokenizer(name_or_folder: str) -> TextTokenizer:
-    """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError."""
+def load_tokenizer(name_or_folder: str, retries: Retries | None = None) -> TextTokenizer:
+    """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError.
+
+    `retries` says how long a hub that is busy or cannot be reached is tried again.
+    """
+    while True:
+        try:
+            return _load(name_or_folder)
+        except SourceError as error:
+            try:
+                (retries or Retries(name_or_folder, 0.0)).wait(error)
+            except SourceError:
+                remedy = 'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
+                raise TokenizerError(
+                    f'data.tokenizer: "{name_or_folder}" cannot be loaded: {error.reason}; {remedy}'
+                ) from error
+
+
+def _load(name_or_folder: str) -> TextTokenizer:
+    """Raises SourceError where the hub does not give it, else TokenizerError."""
     from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
 
     name = str(Path(name_or_folder).expanduser()) if is_local(name_or_folder) else name_or_folder
     where = f'data.tokenizer: "{name}"'
-    cached = True
+    local_only = is_local(name) or is_offline() or _is_cached(name)
     if is_local(name):
         if not Path(name).is_dir():
             raise TokenizerError(f'{where} is a folder that does not exist; correct it, or use a name such as "gpt2".')
     # Asked first: transformers takes minutes to report an endpoint that does not answer, and says less.
-    elif not (cached := _is_cached(name)) and (reason := unreachable("model", name, timeout=10.0)) is not None:
-        remedy = 'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
-        raise TokenizerError(f"{where} cannot be loaded: {reason}; {remedy}")
+    elif not local_only and (failure := ask("model", name, timeout=10.0)) is not None:
+        raise failure
     try:
-        loaded = AutoTokenizer.from_pretrained(name, local_files_only=cached)
+        loaded = AutoTokenizer.from_pretrained(name, local_files_only=local_only)
     except Exception as error:  # OSError, ValueError, KeyError or ImportError
+        if not local_only and (failure := explain(error, name)).transient:
+            raise failure from error
+        if not is_local(name) and is_offline() and not _is_cached(name):
+            raise SourceError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache") from error
         first_line = redact(str(error).strip().splitlines()[0])
         raise TokenizerError(f"{where} cannot be loaded: {first_line}") from error
     backend = getattr(loaded, "backend_tokenizer", None)

@@ -1,7 +1,8 @@
 """A small hub on this machine: the calls that the real libraries make for datasets and models, over HTTP.
 
 It serves repositories from memory with byte ranges (`repositories[name] = {path: bytes}`, a model's name being
-"models/..."), keeps the commits that `push` replaces, knows gated repositories, and fails as `faults` say.
+"models/..."), keeps the commits that `push` replaces, knows gated repositories, sends readers of the `signed` ones to
+addresses that are good for one request, and fails as `faults` say.
 """
 
 import gzip
@@ -37,6 +38,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     drop_after: int | None = None  # bytes of the body that still arrive
     stall: float = 0.0  # seconds of silence before the answer
+    garbled: bool = False  # every byte of the body is another one
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -44,6 +46,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body in one packet, else each answer waits 40 ms for an acknowledgement
     hub: "HubServer"
     drop_after: int | None = None
+    garbled = False
 
     def log_message(self, *_):
         pass
@@ -52,11 +55,11 @@ class Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_GET(self):
-        self.drop_after = None
+        self.drop_after, self.garbled = None, False
         fault = self.hub.next_fault(unquote(self.path))
         if fault is not None:
             time.sleep(fault.stall)
-            self.drop_after = fault.drop_after
+            self.drop_after, self.garbled = fault.drop_after, fault.garbled
             if fault.status is not None:
                 self.hub.requests.append(f"GET {self.path}")
                 return self._send(fault.status, b"{}", fault.headers)
@@ -64,6 +67,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if parts[0] == "signed":
+            _, signature, *parts = parts
+            if signature not in self.hub.signatures:
+                return self._send(403, b"<Error>Request has expired</Error>", {})
+            self.hub.signatures.remove(signature)
+        elif self.command == "GET" and parts[0] == "datasets" and "/".join(parts[1:3]) in self.hub.signed:
+            return self._send(302, b"", {"Location": f"{self.hub.url}/signed/{self.hub.sign()}{self.path}"})
         self.hub.requests.append(f"{self.command} {self.path}")
         self.hub.authorizations.add(self.headers.get("Authorization"))
         if parts[0] == "api" and parts[1] in ("datasets", "models") and len(parts) >= 4:
@@ -87,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             about = {"id": name.removeprefix("models/"), "sha": sha, "siblings": siblings, "private": False}
             return self._json({**about, "gated": gated, "tags": []})
         if rest[0] == "tree":
-            return self._json(_tree(files, "/".join(rest[2:])))
+            return self._json(_tree(files, "/".join(rest[2:]), "recursive=true" in self.path.lower()))
         return self._error(404, "EntryNotFound")
 
     def _file(self, name: str, revision: str, path: str) -> None:
@@ -120,6 +130,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
+        if self.garbled:
+            data = bytes(byte ^ 0x55 for byte in data)
         if self.command != "HEAD":
             self.close_connection = self.close_connection or self.drop_after is not None
             self.wfile.write(data[: self.drop_after])
@@ -129,7 +141,7 @@ def _name(kind: str, parts: list[str]) -> str:
     return "/".join(parts if kind == "datasets" else [kind, *parts])
 
 
-def _tree(files: dict[str, bytes], folder: str) -> list[dict]:
+def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
     prefix = f"{folder}/" if folder else ""
     entries: dict[str, dict] = {}
     for path, data in files.items():
@@ -137,6 +149,9 @@ def _tree(files: dict[str, bytes], folder: str) -> list[dict]:
             head, *deeper = path.removeprefix(prefix).split("/")
             kind = {"type": "directory", "size": 0} if deeper else {"type": "file", "size": len(data)}
             entries[prefix + head] = {"path": prefix + head, "oid": hashlib.sha1(path.encode()).hexdigest(), **kind}
+            if recursive:
+                oid = hashlib.sha1(path.encode()).hexdigest()
+                entries[path] = {"path": path, "oid": oid, "type": "file", "size": len(data)}
     return list(entries.values())
 
 
@@ -153,12 +168,15 @@ class HubServer:
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
+        self.signed: set[str] = set()
+        self.signatures: set[str] = set()
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.authorizations: set[str | None] = set()
         self.ranges: list[tuple[str, int, int]] = []  # (repository and path, first byte, byte after the last)
         self._replaced: dict[str, list[dict[str, bytes]]] = {}
         self._lock = threading.Lock()
+        self._signed = 0
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._server = Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -174,6 +192,13 @@ class HubServer:
         shas = [chr(ord("a") + number) * 40 for number in range(len(commits))]
         sha = shas[-1] if revision == "main" else revision
         return sha, commits[shas.index(sha)] if sha in shas else None
+
+    def sign(self) -> str:
+        """Return a signature that is good for one request."""
+        with self._lock:
+            self._signed += 1
+            self.signatures.add(str(self._signed))
+            return str(self._signed)
 
     def next_fault(self, path: str) -> Fault | None:
         """Take one of the faults that are due for a request, if any."""
@@ -195,10 +220,19 @@ class HubServer:
         self._server.server_close()
 
 
-def parquet(rows: list[dict], row_group_size: int = 40, compression: str = "snappy") -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=row_group_size, compression=compression)
+def parquet(rows: list[dict], row_group_size: int = 40, compression: str = "snappy", keep: int | None = None) -> bytes:
+    """The first `keep` of these rows."""
+    buffer, table = io.BytesIO(), pa.Table.from_pylist(rows)[:keep]
+    pq.write_table(table, buffer, row_group_size=row_group_size, compression=compression)
     return buffer.getvalue()
+
+
+def with_bad_page(data: bytes, group: int) -> bytes:
+    """Overwrite the middle of a row group's first column: of one of its pages."""
+    column = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(group).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    middle = begin + column.total_compressed_size // 2
+    return data[: middle - 40] + b"\xff" * 80 + data[middle + 40 :]
 
 
 def json_gz(rows: list[dict]) -> bytes:

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from sources import source as source_module
+from sources import retries
 from sources.config import DataConfig
 from sources.readers import hub
 from sources.registry import probe
@@ -29,7 +29,7 @@ def resumes_exactly(source) -> bool:
 
 
 def main() -> None:
-    source_module.FIRST_WAIT = 0.1
+    retries.FIRST_WAIT = 0.1
     task = json.load(sys.stdin)
     config = DataConfig.model_validate({"sources": task["specs"]})
     answer = {}

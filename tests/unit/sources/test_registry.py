@@ -115,7 +115,7 @@ def test_a_probe_looks_and_loads_nothing(config, tmp_path):
 
 
 def test_a_lost_connection_at_the_start_does_not_drop_a_source(config, monkeypatch):
-    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("sources.retries.FIRST_WAIT", 0.01)
     sources = open_sources(config)
     monkeypatch.setitem(OPENERS, FilesSpec, lambda spec, pin: Flaky(FilesSource(spec, pin), 5, 3))
     again = open_sources(config)

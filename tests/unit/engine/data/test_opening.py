@@ -145,4 +145,4 @@ def test_a_tokenizer_that_cannot_be_had_says_why(data, tmp_path: Path, log):
         get_tokenizer(nowhere, None, opened, None, ALONE, log)
     nothing = data(min_text_length=10**6)
     with pytest.raises(SourcesFailed, match="there is no text to train a tokenizer on; check the sources"):
-        get_tokenizer(nothing, None, open_all(nothing, log), None, ALONE, log)
+        get_tokenizer(nothing, None, opened, None, ALONE, log)

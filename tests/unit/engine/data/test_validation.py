@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 from engine import train
 from engine.data.validation import FILE_NAME, SAVED_LATER, ValidationSource
-from engine.events import read
+from engine.events import EventLog, read
+from engine.screen.console import Console
 from model.snapshot import container
 from sources.readers.files import FilesSource
 from sources.registry import open_sources
@@ -67,11 +68,11 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
     for source in opened.sources.values():
         source.__class__ = Failing
     validation = validation_source(preset, opened, tokenizer)
-    short = validation.rows(tmp_path, None, ALONE)
+    short = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
     assert not (tmp_path / FILE_NAME).exists()
     for source in opened.sources.values():
         source.__class__ = FilesSource
-    whole = validation.rows(tmp_path, None, ALONE)
+    whole = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
     assert len(whole.labels) > len(short.labels) and (tmp_path / FILE_NAME).exists()
 
 
@@ -94,10 +95,10 @@ def test_a_run_does_not_train_on_near_copies_of_its_validation_set(tiny, tmp_pat
 def test_an_older_file_is_read_and_knows_its_texts_by_the_rows(tiny, tmp_path: Path):
     preset = tiny(model={"seq_length": 128})
     validation = validation_source(preset, *open_with_tokenizer(preset))
-    rows = validation.rows(tmp_path, None, ALONE)
+    rows = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
     saved = container.read(tmp_path / FILE_NAME)
     container.write(tmp_path / FILE_NAME, {name: saved[name] for name in saved if name not in SAVED_LATER})
-    older = validation.rows(tmp_path, None, ALONE)
+    older = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
     assert older.labels.equal(rows.labels) and not older.texts and any(rows.texts.values())
     known = validation.near_copies(older)
     long = [text for texts in rows.texts.values() for text in texts if len(text) > 400]
@@ -111,10 +112,16 @@ def test_a_source_that_is_gone_for_one_start_keeps_its_part(tiny, tmp_path: Path
     specs = [{"type": "files", "path": str(tmp_path / f"{name}.jsonl"), "name": name} for name in "ab"]
     preset = tiny(data={"sources": specs})
     opened, tokenizer = open_with_tokenizer(preset)
-    both = validation_source(preset, opened, tokenizer).rows(tmp_path, None, ALONE)
+    both = validation_source(preset, opened, tokenizer).rows(
+        tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False))
+    )
     alone, pins = opened.without("b", "it is gone"), opened.pins()
-    kept = validation_source(preset, alone, tokenizer, pins).rows(tmp_path, None, ALONE)
+    kept = validation_source(preset, alone, tokenizer, pins).rows(
+        tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False))
+    )
     assert kept.texts == both.texts and kept.texts["b"]
     (tmp_path / FILE_NAME).unlink()
-    less = validation_source(preset, alone, tokenizer, pins).rows(tmp_path, None, ALONE)
+    less = validation_source(preset, alone, tokenizer, pins).rows(
+        tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False))
+    )
     assert less.shortfalls["b"] == "is not open" and not (tmp_path / FILE_NAME).exists()

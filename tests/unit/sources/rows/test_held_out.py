@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sources.config import DataConfig
+from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
 from sources.rows.held_out import collect_validation_set, sample_training_texts, texts_in_rows
@@ -38,9 +39,10 @@ def test_rows_cover_the_texts(opened, tokenizer):
 
 def test_short_texts_are_not_used_and_nothing_is_an_answer(tmp_path, tokenizer, write_json_lines):
     write_json_lines(tmp_path / "short", [f"text {number}" for number in range(500)], 1)
-    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "short")}])
-    held = collect_validation_set(open_sources(config).sources, config, tokenizer, seq_length=64, eval_tokens=1000)
-    assert held.input_ids.shape == (0, 64) and held.texts == {str(tmp_path / "short"): []}
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "short"), "name": "short"}])
+    sources = {"short": FilesSource(config.sources[0])}
+    held = collect_validation_set(sources, config, tokenizer, seq_length=64, eval_tokens=1000)
+    assert held.input_ids.shape == (0, 64) and held.texts == {"short": []}
 
 
 def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenizer, write_json_lines):
@@ -91,18 +93,21 @@ def test_sample_of_training_texts(opened):
 @pytest.mark.parametrize("failures", [3, 10**9])
 def test_a_lost_connection_at_the_start_is_tried_again(failures, opened, tokenizer, monkeypatch):
     """What is collected here decides a lineage's evaluation and tokenizer."""
-    monkeypatch.setattr("sources.source.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.5)
+    monkeypatch.setattr("sources.retries.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("sources.retries.TRYING_SECONDS", 0.5)
     config, sources, _ = opened
     shape = {"seq_length": 64, "eval_tokens": 4000}
     expected = collect_validation_set(sources.sources, config, tokenizer, **shape)
     sample = list(sample_training_texts(sources.sources, config, 40_000))
     for source in list(sources.sources.values()):
         sources.sources[source.name] = Flaky(source, 5, failures)
-    held = collect_validation_set(sources.sources, config, tokenizer, **shape)
+    events: list[tuple[str, str, str]] = []
+    held = collect_validation_set(
+        sources.sources, config, tokenizer, **shape, announce=lambda *event: events.append(event)
+    )
     if failures == 3:
         assert held.whole and torch.equal(held.labels, expected.labels) and held.texts == expected.texts
-        assert sum("reading it again" in notice for notice in sources.sources["a"].notices) == 3
+        assert [what for name, what, _ in events if name == "a"] == ["retry"] * 3
         sources.sources["a"] = Flaky(sources.sources["a"], 5, failures)
         assert list(sample_training_texts(sources.sources, config, 40_000)) == sample
     else:

@@ -330,7 +330,7 @@ def test_a_lane_is_dry_if_no_shard_holds_text(dealing, tmp_path, config, write_j
 
 
 def test_a_transient_failure_is_announced_and_changes_no_row(tmp_path, numbered, config, write_json_lines, monkeypatch):
-    monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("sources.retries.LONGEST_WAIT", 0.01)
     source = open_files(write_json_lines(tmp_path / "many", numbered, 2))
     events = []
     callbacks = PipelineCallbacks(announce=lambda *event: events.append(event))
@@ -345,14 +345,14 @@ def test_a_transient_failure_is_announced_and_changes_no_row(tmp_path, numbered,
 
 
 def test_retrying_may_go_on_for_days(tmp_path, numbered, config, write_json_lines, monkeypatch):
-    monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("sources.retries.LONGEST_WAIT", 0.0)
     flaky = Flaky(open_files(write_json_lines(tmp_path / "many", numbered, 2)), 10, 1100)
     result = open_pipeline(flaky, 0, config(retry_minutes=5000.0)).next_block()
     assert len(result.block) and flaky.times == 0
 
 
 def test_a_lasting_failure_ends_at_the_deadline_or_at_once(tmp_path, numbered, config, write_json_lines, monkeypatch):
-    monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("sources.retries.LONGEST_WAIT", 0.05)
     source = open_files(write_json_lines(tmp_path / "many", numbered, 2))
     flaky = Flaky(source, 10, 10**9)
     with pytest.raises(SourceError):

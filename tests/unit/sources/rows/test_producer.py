@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_made_again_or_skipped(tmp_path, texts, tokenizer, wr
 
 def test_a_hole_in_the_cache_is_filled_patiently(tmp_path, texts, tokenizer, write_json_lines, monkeypatch):
     """A block that the cache lacks is not waited for where it has later ones; the next one, if absent too, is."""
-    monkeypatch.setattr("sources.rows.pipeline.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("sources.retries.LONGEST_WAIT", 0.01)
     write_json_lines(tmp_path / "texts", texts, 2)
     config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "texts"), "name": "texts"}])
     pipeline = make_config(tokenizer, seq_length=16, num_lanes=1)
