@@ -15,6 +15,7 @@ from sources.source import Cursor, Source, SourceError
 FIRST_WAIT = 1.0  # seconds before the second try, doubled before each further one
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 TRYING_SECONDS = 20.0  # before training, where one source that is down must not hold up the others
+ASKED_SECONDS = 1800.0  # before training, at most: the other ranks wait, and give up after an hour
 
 Announce: TypeAlias = Callable[[str, str, str], None]  # source, kind of event, message
 
@@ -43,7 +44,7 @@ class Retries:
     @classmethod
     def before_training(cls, name: str, retry_minutes: float, announce: Announce = silent) -> "Retries":
         """A signal ends the whole process then, so nothing needs to be asked whether to stop."""
-        asked_patience = max(TRYING_SECONDS, 60 * retry_minutes)
+        asked_patience = max(TRYING_SECONDS, min(ASKED_SECONDS, 60 * retry_minutes))
         return cls(name, TRYING_SECONDS, announce, asked_patience=asked_patience)
 
     def succeeded(self) -> None:

@@ -1,4 +1,4 @@
-"""Asks the hub's endpoint whether a repository can be read, and explains the errors of the hub's client.
+"""Asks the hub's endpoint, or its cache, whether a repository can be read, and explains the errors of the hub's client.
 
 A question is one small request with a time limit; the client (hub_client.py) honours HF_ENDPOINT, HF_HUB_OFFLINE and
 HF_TOKEN.
@@ -7,10 +7,11 @@ HF_TOKEN.
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, errors
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 
 from sources.readers.hub_client import retry_after
 from sources.source import SourceError, first_line
@@ -48,6 +49,32 @@ def unreachable(kind: Literal["dataset", "model"], name: str, timeout: float) ->
     """The reason that `ask` gives, in words."""
     failure = ask(kind, name, timeout)
     return failure and failure.reason
+
+
+def is_offline() -> bool:
+    return constants.HF_HUB_OFFLINE
+
+
+def cached_folder(dataset: str, revision: str | None) -> Path:
+    """Return the folder of a downloaded dataset in the hub's cache, in hub layout and named after its commit; raises
+    SourceError.
+
+    `revision` is a commit, a branch or a tag; None means the main branch as it was downloaded last.
+    """
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError as error:  # also where a download was interrupted
+        raise not_downloaded(dataset) from error
+    except ValueError as error:
+        raise explain(error, dataset) from error
+
+
+def not_downloaded(dataset: str) -> SourceError:
+    """The error for a dataset of which the cache has nothing, or too little."""
+    return SourceError(
+        f"HF_HUB_OFFLINE is set, and {dataset} is not in the cache, or not whole; unset it, or download the dataset "
+        f"first (hf download --repo-type dataset {dataset})"
+    )
 
 
 def within(timeout: float, question: Callable[[], T], too_slow: T) -> T:

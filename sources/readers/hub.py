@@ -15,20 +15,29 @@ answers is never damage, and a refusal in the middle of a run does not count bef
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from huggingface_hub import HfApi, HfFileSystem
 
 from sources.config import HubSpec
 from sources.readers.base import Reader
 from sources.readers.damage import is_damage
-from sources.readers.endpoint import ask, causes, explain, is_gated, is_refusal, refusal
+from sources.readers.endpoint import (
+    ask,
+    cached_folder,
+    causes,
+    explain,
+    is_gated,
+    is_offline,
+    is_refusal,
+    not_downloaded,
+    refusal,
+)
 from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
-from sources.readers.hub_cache import cached_folder, is_offline, not_downloaded
+from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
 from sources.readers.parquet import ParquetShard, columns_of, parquet_shards, read_columns
 from sources.source import SourceError, first_line
 
@@ -49,9 +58,6 @@ _SENTENCES = {
     "(any|contain) data file|data files found": "{dataset} holds no data files, such as parquet or JSON lines.",
 }
 _CHOICES = re.compile(r"[Aa]vailable(?: splits| configs)?: \[(.*?)\]")
-
-
-T = TypeVar("T")
 
 
 class CommitPin(TypedDict):
@@ -139,7 +145,7 @@ class HubSource(Reader):
                 self.skip(shard.path, "files without the text field")
 
     def _stream(self, dataset: "IterableDataset", cursor: StreamCursor | None) -> Iterator[tuple[str, StreamCursor]]:
-        _import_datasets()  # for its settings, which are each process's own
+        import_datasets()  # for its settings, which are each process's own
         if cursor:
             dataset.load_state_dict(cursor["state"])
         state, done = (cursor["state"], cursor["row"]) if cursor else (dataset.state_dict(), 0)
@@ -177,17 +183,17 @@ class HubSource(Reader):
 
     def _open(self, address: str, commit: str | None) -> None:
         spec = self._spec
-        datasets = _import_datasets()
+        datasets = import_datasets()
         builder = datasets.load_dataset_builder(address, spec.config, revision=commit)
-        dataset = _streamed(builder, spec.split)
+        dataset = streamed(builder, spec.split)
         features = dataset.features  # None for a format whose rows may lack columns
-        columns = _columns_of_first_row(dataset) if features is None else columns_of(features.arrow_schema)
+        columns = columns_of_first_row(dataset) if features is None else columns_of(features.arrow_schema)
         if not columns:
             raise _no_rows(spec)
         self._template, substitutions = spec.template().bind(columns, spec.dataset)
-        plain = features is not None and all(_is_plain(features[column]) for column in self._template.columns)
+        plain = features is not None and all(is_plain(features[column]) for column in self._template.columns)
         files = list((builder.config.data_files or {}).get(spec.split, []))
-        if plain and _is_plain_parquet(builder, files):
+        if plain and is_plain_parquet(builder, files):
             self._shards = parquet_shards(files)
             if not any(shard.num_rows != 0 for shard in self._shards):
                 raise _no_rows(spec)
@@ -246,19 +252,6 @@ def _explain(error: Exception, spec: HubSpec) -> SourceError:
     return explain(error, spec.dataset)
 
 
-def _import_datasets() -> ModuleType:
-    import datasets  # takes seconds to import; parquet is read without it once it is open
-    from datasets import config
-
-    # By default the library retries a dead endpoint for half an hour. Retries beyond the hub client's are the caller's,
-    # who announces them.
-    for name in dir(config):
-        if name.startswith("STREAMING_") and name.endswith(("_MAX_RETRIES", "_RETRY_INTERVAL")):
-            setattr(config, name, 1 if name.endswith("_MAX_RETRIES") else 0)
-    datasets.disable_progress_bars()
-    return datasets
-
-
 def _explain_folder(error: Exception, spec: HubSpec, folder: Path) -> SourceError:
     """Return the SourceError for an error with files on this machine."""
     if not folder.is_dir() and not isinstance(error, SourceError):
@@ -284,61 +277,3 @@ def _cannot_be_opened(error: Exception) -> bool:
 
 def _no_rows(spec: HubSpec) -> SourceError:
     return SourceError(f'the split "{spec.split}" of {spec.dataset} holds no rows; correct "split" or "config"')
-
-
-def _streamed(builder: Any, split: str) -> "IterableDataset":
-    """Return a split as the library streams it, with the columns of its first file that is not damaged.
-
-    Raises StopIteration where the split holds no rows.
-    """
-    files = builder.config.data_files or {}
-
-    def dataset_from(first: int) -> "IterableDataset":
-        # The library looks columns up in the first file of the first split, and keeps them.
-        builder.config.data_files = {**files, split: files[split][first:]} if first else files
-        return builder.as_streaming_dataset(split=split)
-
-    dataset = _first_undamaged(dataset_from, max(1, len(files.get(split, ()))))
-    if builder.config.data_files is not files:
-        builder.config.data_files = files
-        dataset = builder.as_streaming_dataset(split=split)
-    return dataset
-
-
-def _columns_of_first_row(dataset: "IterableDataset") -> dict[str, None]:
-    """Return the columns of the first row that can be read; raises StopIteration where there is none."""
-
-    def rows_of(index: int) -> dict[str, Any]:
-        return next(iter(dataset.shard(num_shards=dataset.num_shards, index=index)), {})
-
-    return dict.fromkeys(_first_undamaged(rows_of, dataset.num_shards))
-
-
-def _first_undamaged(read: Callable[[int], T], count: int) -> T:
-    """Return the first of `count` things that is neither damaged nor empty; raises as the last one does."""
-    failure: Exception = StopIteration()
-    for number in range(count):
-        for _ in range(2):  # see the module's docstring
-            try:
-                if found := read(number):
-                    return found
-                break
-            except Exception as error:
-                if not is_damage(error):
-                    raise
-                failure = error
-    raise failure
-
-
-def _is_plain_parquet(builder: Any, files: list[str]) -> bool:
-    """Return whether a split's files are plain parquet and read unfiltered."""
-    is_parquet = builder.name == "parquet" and builder.config.filters is None
-    return is_parquet and bool(files) and all(file.endswith(".parquet") and "::" not in file for file in files)
-
-
-def _is_plain(feature: Any) -> bool:
-    """Return whether a column's Arrow values need no decoding, unlike those of pictures or packed JSON."""
-    if isinstance(feature, dict):
-        return all(map(_is_plain, feature.values()))
-    inner = getattr(feature, "feature", None)  # of a list
-    return _is_plain(inner) if inner is not None else type(feature).__name__ == "Value"

@@ -16,8 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sources.config import TrainBPE
-from sources.readers.endpoint import ask, explain, is_local, unreachable
-from sources.readers.hub_cache import is_offline
+from sources.readers.endpoint import ask, explain, is_local, is_offline, unreachable
 from sources.redact import redact
 from sources.retries import Retries
 from sources.rows.fast_encoder import EDGES, encoding_of

@@ -2,9 +2,12 @@
 
 import gzip
 import hashlib
+import json
 
 import pytest
 
+from sources.config import HubSpec
+from sources.readers.hub import HubSource
 from tests.helpers.hub_server import SHA, Fault, HubServer, json_gz, parquet, run_worker, with_bad_page
 
 FILES, GROUP_ROWS = 3, 30
@@ -136,3 +139,20 @@ def test_a_split_without_rows_is_refused(found, name):
     reason, transient = found[name]["refused"]
     dataset = name.replace(" ", "/")
     assert not transient and reason == f'the split "train" of {dataset} holds no rows; correct "split" or "config"'
+
+
+def test_a_resume_from_any_document_skips_the_same(tmp_path, pieces, monkeypatch):
+    """Of files that are shards, whose row groups before the damaged one are read."""
+    monkeypatch.setattr("sources.readers.parquet.FEW_FILES", 1)
+    rows = [{"text": text} for text in pieces]
+    for name, data in numbered([with_bad_page(parquet(rows[:120]), 1), parquet(rows[120:])]).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    sources = [HubSource(HubSpec(type="hf", dataset=str(tmp_path))) for _ in range(2)]
+    found = [list(sources[0].read(shard, None)) for shard in range(2)]
+    assert [text for text, _ in found[0]] == pieces[:40] and [text for text, _ in found[1]] == pieces[120:]
+    for shard, documents in enumerate(found):
+        for number in range(0, len(documents), 7):
+            cursor = json.loads(json.dumps(documents[number][1]))
+            assert list(sources[1].read(shard, cursor)) == documents[number + 1 :]
+    assert sources[0].counts == sources[1].counts == {"damaged files": 1}

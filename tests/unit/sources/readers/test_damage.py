@@ -9,14 +9,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import HfFileSystem
 
 from sources.readers.damage import is_damage
 from sources.source import SourceError
+from tests.helpers.hub_server import Fault, HubServer, parquet
 
 PACKED = gzip.compress(b"some text " * 1000)
 
@@ -59,12 +59,24 @@ def test_what_cannot_be_decoded_is_damaged(decode: Callable[[], object]):
         TimeoutError("slow"),
         MemoryError(),
         pa.ArrowMemoryError("malloc"),
-        httpx2.ReadTimeout("slow"),
-        httpx2.RemoteProtocolError("cut"),
-        errors.HfHubHTTPError("error 503", response=httpx2.Response(503, request=httpx2.Request("GET", "http://a"))),
         SourceError("the hub is down", transient=True),
         KeyError("a bug"),
     ],
 )
 def test_what_did_not_arrive_is_not_damaged(error: Exception):
     assert not is_damage(error)
+
+
+@pytest.mark.parametrize("failing", [{"status": 503}, {"status": 403}, {"drop_after": 10}])
+def test_what_a_hub_does_is_no_damage(failing: dict[str, int], monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("sources.readers.hub_client.DROPPED_WAIT", 0.01)
+    HfFileSystem.clear_instance_cache()
+    with HubServer() as hub:
+        hub.repositories = {"some/data": {"a.parquet": parquet([{"text": "x" * 500}])}}
+        hub.faults = [Fault("/resolve/", times=9, **failing)]
+        files = HfFileSystem(endpoint=hub.url, token=False)
+        with pytest.raises(Exception) as caught, files.open("datasets/some/data/a.parquet") as stream:
+            pq.read_table(stream)
+    HfFileSystem.clear_instance_cache()
+    assert hub.faults[0].times < 9 and not is_damage(caught.value)

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from sources.config import HubSpec
 from sources.readers.hub import HubSource
 from sources.registry import probe
-from sources.rows.tokenizer import TokenizerError, load_tokenizer
+from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
 from sources.source import SourceError
 from tests.helpers.hub_server import SHA, HubServer, json_gz, parquet, run_worker
 from tests.helpers.text import REPOSITORY
@@ -27,6 +27,11 @@ def read_all(source: HubSource) -> list[str]:
 @pytest.fixture(scope="module")
 def rows(texts) -> list[dict]:
     return [{"text": text[:300]} for text in texts[:120]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts) -> TextTokenizer:
+    return train_bpe(iter(texts[:50]), 512)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_the_menu_finds_what_is_downloaded(story, monkeypatch):
     def downloaded(dataset: str, **options) -> str:
         return snapshot_download(dataset, **options, cache_dir=story["cache"])
 
-    monkeypatch.setattr("sources.readers.hub_cache.snapshot_download", downloaded)
+    monkeypatch.setattr("sources.readers.endpoint.snapshot_download", downloaded)
     assert probe(HubSpec(type="hf", dataset="some/parquet")) is None
     assert "hf download" in (probe(HubSpec(type="hf", dataset="some/other")) or "")
 
