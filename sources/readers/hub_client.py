@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from huggingface_hub import set_client_factory
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http, parse_ratelimit_headers
 
 from sources.source import SourceError
@@ -83,3 +83,4 @@ def _now(headers: Mapping[str, str]) -> float:
 
 _http._http_backoff_base = _raise_at_once
 set_client_factory(_client)
+constants.HF_HUB_DISABLE_XET = True  # which downloads, and waits, by a client of its own

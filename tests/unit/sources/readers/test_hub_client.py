@@ -6,6 +6,7 @@ from email.utils import formatdate
 import pytest
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._runtime import is_xet_available
 
 from sources.readers.endpoint import explain
 from sources.readers.hub_client import retry_after
@@ -55,6 +56,10 @@ def test_no_download_sleeps_as_long_as_a_server_says(hub, tmp_path):
         download(hub, tmp_path)
     assert time.monotonic() - began < 5
     assert download(hub, tmp_path).endswith("tokenizer.json")
+
+
+def test_no_other_client_downloads():
+    assert not is_xet_available()
 
 
 def test_a_dropped_connection_is_tried_once_more(hub, monkeypatch):
