@@ -33,6 +33,10 @@ def validation_source(preset, opened, tokenizer, pins=None) -> ValidationSource:
     return ValidationSource(opened, pins or {}, preset.data, tokenizer, seq_length, eval_tokens)
 
 
+def quiet(folder: Path) -> EventLog:
+    return EventLog(folder, Console(enabled=False))
+
+
 def test_rows_are_not_written_through_links(tiny, tmp_path: Path):
     outside, folder = tmp_path / "outside", tmp_path / "checkpoints"
     outside.write_text("of somebody else")
@@ -68,11 +72,11 @@ def test_rows_of_a_source_that_failed_are_not_kept(tiny, tmp_path: Path, monkeyp
     for source in opened.sources.values():
         source.__class__ = Failing
     validation = validation_source(preset, opened, tokenizer)
-    short = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
+    short = validation.rows(tmp_path, None, ALONE, quiet(tmp_path))
     assert not (tmp_path / FILE_NAME).exists()
     for source in opened.sources.values():
         source.__class__ = FilesSource
-    whole = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
+    whole = validation.rows(tmp_path, None, ALONE, quiet(tmp_path))
     assert len(whole.labels) > len(short.labels) and (tmp_path / FILE_NAME).exists()
 
 
@@ -95,10 +99,10 @@ def test_a_run_does_not_train_on_near_copies_of_its_validation_set(tiny, tmp_pat
 def test_an_older_file_is_read_and_knows_its_texts_by_the_rows(tiny, tmp_path: Path):
     preset = tiny(model={"seq_length": 128})
     validation = validation_source(preset, *open_with_tokenizer(preset))
-    rows = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
+    rows = validation.rows(tmp_path, None, ALONE, quiet(tmp_path))
     saved = container.read(tmp_path / FILE_NAME)
     container.write(tmp_path / FILE_NAME, {name: saved[name] for name in saved if name not in SAVED_LATER})
-    older = validation.rows(tmp_path, None, ALONE, EventLog(tmp_path, Console(enabled=False)))
+    older = validation.rows(tmp_path, None, ALONE, quiet(tmp_path))
     assert older.labels.equal(rows.labels) and not older.texts and any(rows.texts.values())
     known = validation.near_copies(older)
     long = [text for texts in rows.texts.values() for text in texts if len(text) > 400]
