@@ -67,7 +67,7 @@ def test_what_a_set_lacks_is_explained(opened, tokenizer, monkeypatch):
     found = collect_validation_set(b, config, tokenizer, **shape, eval_tokens=1000)
     assert found.shortfalls["b"] == "was searched in 4,000 characters only, 1 times its part"
     flaky = Flaky(sources.sources["b"], 5, 10**9)
-    monkeypatch.setattr("sources.source.TRYING_SECONDS", 0.0)
+    monkeypatch.setattr("sources.retries.TRYING_SECONDS", 0.0)
     found = collect_validation_set({"b": flaky}, config, tokenizer, **shape, eval_tokens=1000)
     assert found.shortfalls["b"].startswith("could not be read to its end (")
 
