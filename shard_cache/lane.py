@@ -40,7 +40,14 @@ class CachedLane:
         return self._block(shard, number)
 
     def append(
-        self, number: int, before: str, arrays: dict[str, np.ndarray], after: JSON, *, begins: JSON = None
+        self,
+        number: int,
+        before: str,
+        arrays: dict[str, np.ndarray],
+        after: JSON,
+        *,
+        begins: JSON = None,
+        notes: JSON = None,
     ) -> None:
         """Keep a block that the lane does not hold yet; it is on disk once its shard is full, or after `flush`.
 
@@ -50,7 +57,7 @@ class CachedLane:
         """
         if self._space.stopped or self._find(number, before):
             return
-        members = encode(arrays, after)
+        members = encode(arrays, after, notes)
         if self._filling and (number, before) != (self._filling.last + 1, self._next_digest):
             self.flush()
         if self._filling is None:

@@ -1,11 +1,12 @@
 """One shard: a tar of up to 16 blocks in webdataset's convention, and a JSON sidecar without which it does not exist.
 
-    000016.tar      000016.ids.npy, 000016.NAME.npy, ..., 000016.json (the state after the block), 000017.ids.npy, ...
+    000016.tar      000016.ids.npy, 000016.json (the state after the block), 000016.notes.json, ..., 000017.ids.npy, ...
     000016.json     whose shard this is, the tar's size and SHA-256, the digest of the state before each block, and the
                     state before the first
-A shard is read whole, hashed, and parsed from those same bytes in memory. The parser accepts only what `pack` writes:
-regular ustar members with expected names, and arrays of plain numbers whose header agrees with their bytes. Nothing is
-unpickled and nothing is extracted to disk: a shard made by somebody else can give wrong numbers, and nothing worse.
+A shard is read whole, hashed, and parsed from those same bytes in memory. webdataset writes the tar and takes it apart;
+its decoders, which unpickle, are not used. Only what `pack` writes is accepted: plain files with expected names, and
+arrays of plain numbers whose header agrees with their bytes. Nothing is unpickled and nothing is extracted to disk: a
+shard made by somebody else can give wrong numbers, and nothing worse.
 """
 
 import hashlib
@@ -14,8 +15,9 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,23 @@ BLOCKS_PER_SHARD = 16
 BYTES_PER_SHARD = 4 * 2**20  # fewer blocks when they are large: a shard is in memory while it is filled and read
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_MEMBER = re.compile(r"(?P<number>[0-9]{6,18})\.(?P<part>[a-z][a-z0-9_]*\.npy|json)")
+_MEMBER = re.compile(r"[0-9]{6,18}\.([a-z][a-z0-9_]*\.npy|json|notes\.json)")
 _KINDS = "biuf"  # truth values, integers, floats
+_FOREIGN = "it has a member that does not belong there"
 
-
-Members = dict[str, bytes | memoryview]  # a block in a tar: bytes by what follows the number in a member's name
+Members = dict[str, bytes]  # a block in a tar: bytes by what follows the number in a member's name
 
 
 @dataclass(frozen=True)
 class CachedBlock:
-    """What was appended: arrays by name, and the state after the block."""
+    """What was appended: arrays by name, the state after the block, and notes on it, None in older shards.
+
+    The arrays cannot be written to.
+    """
 
     arrays: dict[str, np.ndarray]
     after: JSON
+    notes: JSON
 
 
 @dataclass
@@ -70,13 +76,12 @@ class Shard:
 
     def pack(self) -> bytes:
         """Return the tar's bytes, the same for the same blocks on every machine."""
+        from webdataset.writer import TarWriter  # takes up to a second to import
+
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with TarWriter(buffer, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
             for number, block in enumerate(self.blocks, start=self.first):
-                for part, data in block.items():
-                    info = tarfile.TarInfo(f"{number:06d}.{part}")  # its time, user and group are zero
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                tar.write({"__key__": f"{number:06d}", **block})
         return buffer.getvalue()
 
     def describe(self, tar: bytes, owner: Mapping[str, JSON]) -> bytes:
@@ -128,7 +133,7 @@ def read_shard(folder: Path, first: int, owner: Mapping[str, JSON], reaching: in
     return None
 
 
-def encode(arrays: dict[str, np.ndarray], after: JSON) -> Members:
+def encode(arrays: dict[str, np.ndarray], after: JSON, notes: JSON = None) -> Members:
     """Return a block as a tar's members. Raises ValueError for arrays of other things than numbers."""
     members: Members = {}
     for name, array in arrays.items():
@@ -139,34 +144,41 @@ def encode(arrays: dict[str, np.ndarray], after: JSON) -> Members:
         np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
         members[f"{name}.npy"] = buffer.getvalue()
     members["json"] = json.dumps(after, separators=(",", ":")).encode()
+    if notes is not None:
+        members["notes.json"] = json.dumps(notes, separators=(",", ":")).encode()
     return members
 
 
 def decode(members: Members) -> CachedBlock:
     """Return the block that these members are. Raises Damaged."""
     try:
-        arrays = {
-            part.removesuffix(".npy"): _array(memoryview(data)) for part, data in members.items() if part != "json"
-        }
-        return CachedBlock(arrays, json.loads(bytes(members["json"])))
+        parts = {part.removesuffix(".npy"): data for part, data in members.items() if part.endswith(".npy")}
+        arrays = {name: _array(data) for name, data in parts.items()}
+        return CachedBlock(arrays, json.loads(members["json"]), json.loads(members.get("notes.json", b"null")))
     except Damaged:
         raise
     except Exception:  # NumPy's and JSON's parsers raise many kinds
         raise Damaged("a member cannot be read") from None
 
 
-def _array(data: memoryview) -> np.ndarray:
-    buffer = io.BytesIO(data)
-    if np.lib.format.read_magic(buffer) != (1, 0):
+def _array(data: bytes) -> np.ndarray:
+    shape, dtype, start = _array_header(data[: 10 + int.from_bytes(data[8:10], "little")])
+    # Before anything of the claimed size is allocated.
+    if math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise Damaged("an array's header does not fit its bytes")
+    return np.ndarray(shape, dtype, data, start)
+
+
+@lru_cache(maxsize=1024)  # parsing one takes longer than all else of an array, and most come again
+def _array_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return an array's shape, type, and the place where its numbers begin."""
+    header = io.BytesIO(data)
+    if np.lib.format.read_magic(header) != (1, 0):
         raise Damaged("an array has another format")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(buffer)
-    content = data[buffer.tell() :]
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)
     if dtype.kind not in _KINDS or fortran_order:
         raise Damaged("an array is of another kind")
-    # Before anything of the claimed size is allocated.
-    if math.prod(shape) * dtype.itemsize != len(content):
-        raise Damaged("an array's header does not fit its bytes")
-    return np.ndarray(shape, dtype, buffer=content).copy()
+    return shape, dtype, header.tell()
 
 
 def _verified(about: dict[str, Any], path: Path, first: int, owner: Mapping[str, JSON], reaching: int) -> Shard | None:
@@ -189,22 +201,43 @@ def _verified(about: dict[str, Any], path: Path, first: int, owner: Mapping[str,
 
 def _blocks(tar: bytes, first: int, count: int) -> list[Members]:
     """Return the members of each block of a tar. Raises Damaged for all that `pack` would not have written."""
-    blocks: list[Members] = [{} for _ in range(count)]
-    view, offset = memoryview(tar), 0
-    while any(header := tar[offset : offset + tarfile.BLOCKSIZE]):
-        try:
-            member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
-        except (tarfile.TarError, ValueError):
-            raise Damaged("it is not a tar") from None
-        name = _MEMBER.fullmatch(member.name)
-        start = offset + tarfile.BLOCKSIZE
-        if name is None or member.type != tarfile.REGTYPE or not 0 <= member.size <= len(tar) - start:
-            raise Damaged("it has a member that does not belong there")
-        index = int(name["number"]) - first
-        if not 0 <= index < count or name["part"] in blocks[index]:
-            raise Damaged("it has a member that does not belong there")
-        blocks[index][name["part"]] = view[start : start + member.size]
-        offset = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if any("json" not in block for block in blocks):
+    from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
+
+    _check_headers(tar)
+    stream: Any = io.BytesIO(tar)  # declared as a TarFile there
+
+    def files() -> Iterator[dict[str, Any]]:
+        for file in tar_file_iterator(stream, skip_meta=None):
+            if not _MEMBER.fullmatch(file["fname"]):
+                raise Damaged(_FOREIGN)
+            yield {**file, "__url__": ""}
+
+    blocks: list[Members] = []
+    try:
+        for sample in group_by_keys(files(), keys=base_plus_ext):
+            if len(blocks) == count or int(sample.pop("__key__")) != first + len(blocks):
+                raise Damaged(_FOREIGN)
+            del sample["__url__"]
+            blocks.append(sample)
+    except (tarfile.TarError, ValueError):  # ValueError: a member that comes twice
+        raise Damaged(_FOREIGN) from None
+    if len(blocks) < count or any("json" not in block for block in blocks):
         raise Damaged("a member is missing")
     return blocks
+
+
+def _check_headers(tar: bytes) -> None:
+    """Raise Damaged for what the library would trust: a compressed tar, and members of other kinds or false sizes.
+
+    Of those, a few bytes can claim to be terabytes.
+    """
+    offset = 0
+    while any(header := tar[offset : offset + tarfile.BLOCKSIZE]):
+        try:
+            size = int(header[124:136].split(b"\0")[0], 8)
+        except ValueError:
+            raise Damaged("it is not a tar") from None
+        start = offset + tarfile.BLOCKSIZE
+        if not header[:6].isdigit() or header[156:157] != tarfile.REGTYPE or not 0 <= size <= len(tar) - start:
+            raise Damaged(_FOREIGN)
+        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

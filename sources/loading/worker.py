@@ -42,6 +42,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]  # cannot be imported here: of no use, and 180 MB
     redact_process()  # its standard error is the training process's
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training process saves first, and ends this one after

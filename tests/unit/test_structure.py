@@ -175,7 +175,7 @@ def test_what_is_imported_is_declared_and_the_reverse():
     owners = packages_distributions()
     imported = {package for path in SOURCES for package in third_party(path)}
     imported = {distribution(owners[package][0]) if package in owners else package for package in imported}
-    come_along = {"triton", "pydantic-core"}  # with torch where there is a GPU, with pydantic
+    come_along = {"triton"}  # with torch where there is a GPU
     missing, unused = imported - declared - come_along, declared - imported
     check([f"{name} is not declared" for name in missing] + [f"{name} is not imported" for name in unused])
 

@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import io
+import lzma
 import pickle
 import tarfile
 from hashlib import sha256
@@ -90,8 +93,44 @@ def test_extended_headers_are_refused(tmp_path: Path):
 def test_a_member_with_a_false_size_is_refused(tmp_path: Path, size: int):
     header = regular("000000.ids.npy", b"", size=size)[0].tobuf(tarfile.GNU_FORMAT)
     write_bytes(tmp_path, header + bytes(10240))
+    with pytest.raises(Damaged, match=r"does not belong|not a tar"):
+        read_shard(tmp_path, 0, OWNER, reaching=0)
+
+
+def test_a_member_of_holes_takes_no_memory(tmp_path: Path):
+    """The library would make its terabyte of zeros from 512 bytes."""
+    sparse = bytearray(regular("000000.x.npy", b"", type=tarfile.GNUTYPE_SPARSE)[0].tobuf(tarfile.GNU_FORMAT))
+    sparse[483:495] = b"%011o\0" % 2**32  # the size with its holes
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    write(tmp_path, whole())
+    tar = (tmp_path / "000000.tar").read_bytes()
+    write_bytes(tmp_path, bytes(sparse) + tar)
+    with tarfile.open(fileobj=io.BytesIO(bytes(sparse) + tar)) as archive:
+        assert archive.next().size == 2**32
     with pytest.raises(Damaged, match="does not belong"):
         read_shard(tmp_path, 0, OWNER, reaching=0)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_refused(tmp_path: Path, compress):
+    """A few bytes of one can be unpacked without end."""
+    write(tmp_path, whole())
+    write_bytes(tmp_path, compress((tmp_path / "000000.tar").read_bytes()))
+    with pytest.raises(Damaged, match=r"does not belong|not a tar"):
+        read_shard(tmp_path, 0, OWNER, reaching=0)
+
+
+def test_shards_of_the_first_version_are_read(folder: Path):
+    """Their writer was tarfile, their members came in the order of their making, and they have no notes."""
+    state = beginning(0)
+    arrays, _ = make(state)
+    assert list(arrays) == ["ids", "ends"]
+    folder.mkdir()
+    write(folder, whole(), format=tarfile.USTAR_FORMAT)
+    shard = read_shard(folder, 0, OWNER, reaching=0)
+    assert_equal(shard.block(0), state)
+    assert shard.block(0).notes is None
 
 
 def test_a_member_that_comes_twice_is_refused(tmp_path: Path):
@@ -175,12 +214,12 @@ def test_arrays_of_every_shape_come_back_as_they_were():
         "flags": np.array([True, False]),
         "big_endian": np.arange(3, dtype=">f8"),
     }
-    block = decode(encode(arrays, {"n": [1, 2.5, None, "ä"]}))
-    assert block.after == {"n": [1, 2.5, None, "ä"]}
+    block = decode(encode(arrays, {"n": [1, 2.5, None, "ä"]}, {"short": 3}))
+    assert block.after == {"n": [1, 2.5, None, "ä"]} and block.notes == {"short": 3}
     for name, array in arrays.items():
         np.testing.assert_array_equal(block.arrays[name], array)
         assert block.arrays[name].shape == array.shape
-        assert block.arrays[name].flags.writeable
+        assert not block.arrays[name].flags.writeable
 
 
 def test_large_blocks_make_shards_of_fewer():
@@ -208,6 +247,7 @@ def test_plain_webdataset_and_tarfile_read_a_shard(folder: Path):
         np.testing.assert_array_equal(ids, make(state)[0]["ids"])
     with tarfile.open(path) as tar:
         infos = tar.getmembers()
-    assert [info.name for info in infos[:4]] == ["000000.ids.npy", "000000.ends.npy", "000000.json", "000001.ids.npy"]
+    assert [info.name for info in infos[:4]] == ["000000.ends.npy", "000000.ids.npy", "000000.json", "000001.ends.npy"]
+    assert infos[0].get_info()["type"] == tarfile.REGTYPE and path.read_bytes()[257:263] == b"ustar\0"
     assert {(info.mtime, info.uid, info.gid, info.uname, info.mode) for info in infos} == {(0, 0, 0, "", 0o644)}
     assert held(open_lane(folder), 0, 16) == list(range(16))

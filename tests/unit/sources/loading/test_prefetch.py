@@ -3,11 +3,13 @@
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shard_cache import ShardCache
 from sources.loading import prefetch
 from sources.loading.prefetch import READER, Prefetcher, ProcessProducer, WorkerError
 from sources.rows.pipeline import BlockResult, PipelineCallbacks
@@ -83,6 +85,22 @@ def test_a_killed_worker_is_started_again_and_changes_no_row(setup, expected):
         "what": "notice",
         "message": "a data worker ended unexpectedly; it is started again",
     }
+
+
+def test_a_worker_reads_the_cache_without_torch(setup, expected, tmp_path):
+    """webdataset takes torch along where it can be imported: 180 MB in each worker."""
+    setup = replace(setup, cached={"many": ShardCache(tmp_path / "cache", 1.0).source({"name": "many"}, None, None)})
+    filling = LocalProducer(setup, PipelineCallbacks())
+    filling.produce("many", 0, None)
+    filling.flush()
+    prefetcher = Prefetcher(replace(setup, sources={"many": Unreadable(setup.sources["many"])}), 1)
+    assert same(prefetcher.submit("many", 0, None).result(), expected[0][0])
+    (worker,) = processes(prefetcher)
+    maps = Path(f"/proc/{worker.pid}/maps")
+    if not maps.exists():
+        pytest.skip("this system does not show what a process has loaded")
+    assert "numpy" in maps.read_text() and "torch" not in maps.read_text()
+    prefetcher.close()
 
 
 class Deadly:
