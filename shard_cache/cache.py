@@ -61,15 +61,15 @@ class ShardCache:
         """Sentences to announce; whoever announces them empties the list."""
         return self._space.notices
 
-    def find(self, description: JSON) -> Any:
-        """Return the newest pin that was cached under this description, or None: a run can start without a network."""
+    def pins(self, description: JSON) -> list[Any]:
+        """Return the pins that were cached under this description, newest first: a run can start without the source."""
         wanted = digest(description)
-        found = []
+        found: list[tuple[str, str, Any]] = []
         for folder in entries(self.folder):
             about = self._about(folder)
             if about is not None and digest(about["description"]) == wanted:
                 found.append((about["created"], folder.name, about["pin"]))
-        return max(found, key=lambda entry: entry[:2])[2] if found else None
+        return [pin for _, _, pin in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
     def source(self, fingerprint: JSON, description: JSON, pin: JSON) -> CachedSource:
         """Open what is cached under `fingerprint`, everything that the blocks depend on, and mark it as used now.

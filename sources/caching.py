@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import storage
 from shard_cache import CachedSource, ShardCache
-from sources.config import DataConfig, Spec
+from sources.config import DataConfig, FilesSpec, PdfSpec, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.source import Source
@@ -36,14 +37,22 @@ def cached_sources(
         known = {"fingerprint": source.fingerprint(), "small": name in pipeline.replicated}
         # The name seeds the order of shards and rows.
         fingerprint = {**shared, "name": name, "source": known["fingerprint"], "small": known["small"]}
-        pin = {**known, "source": source.pin(), "num_shards": source.num_shards}
-        opened[name] = cache.source(fingerprint, description(spec, config), pin)
+        pin = source.pin()
+        is_folder = isinstance(pin, Mapping) and "path" in pin
+        about = {**known, "source": pin, "num_shards": source.num_shards}
+        opened[name] = cache.source(fingerprint, description(spec, config, is_folder), about)
     return opened
 
 
-def description(spec: Spec, config: DataConfig) -> JSON:
-    """Return what a preset says of a source, and what else decides whether it is small."""
-    return {"spec": spec.model_dump(mode="json"), "min_text_length": config.min_text_length}
+def description(spec: Spec, config: DataConfig, is_folder: bool = False) -> JSON:
+    """Return what a preset says of a source, and what else decides whether it is small.
+
+    `is_folder`: its dataset means a folder. From another working directory a path means another source.
+    """
+    described = {"spec": spec.model_dump(mode="json"), "min_text_length": config.min_text_length}
+    if is_folder or isinstance(spec, (FilesSpec, PdfSpec)):
+        described["path"] = os.path.abspath(os.path.expanduser(getattr(spec, spec.named_after)))
+    return described
 
 
 def _fingerprint(pipeline: PipelineConfig) -> dict[str, JSON]:

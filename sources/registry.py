@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from shard_cache import ShardCache
 from sources.caching import description
@@ -17,8 +17,8 @@ from sources.readers.pdf.reader import PdfSource
 from sources.readers.python_packages import PythonPackagesSource
 from sources.retries import Announce, Retries, read_on, silent
 from sources.rows.filters import Filters, text_hash
-from sources.source import Source, SourceError
-from storage import JSON
+from sources.source import Source, SourceError, SourceGone
+from storage import JSON, digest
 
 OPENERS: dict[type[Spec], Callable[..., Source]] = {
     HubSpec: HubSource,
@@ -77,7 +77,7 @@ class OpenedSources:
 
 
 class LazySource:
-    """A hub source that the shard cache knows: opened when a block is asked for that the cache does not hold."""
+    """A source that the shard cache knows: opened when something is asked for that the cache does not hold."""
 
     def __init__(self, name: str, known: CachedPin, open_source: Callable[[], Source]):
         self.name = name
@@ -95,11 +95,22 @@ class LazySource:
 
     def read(self, shard: int, cursor: JSON | None) -> Iterator[tuple[str, JSON]]:
         if self._source is None:
-            source = self._open()
-            if source.num_shards != self.num_shards:
-                raise SourceError(f"{self.name} has other shards than when it was cached; remove its cache")
-            self._source, self.notices, self.counts = source, source.notices, source.counts
+            self._source = self._open_now()
         yield from self._source.read(shard, cursor)
+
+    def _open_now(self) -> Source:
+        try:
+            source = self._open()
+        except SourceError as error:
+            reason = f"more of it is needed than the cache holds: {error.reason}"
+            rest = {"patience": error.patience, "retry_after": error.retry_after}
+            raise SourceError(reason, transient=error.transient, **rest) from error
+        if digest(source.fingerprint()) != digest(self.fingerprint()):
+            remedy = "start again, or remove its folder from the cache"
+            raise SourceError(f"{self.name} is not what it was when it was cached; {remedy}")
+        source.notices[:0] = self.notices
+        self.notices, self.counts = source.notices, source.counts
+        return source
 
 
 def open_sources(
@@ -114,8 +125,8 @@ def open_sources(
     what is tried again.
 
     With `pins` the sources are opened as they were when they were pinned, and those without a pin stay closed (another
-    rank could not open them), unless `only_pinned` is false (a restart, where a source may be back). A repository that
-    `cache` knows is opened only when it is needed.
+    rank could not open them), unless `only_pinned` is false (a restart, where a source may be back). What `cache`
+    knows of a repository, or of a source that is gone, stands in for it, which is opened only when it is needed.
     """
     opened = OpenedSources({}, {})
     for spec in config.sources:
@@ -139,19 +150,39 @@ def _open(
     spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None, announce: Announce
 ) -> tuple[Source, bool]:
     """Open one source; also returns whether it is small."""
-    if cache is not None and isinstance(spec, HubSpec) and spec.folder is None:
-        known = cast(CachedPin | None, cache.find(description(spec, config)))
-        if known is not None and (pin is None or pin["source"] == known["source"]):
-            source = LazySource(spec.source_name, known, partial(OPENERS[HubSpec], spec, known["source"]))
-            return source, (pin or known)["small"]
+    on_hub = isinstance(spec, HubSpec) and spec.folder is None
+    known = _cached_pin(spec, pin, config, cache) if on_hub else None
+    start = known or pin
+    if known is not None and "commit" in known["source"]:  # which cannot change
+        return _cached_source(spec, known), (pin or known)["small"]
     retries = Retries.before_training(spec.source_name, config.retry_minutes, announce)
     while True:
         try:
-            source = OPENERS[type(spec)](spec, pin["source"] if pin else None)
-            break
+            source = OPENERS[type(spec)](spec, start["source"] if start else None)
+            return source, pin["small"] if pin else _is_small(source, config, retries)
+        except SourceGone as error:
+            known = known or _cached_pin(spec, pin, config, cache)
+            if known is None:
+                raise
+            source = _cached_source(spec, known)
+            source.notices.append(f"its cached rows are used: {error.reason}")
+            return source, (pin or known)["small"]
         except SourceError as error:
             retries.wait(error)
-    return source, pin["small"] if pin else _is_small(source, config, retries)
+
+
+def _cached_pin(spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None) -> CachedPin | None:
+    """Return the newest that the cache knows of a source as it was pinned, or of the source where it has no pin."""
+    found: list[CachedPin] = []
+    if cache is not None:
+        found = cache.pins(description(spec, config))
+        if isinstance(spec, HubSpec):  # once the folder is gone, its name may look like a repository's
+            found += cache.pins(description(spec, config, is_folder=True))
+    return next((known for known in found if pin is None or pin["source"] == known["source"]), None)
+
+
+def _cached_source(spec: SourceSpec, known: CachedPin) -> LazySource:
+    return LazySource(spec.source_name, known, partial(OPENERS[type(spec)], spec, known["source"]))
 
 
 def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
@@ -174,18 +205,6 @@ def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
         f"{source.name} holds {found} texts to train on: every lane reads all of them, each in an order of its own"
     )
     return True
-
-
-def forbidden_texts(config: DataConfig) -> Iterator[str]:
-    """Yield the texts of `data.decontaminate`. Raises SourceError when one cannot be read, for what it holds would be
-    trained on."""
-    for path in config.decontaminate:
-        source = FilesSource(FilesSpec(type="files", path=path))
-        for shard in range(source.num_shards):
-            for text, _ in source.read(shard, None):
-                yield text
-        if source.notices:
-            raise SourceError(f"{path}: {'; '.join(source.notices)}; mend that or take it out of there")
 
 
 def probe(spec: Spec, timeout: float = 3.0) -> str | None:

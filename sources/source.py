@@ -37,6 +37,10 @@ class SourceError(Exception):
         super().__init__(self.reason)
 
 
+class SourceGone(SourceError):
+    """Nothing is there any more where the source was. A source that has changed is not gone."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type's name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,5 +1,6 @@
 """Opens the sources and gets the tokenizer on rank 0, and gives every rank the same."""
 
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from engine.checkpoint.folder import RestoredCheckpoint
@@ -8,6 +9,7 @@ from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
 from sources.caching import ShardCache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
+from sources.readers.endpoint import is_local
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.retries import Announce, Retries
 from sources.rows.held_out import sample_training_texts
@@ -89,19 +91,22 @@ def get_tokenizer(
         cached = cast(TokenizerParts | None, read_record(path))
         if restored is not None and restored.snapshot.tokenizer is not None:
             tokenizer = _from_snapshot(restored)
-        elif cached is not None:
+        elif cached is not None and not _may_have_changed(data.tokenizer):
             tokenizer = TextTokenizer.from_json(**{**cached, "fast": False})
+            if isinstance(data.tokenizer, str) and is_local(data.tokenizer):
+                log.say(f"Tokenizer: the folder {data.tokenizer} does not exist; the cached one is used.")
         else:
             tokenizer = _load_or_train(data, opened, log)
         parts = TokenizerParts(text=tokenizer.to_json(), eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, fast=False)
         if cached is not None and cached["text"] == parts["text"]:
             return {**parts, "fast": cached["fast"]}
         texts = sample_training_texts(opened.sources, data, ENCODER_CHECK_BYTES, announce_to(log))
-        announcement = tokenizer.use_fast_encoder([part for text in texts for part in split_text(text)])
+        sample = [part for text in texts for part in split_text(text)]
+        announcement = tokenizer.use_fast_encoder(sample)
         if announcement:
             log.say(f"Tokenizer: {announcement}.")
         parts["fast"] = announcement is not None
-        if path is not None:
+        if path is not None and sample:
             write_record(path, parts)
         return parts
 
@@ -133,6 +138,11 @@ def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> Te
         return train_bpe(texts, spec.train_bpe)
     except TokenizerError as error:
         raise SourcesFailed(str(error)) from None
+
+
+def _may_have_changed(spec: str | TrainBPE) -> bool:
+    """Whether a tokenizer must be read although one of its name is cached."""
+    return isinstance(spec, str) and Path(spec).expanduser().is_dir()
 
 
 def _cache_key(data: DataConfig, opened: OpenedSources) -> str:

@@ -18,12 +18,13 @@ import torch
 from shard_cache import ShardCache
 from sources.caching import cached_sources
 from sources.config import DataConfig
+from sources.decontamination import forbidden_ngrams
 from sources.loading.lanes import Lane, SourceLost
 from sources.loading.prefetch import Prefetcher, SourceEvent, WorkerError
 from sources.loading.shape import BatchShape, choose_num_lanes, lanes_of_step, padded_micro_batch_size
 from sources.loading.state import LoaderState, RowFormat, is_current_format, merge_states, new_state, with_rows
-from sources.registry import OpenedSources, forbidden_texts
-from sources.rows.filters import Filters, ngram_hashes
+from sources.registry import OpenedSources
+from sources.rows.filters import Filters
 from sources.rows.near_copies import NearCopies
 from sources.rows.packing import IGNORE, gather
 from sources.rows.pipeline_config import PipelineConfig
@@ -106,7 +107,7 @@ class Loader:
         has_other_rows = self._state["rows"] != rows
         if has_other_rows:
             self._state = with_rows(self._state, rows)
-        pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies)
+        pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies, options.cache)
         self._eos_id = tokenizer.eos_id
         self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         numbers = range(shape.rank, self.num_lanes, shape.world_size)
@@ -236,9 +237,10 @@ def configure_pipeline(
     tokenizer: TextTokenizer,
     state: LoaderState,
     near_copies: NearCopies | None = None,
+    cache: ShardCache | None = None,
 ) -> PipelineConfig:
     """Return how rows are made of documents. Reads the texts of `config.decontaminate`; raises SourceError."""
-    forbidden = frozenset(ngram for text in forbidden_texts(config) for ngram in ngram_hashes(text))
+    forbidden = forbidden_ngrams(config, cache)
     return PipelineConfig(
         tokenizer=tokenizer,
         seq_length=state["rows"]["seq_length"],

@@ -20,7 +20,7 @@ from sources.config import FilesSpec
 from sources.readers.fields import compile_template
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.parquet import columns_of, read_columns
-from sources.source import SourceError, first_line
+from sources.source import SourceError, SourceGone, first_line
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
@@ -31,9 +31,11 @@ class FilesSource(FolderSource):
     """Documents of all kinds of files, chosen by their extension."""
 
     def __init__(self, spec: FilesSpec, pin: FolderPin | None = None):
-        files = [file for file in list_files(spec.path, spec.glob) if file.size > 0]
+        listed = list_files(spec.path, spec.glob)
+        files = [file for file in listed if file.size > 0]
         if not files:
-            raise SourceError(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
+            kind = SourceError if listed else SourceGone
+            raise kind(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
         super().__init__(spec.source_name, spec.path, files, pin)
         self.text_field = spec.text_field
         self.template = compile_template(None, [spec.text_field])

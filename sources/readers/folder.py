@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from sources.readers.base import Reader
-from sources.source import SourceError
+from sources.source import SourceError, SourceGone
 
 MAX_SHARDS = 64
 FILES_PER_HASHED_SHARD = 16  # with this many, a hash spreads files evenly enough
@@ -115,14 +115,14 @@ def _hash(text: str) -> str:
 def list_files(path: str, glob: str = "**/*") -> list[File]:
     """List a file, or the files below a folder that match `glob`, hidden files and folders left out.
 
-    Raises SourceError when `path` does not exist or cannot be opened.
+    Raises SourceGone when `path` does not exist or cannot be opened, and SourceError when a file below it cannot.
     """
     root = Path(path).expanduser()
     try:
         if root.is_file():
             return [File(root.name, root, root.stat().st_size)]
         if not root.is_dir():
-            raise SourceError(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
+            raise SourceGone(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
         found = ((file, file.relative_to(root)) for file in root.glob(glob))
         return [
             File(key.as_posix(), file, file.stat().st_size)
@@ -130,4 +130,5 @@ def list_files(path: str, glob: str = "**/*") -> list[File]:
             if not any(part.startswith(".") for part in key.parts) and file.is_file()
         ]
     except OSError as error:
-        raise SourceError(f"{error.filename or path} cannot be opened ({error.strerror or error})") from error
+        kind = SourceGone if str(error.filename) == str(root) else SourceError  # as a network's disk that is away
+        raise kind(f"{error.filename or path} cannot be opened ({error.strerror or error})") from error

@@ -39,7 +39,7 @@ from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
 from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
 from sources.readers.parquet import ParquetShard, columns_of, parquet_shards, read_columns
-from sources.source import SourceError, first_line
+from sources.source import SourceError, SourceGone, first_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -93,6 +93,8 @@ class HubSource(Reader):
         self._pin: CommitPin | FilesPin | None = None
         try:
             self._open(*self._locate(pin))
+        except SourceGone:
+            raise
         except Exception as error:  # the library raises anything from ValueError to RuntimeError to httpx errors
             raise self._failure(error, is_open=False) from error
 
@@ -166,9 +168,12 @@ class HubSource(Reader):
     def _locate(self, pin: CommitPin | FilesPin | None) -> tuple[str, str | None]:
         """Pin the data; return where `datasets` finds it, and the commit where that is the hub."""
         spec = self._spec
-        if spec.folder is not None:
-            found = self._pin_folder(spec.folder, pin)
-            self._pin, self._folder = found, spec.folder
+        folder = spec.folder
+        if folder is None and pin is not None and "path" in pin:  # a folder that is gone looks like a hub's name
+            folder = Path(pin["path"])
+        if folder is not None:
+            self._folder = folder
+            self._pin = found = self._pin_folder(folder, pin)
             return found["path"], None
         commit = pin["commit"] if pin is not None and "commit" in pin else None
         if is_offline():
@@ -209,8 +214,10 @@ class HubSource(Reader):
 
     def _pin_folder(self, folder: Path, pin: CommitPin | FilesPin | None) -> FilesPin:
         if not folder.is_dir():
-            raise SourceError(f'the folder {folder} does not exist (looked in {Path.cwd()}); correct "dataset".')
+            raise SourceGone(f'the folder {folder} does not exist (looked in {Path.cwd()}); correct "dataset".')
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not paths:
+            raise SourceGone(f'the folder {folder} is empty; correct "dataset".')
         files = {path.relative_to(folder).as_posix(): path for path in paths}
         self._version = files_fingerprint(files.items())
         sizes = {key: path.stat().st_size for key, path in files.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sources.config import PythonPackagesSpec
 from sources.readers.folder import File, FolderPin, FolderSource
+from sources.source import SourceGone
 
 MAX_BYTES = 1_000_000  # larger ones are generated tables
 
@@ -23,6 +24,8 @@ class PythonPackagesSource(FolderSource):
 
     def __init__(self, spec: PythonPackagesSpec, pin: FolderPin | None = None):
         listed = [file for label, root in python_roots().items() for file in _python_files(label, root)]
+        if not listed:
+            raise SourceGone(f"there are no Python files in {', '.join(map(str, python_roots().values()))}")
         usable = [file for file in listed if 0 < file.size <= MAX_BYTES]
         super().__init__(spec.source_name, "the Python packages", usable, pin)
         self.counts.update("empty files" for file in listed if file.size == 0)

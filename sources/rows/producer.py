@@ -39,7 +39,10 @@ class LocalProducer:
         cached = self._cached_lane(name, lane)
         if cached is not None and (found := cached.read(before["block"], digest(before))) is not None:
             self._announce_notices(name)
-            return BlockResult(RowBlock(**found.arrays), cast(PipelineState, found.after), {})
+            if before["block"] == 0:  # what opening the source counted was counted then, with the first block
+                self.sources[name].counts.clear()
+            filtered = cast(dict[str, int], found.notes or {})
+            return BlockResult(RowBlock(**found.arrays), cast(PipelineState, found.after), filtered)
         later = cast(PipelineState | None, cached.skip(before["block"]) if cached is not None else None)
         self._announce_notices(name)
         try:
@@ -57,7 +60,7 @@ class LocalProducer:
         if cached is not None:
             block = result.block
             arrays = {"ids": block.ids, "lengths": block.lengths, "pieces": block.pieces}
-            cached.append(before["block"], digest(before), arrays, result.after, begins=before)
+            cached.append(before["block"], digest(before), arrays, result.after, begins=before, notes=result.filtered)
         self._announce_notices(name)
         return result
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sources.config import PdfSpec
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.pdf.sandbox import Extract, Limits, Sandbox
-from sources.source import SourceError
+from sources.source import SourceError, SourceGone
 
 SHORTEST, LONGEST = 3000, 5000  # characters of a chunk
 SCAN_CHARACTERS = 16  # a page with fewer on average is a picture
@@ -35,7 +35,7 @@ class PdfSource(FolderSource):
     def __init__(self, spec: PdfSpec, pin: FolderPin | None = None):
         files = [file for file in list_files(spec.path) if file.path.suffix.lower() == ".pdf"]
         if not files:
-            raise SourceError(f'{spec.path} holds no PDF file; correct "path" or put PDF files there.')
+            raise SourceGone(f'{spec.path} holds no PDF file; correct "path" or put PDF files there.')
         super().__init__(spec.source_name, spec.path, files, pin)
         self.sandbox = Sandbox(LIMITS)
         # Stops at the first that can be read.

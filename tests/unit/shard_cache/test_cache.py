@@ -33,18 +33,18 @@ def test_the_folder_can_be_read_by_a_person(folder: Path):
     assert {"format", "shard", "size", "sha256", "first", "blocks", "before", "begins"} <= set(sidecar)
 
 
-def test_the_newest_pin_of_a_description_is_found(folder: Path):
+def test_the_pins_of_a_description_come_newest_first(folder: Path):
     cache = ShardCache(folder, 1)
-    assert cache.find(DESCRIPTION) is None
+    assert cache.pins(DESCRIPTION) == []
     for revision in ("old", "new"):
         cache.source({**FINGERPRINT, "source": revision}, DESCRIPTION, {"revision": revision})
     cache.source({**FINGERPRINT, "source": "old"}, DESCRIPTION, {"revision": "old"})  # used again, made before
     cache.source({"name": "other"}, "other", {"revision": "other"})
     again = ShardCache(folder, 1)
-    assert again.find(DESCRIPTION) == {"revision": "new"}
-    assert again.find(dict(reversed(DESCRIPTION.items()))) == {"revision": "new"}
-    assert again.find("other") == {"revision": "other"}
-    assert again.find({**DESCRIPTION, "fields": ["answer"]}) is None
+    assert again.pins(DESCRIPTION) == [{"revision": "new"}, {"revision": "old"}]
+    assert again.pins(dict(reversed(DESCRIPTION.items())))[0] == {"revision": "new"}
+    assert again.pins("other") == [{"revision": "other"}]
+    assert again.pins({**DESCRIPTION, "fields": ["answer"]}) == []
     assert not again.notices
 
 
@@ -52,7 +52,7 @@ def test_a_changed_pin_takes_the_place_of_the_older_one(folder: Path):
     cache = ShardCache(folder, 1)
     for number in (1, 2):
         cache.source(FINGERPRINT, DESCRIPTION, {"number": number})
-    assert cache.find(DESCRIPTION) == {"number": 2}
+    assert cache.pins(DESCRIPTION) == [{"number": 2}]
     assert len(list(folder.iterdir())) == 1
 
 
@@ -89,11 +89,11 @@ def test_a_damaged_source_json_is_written_again(folder: Path, text: str):
     fill(source.lane(0), 0, 16)
     (source.folder / "source.json").write_text(text)
     cache = ShardCache(folder, 1)
-    assert cache.find(DESCRIPTION) is None
+    assert cache.pins(DESCRIPTION) == []
     assert cache.notices[0].startswith(f"{source.folder / 'source.json'} is damaged (")
     again = cache.source(FINGERPRINT, DESCRIPTION, {"revision": 1})
     assert held(again.lane(0), 0, 16) == list(range(16))
-    assert cache.find(DESCRIPTION) == {"revision": 1}
+    assert cache.pins(DESCRIPTION) == [{"revision": 1}]
 
 
 def test_small_files_are_remembered(folder: Path):
@@ -104,7 +104,7 @@ def test_small_files_are_remembered(folder: Path):
     assert path.name == "held-out-0123.pt"
     other = cache.remember("held-out/0123.pt")
     assert other.name == "held-out-0123.pt" and not other.exists()
-    assert cache.find("held-out-0123.pt") is None
+    assert cache.pins("held-out-0123.pt") == []
 
 
 def test_links_in_place_of_a_remembered_file_are_removed(folder: Path, tmp_path: Path):
@@ -133,7 +133,7 @@ def test_everything_can_be_sent_to_another_process(folder: Path):
     assert opened[0].remember("key") == path
     code = (
         "import pickle, sys; from tests.helpers.shard_chain import fill\n"
-        "cache, source, lane = pickle.load(sys.stdin.buffer); fill(lane, 0, 20); print(cache.find(sys.argv[1]))"
+        "cache, source, lane = pickle.load(sys.stdin.buffer); fill(lane, 0, 20); print(cache.pins(sys.argv[1]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "x"], input=pickle.dumps(opened), cwd=REPOSITORY, capture_output=True, timeout=30
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path: Path):
     fill(lane, 0, 20)
     assert held(lane, 0, 20) == []
     assert lane.skip(0) is None
-    assert cache.find(DESCRIPTION) is None
+    assert cache.pins(DESCRIPTION) == []
     cache.remember("key")
     assert len(cache.notices) == 1
     assert "cannot be written (Not a directory); nothing more is cached in this run" in cache.notices[0]
@@ -163,7 +163,7 @@ def test_a_cache_that_may_only_be_read_is_read(folder: Path):
     for path in [*folder.rglob("*"), folder]:
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
     cache = ShardCache(folder, 1)
-    assert cache.find(DESCRIPTION) == {"revision": 1}
+    assert cache.pins(DESCRIPTION) == [{"revision": 1}]
     lane = cache.source(FINGERPRINT, DESCRIPTION, {"revision": 1}).lane(0)
     assert held(lane, 0, 16) == list(range(16))
     assert not cache.notices

@@ -1,7 +1,8 @@
 """From specifications to open sources: what cannot be opened is named, and pins reopen the same data."""
 
-import gzip
 import json
+import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +16,6 @@ from sources.registry import (
     AllSourcesFailed,
     LazySource,
     OpenedSources,
-    forbidden_texts,
     open_sources,
     probe,
 )
@@ -92,8 +92,8 @@ def test_a_cached_source_is_opened_when_it_is_read(config):
     lazy = LazySource("a", known, lambda: opened.append(1) or real)
     assert (lazy.num_shards, lazy.pin(), lazy.fingerprint()) == (3, real.pin(), real.fingerprint()) and not opened
     assert read_all(lazy) == read_all(real) and opened == [1] and lazy.counts is real.counts
-    other = LazySource("a", known | {"num_shards": 4}, lambda: real)
-    with pytest.raises(SourceError, match="a has other shards than when it was cached; remove its cache"):
+    other = LazySource("a", known | {"fingerprint": "another"}, lambda: real)
+    with pytest.raises(SourceError, match="a is not what it was when it was cached; start again, or remove"):
         read_all(other)
 
 
@@ -137,13 +137,87 @@ def test_the_cache_knows_which_sources_are_small(tmp_path, tokenizer):
     pins = {"name": {"source": known["source"], "small": False}}
     assert open_sources(config(), pins, cache=cache).small == set()
     for min_text_length in (config().min_text_length, 7):
-        found = cache.find(description(config().sources[0], config(min_text_length=min_text_length)))
-        assert (found is not None) == (min_text_length == config().min_text_length)
+        found = cache.pins(description(config().sources[0], config(min_text_length=min_text_length)))
+        assert bool(found) == (min_text_length == config().min_text_length)
 
 
-def test_decontamination_texts_must_all_be_readable(tmp_path, texts):
-    (tmp_path / "whole.txt").write_text(texts[0], encoding="utf-8")
-    assert len(list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))) == 1
-    (tmp_path / "half.txt.gz").write_bytes(gzip.compress(texts[1].encode())[:-20])
-    with pytest.raises(SourceError, match=r"half.txt.gz: is damaged .*; mend that or take it out"):
-        list(forbidden_texts(DataConfig(decontaminate=[str(tmp_path)])))
+@pytest.fixture
+def remember(tmp_path, tokenizer) -> Callable[[OpenedSources, DataConfig], ShardCache]:
+    """Opens a source's part of a cache, as a run does."""
+
+    def remember(opened: OpenedSources, config: DataConfig) -> ShardCache:
+        cache = ShardCache(tmp_path / "cache", 1.0)
+        small = frozenset(opened.small)
+        pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, replicated=small)
+        cached_sources(cache, opened.sources, config, pipeline)
+        return cache
+
+    return remember
+
+
+def test_the_cache_stands_in_for_what_is_gone(config, tmp_path, remember):
+    with_source = open_sources(config)
+    cache = remember(with_source, config)
+    for name in "ab":
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "b").mkdir()  # as where a disk is not mounted
+    opened = open_sources(config, cache=cache)
+    assert opened.small == {"b"} and not opened.failures
+    assert opened.pins() == json.loads(json.dumps(with_source.pins()))
+    for name, reason in (("a", "does not exist"), ("b", "holds no file")):
+        (notice,) = opened.sources[name].notices
+        assert notice.startswith(f"its cached rows are used: {tmp_path / name} {reason}")
+        with pytest.raises(SourceError, match=f"more of it is needed than the cache holds: .*{reason}"):
+            read_all(opened.sources[name])
+    assert open_sources(config, opened.pins(), cache=cache).pins() == opened.pins()
+    assert open_sources(config).failures.keys() == {"a", "b"}
+    other = {"a": {"source": {**opened.pins()["a"]["source"], "digest": "another"}, "small": False}}
+    assert "does not exist" in open_sources(config, other, cache=cache).failures["a"]
+
+
+def test_the_cache_does_not_stand_in_for_what_has_changed(config, tmp_path, remember, texts):
+    cache = remember(open_sources(config), config)
+    kept = tmp_path / "kept"
+    (tmp_path / "a").rename(kept)
+    opened = open_sources(config, cache=cache)
+    kept.rename(tmp_path / "a")
+    (tmp_path / "a" / "00.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n")
+    with pytest.raises(SourceError, match="a is not what it was when it was cached"):
+        read_all(opened.sources["a"])
+    assert isinstance(open_sources(config, cache=cache).sources["a"], FilesSource)
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(b"")
+    assert "holds no file" in open_sources(config, cache=cache).failures["b"]
+
+
+def test_a_lineage_finds_the_rows_of_its_own_pin(config, tmp_path, remember, texts):
+    """Though the folder has changed since, and gone afterwards."""
+    pins = [open_sources(config).pins()]
+    remember(open_sources(config), config)
+    (tmp_path / "a" / "03.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n")
+    pins.append(open_sources(config).pins())
+    cache = remember(open_sources(config), config)
+    shutil.rmtree(tmp_path / "a")
+    for pin in pins:
+        assert open_sources(config, pin, cache=cache).pins()["a"] == pin["a"]
+    assert open_sources(config, cache=cache).pins()["a"] == pins[1]["a"]
+
+
+def test_a_path_means_a_source_of_its_own_working_directory(tmp_path, remember, monkeypatch, texts):
+    config = DataConfig(sources=[{"type": "files", "path": "notes"}, {"type": "hf", "dataset": "owner/notes"}])
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    for folder in ("notes", "owner/notes"):
+        (tmp_path / "one" / folder).mkdir(parents=True)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / "one" / folder / "train.jsonl").write_text(lines)
+    cache = remember(open_sources(config), config)
+    for folder in ("notes", "owner"):
+        (tmp_path / "one" / folder).rename(tmp_path / "other" / f"away-{folder}")
+    for _ in range(2):
+        opened = open_sources(config, cache=cache)
+        assert not opened.failures and all("are used" in source.notices[0] for source in opened.sources.values())
+        remember(opened, config)
+    monkeypatch.chdir(tmp_path / "other")
+    assert open_sources(config, cache=cache).failures.keys() == {"notes", "owner/notes"}

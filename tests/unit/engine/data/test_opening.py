@@ -1,5 +1,6 @@
 """Sources and tokenizer at a start: what is dropped, what ends the run, what is trained once and kept."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +119,24 @@ def test_a_tokenizer_is_trained_once_for_the_same_text(data, tmp_path: Path, log
     shorter = data(min_text_length=7)
     get_tokenizer(shorter, None, open_all(shorter, log), cache, ALONE, log)
     assert "Training a byte-level BPE tokenizer" in said()
+
+
+def test_a_tokenizer_folder_is_read_unless_it_is_gone(data, tmp_path: Path, log, said):
+    """Then the cached one is used."""
+    cache, folder = ShardCache(tmp_path / "cache", 1.0), tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    sizes, own = [], data(tokenizer=str(folder))
+    for size in (300, 310, None):
+        if size is None:
+            shutil.rmtree(folder)
+        else:
+            made = get_tokenizer(data(tokenizer={"train_bpe": size}), None, open_all(data(), log), None, ALONE, log)
+            (folder / "tokenizer.json").write_text(made.to_json())
+        said()
+        sizes.append(get_tokenizer(own, None, open_all(data(), log), cache, ALONE, log).vocab_size)
+        assert ("does not exist; the cached one is used" in said()) == (size is None)
+    assert sizes == [300, 310, 310]
 
 
 def restored(tokenizer: str | None) -> RestoredCheckpoint:

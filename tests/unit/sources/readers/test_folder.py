@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from sources.config import DataConfig, FilesSpec, HubSpec, PythonPackagesSpec
+from sources.config import FilesSpec, HubSpec, PythonPackagesSpec
+from sources.decontamination import forbidden_texts
 from sources.readers.files import FilesSource
 from sources.readers.python_packages import PythonPackagesSource
-from sources.registry import forbidden_texts, probe
+from sources.registry import probe
 from sources.source import SourceError
 from tests.helpers.text import REPOSITORY
 
@@ -38,7 +39,7 @@ def test_a_path_that_cannot_be_opened_is_a_sentence():
     with pytest.raises(SourceError, match=r"xxx cannot be opened \(File name too long\)"):
         open_files(path)
     with pytest.raises(SourceError, match="cannot be opened"):
-        list(forbidden_texts(DataConfig(decontaminate=[path])))
+        list(forbidden_texts(path))
     assert "cannot be opened (File name too long)" in probe(FilesSpec(type="files", path=path))
     assert HubSpec(type="hf", dataset=path).folder is None
 

@@ -99,6 +99,31 @@ def test_a_damaged_shard_is_made_again_or_skipped(tmp_path, texts, tokenizer, wr
     assert all(same(reading.produce("texts", 0, state), block) for state, block in zip(states, blocks, strict=False))
 
 
+def test_cached_blocks_tell_what_was_filtered(tmp_path, texts, tokenizer):
+    rows = [{"text": text[:300]} for text in texts] + [{"text": None}, {"text": "short"}] * 5
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "rows.jsonl"), "name": "rows"}])
+    pipeline = make_config(tokenizer, seq_length=64, num_lanes=2)
+
+    def counts() -> dict[str, int]:
+        sources, total = open_sources(config).sources, Counter()
+        sources["rows"].counts["found when it was opened"] = 1
+        cached = cached_sources(ShardCache(tmp_path / "cache", 1.0), sources, config, pipeline)
+        producer = LocalProducer(ProducerSetup(sources, pipeline, cached), PipelineCallbacks())
+        for lane in range(2):
+            state = None
+            for _ in range(3):
+                result = producer.produce("rows", lane, state)
+                state = result.after
+                total.update(result.filtered)
+        producer.flush()
+        return dict(total)
+
+    made = counts()
+    assert made["rows without text"] >= 5 and made["found when it was opened"] == 1
+    assert counts() == made
+
+
 def test_a_hole_in_the_cache_is_filled_patiently(tmp_path, texts, tokenizer, write_json_lines, monkeypatch):
     """A block that the cache lacks is not waited for where it has later ones; the next one, if absent too, is."""
     monkeypatch.setattr("sources.retries.LONGEST_WAIT", 0.01)
