@@ -4,6 +4,7 @@
                                lane-0003/       that lane's shards (shard.py)
                                used             when, and whether right now (space.py)
     kept-held-out-0123.pt-0123456789abcdef/held-out-0123.pt
+    CACHEDIR.TAG                               says that the folder is a cache, and whose
 Several processes may use one folder at the same time. A cache never ends a run: what it cannot do, its notices say.
 """
 
@@ -15,9 +16,17 @@ from typing import Any
 
 from shard_cache.lane import CachedLane
 from shard_cache.space import CacheEntry, Space, entries, sweep_removed
-from storage import JSON, Damaged, digest, read_record, slug, sweep, write_record
+from storage import JSON, Damaged, digest, read_record, read_regular, slug, sweep, write_atomic, write_record
 
 _ABOUT = "source.json"
+_TAG = "CACHEDIR.TAG"  # which backup programs know: bford.info/cachedir
+_TAG_TEXT = b"""Signature: 8a477f597d28d172789f06886806bc55
+# Tokenised text of Forethought. Runs make it again if it is removed.
+"""
+
+
+class NotACache(ValueError):
+    """A folder belongs to somebody else; the message is a sentence."""
 
 
 class CachedSource:
@@ -43,17 +52,25 @@ class CachedSource:
 
 
 class ShardCache:
-    """Tokenised blocks and small files in `folder`, of at most `max_gb` (10**9 bytes each) altogether."""
+    """Tokenised blocks and small files in `folder`, of at most `max_gb` (10**9 bytes each) altogether.
+
+    Raises NotACache for a folder in which other things lie than an earlier cache.
+    """
 
     def __init__(self, folder: str | Path, max_gb: float):
         self.folder = Path(folder).absolute()
+        _refuse_what_is_no_cache(self.folder)
         self._space = Space(self.folder, max_gb)
         self._kept: dict[str, CacheEntry] = {}
         with self._space.writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        for parent, _, _ in os.walk(self.folder):
-            with contextlib.suppress(OSError):  # such as another user's files
-                sweep(Path(parent), only_abandoned=True)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            if not (self.folder / _TAG).exists():
+                write_atomic(self.folder / _TAG, _TAG_TEXT)
+        for top in entries(self.folder):
+            for parent, _, _ in os.walk(top):
+                with contextlib.suppress(OSError):  # such as another user's files
+                    sweep(Path(parent), only_abandoned=True)
         sweep_removed(self.folder)
 
     @property
@@ -114,3 +131,23 @@ class ShardCache:
         except Damaged as error:
             self.notices.append(f"{path} is damaged ({error}); it is written again when its source is used.")
             return None
+
+
+def _refuse_what_is_no_cache(folder: Path) -> None:
+    """Raise NotACache unless a folder is absent, empty, or a cache. Earlier versions left no tag."""
+    place = folder.resolve()
+    if place in (Path(place.anchor), Path(os.path.expanduser("~")).resolve(), Path.cwd()):
+        raise NotACache(f"{folder} cannot be a cache; name a folder of its own, such as {folder / 'shard_cache'}.")
+    with contextlib.suppress(OSError):  # what cannot be listed cannot be written to either, which is told then
+        names = [name for name in os.listdir(folder) if not name.startswith(".") and name != "lost+found"]
+        if names and not _has_tag(folder) and not any(entries(folder)):
+            raise NotACache(
+                f"{folder} holds other things than a cache ({', '.join(sorted(names)[:3])}); "
+                "name a folder that is new or empty."
+            )
+
+
+def _has_tag(folder: Path) -> bool:
+    with contextlib.suppress(Damaged):
+        return read_regular(folder / _TAG) == _TAG_TEXT
+    return False

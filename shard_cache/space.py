@@ -10,6 +10,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import secrets
 import shutil
 import weakref
@@ -21,6 +22,7 @@ from storage import os_error_reason, refuse_links
 RESERVE_BYTES = 2**30  # a cache must not take the last of a disk that checkpoints are written to
 MEASURE_SHARE = 64  # measured again after 1/64 of the room left: so many processes may write there at once
 
+_NAME = re.compile(r".+-[0-9a-f]{16}")
 _STAMP = "used"
 _REMOVED = ".removed-"
 _ATTEMPTS = 10
@@ -81,11 +83,13 @@ class CacheEntry:
 
 
 def entries(folder: Path) -> Iterator[Path]:
-    """Yield the folders directly in the cache, in no order."""
+    """Yield the cache's own folders, in no order: others may lie beside them."""
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         for entry in found:
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield folder / entry.name
+            if entry.is_dir(follow_symlinks=False) and _NAME.fullmatch(entry.name):
+                path = folder / entry.name
+                if os.path.lexists(path / _STAMP):
+                    yield path
 
 
 class Space:
@@ -156,7 +160,7 @@ class Space:
 
 def sweep_removed(folder: Path) -> None:
     """Finish removals that were cut short."""
-    for path in folder.glob(f"{_REMOVED}*"):
+    for path in folder.glob(f"{_REMOVED}{'[0-9a-f]' * 16}"):
         shutil.rmtree(path, ignore_errors=True)
 
 

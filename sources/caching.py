@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import storage
-from shard_cache import CachedSource, ShardCache
+from shard_cache import CachedSource, NotACache, ShardCache
 from sources.config import DataConfig, FilesSpec, PdfSpec, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
 from sources.source import Source
 from storage import JSON, Damaged, digest
 
-__all__ = ["ShardCache", "cached_sources", "description", "open_cache", "read_record", "write_record"]
+__all__ = ["NotACache", "ShardCache", "cached_sources", "description", "open_cache", "read_record", "write_record"]
 
 ROWS_FORMAT = 3  # of the rows themselves; raised whenever the same settings would give other rows
 
 
 def open_cache(config: DataConfig) -> ShardCache | None:
-    """Open the cache if the configuration asks for one."""
+    """Open the cache if the configuration asks for one. Raises NotACache."""
     return ShardCache(Path(config.cache_dir).expanduser(), config.cache_max_gb) if config.cache else None
 
 

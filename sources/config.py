@@ -179,7 +179,7 @@ class DataConfig(Section):
     retry_minutes: float = Field(default=10.0, ge=0, le=1440, description="a source that fails for longer is dropped")
     cache: StrictBool = Field(default=False, description="keep packed rows on disk and read them in later runs")
     cache_max_gb: float = Field(default=20.0, gt=0, description="above it, the least recently used source is removed")
-    cache_dir: LocalPath = Field(default="shard_cache/store", description="the folder of the cache")
+    cache_dir: LocalPath = Field(default="shard_cache/store", description="a folder of the cache's own")
 
     @model_validator(mode="after")
     def _check_names(self) -> "DataConfig":

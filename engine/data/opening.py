@@ -7,7 +7,7 @@ from engine.checkpoint.folder import RestoredCheckpoint
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
-from sources.caching import ShardCache, read_record, write_record
+from sources.caching import NotACache, ShardCache, open_cache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.readers.endpoint import is_local
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
@@ -34,6 +34,18 @@ class TokenizerParts(TypedDict):
 def announce_to(log: EventLog) -> Announce:
     """Return what writes a source's event to `log`."""
     return lambda name, what, message: log.write("source", name=name, what=what, message=message)
+
+
+def open_cache_on_all_ranks(data: DataConfig, ranks: Ranks) -> ShardCache | None:
+    """Open each rank's shard cache, if the preset asks for one. Raises PresetError on all ranks."""
+    cache, refusal = None, None
+    try:
+        cache = open_cache(data)
+    except NotACache as error:
+        refusal = f"data.cache_dir: {error}"
+    for refused in filter(None, ranks.gather(refusal)):
+        raise PresetError(refused)
+    return cache
 
 
 def open_on_all_ranks(

@@ -12,7 +12,7 @@ from engine.checkpoint.state import OptimizerState
 from engine.config import Preset, TrainConfig
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
-from engine.data.opening import get_tokenizer, open_on_all_ranks
+from engine.data.opening import get_tokenizer, open_cache_on_all_ranks, open_on_all_ranks
 from engine.data.validation import ValidationSource
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import CompileCache, choose_compile, compile_model
@@ -33,7 +33,6 @@ from engine.run.telemetry import RunFigures, Telemetry
 from model.latent import LookAhead, LookAheadSchedule
 from model.snapshot import Snapshot
 from model.transformer import TransformerLM
-from sources.caching import open_cache
 from sources.loading.loader import Batch, BatchShape, LoaderOptions, choose_num_lanes, padded_micro_batch_size
 from sources.rows.tokenizer import TextTokenizer
 
@@ -151,7 +150,7 @@ def setup(
     state: dict[str, Any] = dict(start.state or {})
 
     # Text: sources, tokenizer, cache.
-    cache = open_cache(data)
+    cache = open_cache_on_all_ranks(data, ranks)
     opened = open_on_all_ranks(data, state.get("pins", {}), cache, ranks, log)
     tokenizer = get_tokenizer(data, start.restored, opened, cache, ranks, log)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_cache import ShardCache
+from shard_cache import NotACache, ShardCache
+from shard_cache.space import entries
 from tests.helpers.shard_chain import fill, held
 from tests.helpers.text import REPOSITORY
 
@@ -20,7 +21,8 @@ def test_the_folder_can_be_read_by_a_person(folder: Path):
     cache = ShardCache(folder, 1)
     source = cache.source(FINGERPRINT, DESCRIPTION, {"revision": "f00"})
     fill(source.lane(3), 3, 2)
-    (there,) = folder.iterdir()
+    (there,) = (path for path in folder.iterdir() if path.is_dir())
+    assert (folder / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
     assert there == source.folder
     assert there.name.startswith("owner-Data-Set-") and len(there.name) == len("owner-Data-Set-") + 16
     assert sorted(path.relative_to(there).as_posix() for path in there.rglob("*")) == [
@@ -53,7 +55,7 @@ def test_a_changed_pin_takes_the_place_of_the_older_one(folder: Path):
     for number in (1, 2):
         cache.source(FINGERPRINT, DESCRIPTION, {"number": number})
     assert cache.pins(DESCRIPTION) == [{"number": 2}]
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(entries(folder))) == 1
 
 
 def test_fingerprints_are_kept_apart(folder: Path):
@@ -169,3 +171,50 @@ def test_a_cache_that_may_only_be_read_is_read(folder: Path):
     assert not cache.notices
     fill(lane, 0, 20)
     assert len(cache.notices) == 1
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["root", "home", "project", "link", "files", "tag of another"])
+def test_a_folder_that_is_no_cache_is_refused_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    home, project, files, tagged = (tmp_path / name for name in ("home", "project", "files", "tagged"))
+    for made in (home, project, files, tagged):
+        made.mkdir()
+    (files / "letter.txt").write_text("of somebody")
+    (files / ".removed-0123456789abcdef").mkdir()
+    (files / ".writing-1@elsewhere@0-letter.txt").write_text("of somebody")
+    os.utime(files / ".writing-1@elsewhere@0-letter.txt", (0, 0))  # what a cache would sweep
+    (tagged / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# of another program\n")
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(project)
+    folders = {"root": "/", "home": home, "project": ".", "link": "../link", "files": files, "tag of another": tagged}
+    there = everything(tmp_path)
+    with pytest.raises(NotACache, match=r"cannot be a cache; name a folder of its own|holds other things than a cache"):
+        ShardCache(folders[place], 1)
+    assert everything(tmp_path) == there
+
+
+def test_an_empty_folder_and_an_older_cache_are_taken(tmp_path: Path):
+    disk = tmp_path / "disk"
+    for name in ("lost+found", ".Trash"):  # a disk of its own is not quite empty
+        (disk / name).mkdir(parents=True)
+    for _ in range(2):
+        source = ShardCache(disk, 1).source(FINGERPRINT, DESCRIPTION, {})
+    fill(source.lane(0), 0, 2)
+    (disk / "CACHEDIR.TAG").unlink()  # as earlier versions left it
+    again = ShardCache(disk, 1).source(FINGERPRINT, DESCRIPTION, {})
+    assert held(again.lane(0), 0, 2) == [0, 1]
+    assert (disk / "CACHEDIR.TAG").exists()
+
+
+def test_temporary_files_are_swept_in_own_folders_alone(folder: Path):
+    source = ShardCache(folder, 1).source(FINGERPRINT, DESCRIPTION, {})
+    (folder / "notes").mkdir()
+    for place in (folder / "notes", source.folder):
+        (place / ".writing-1@elsewhere@0-x").write_bytes(b"")
+        os.utime(place / ".writing-1@elsewhere@0-x", (0, 0))
+    ShardCache(folder, 1)
+    assert [path.parent.name for path in folder.rglob(".writing-*")] == ["notes"]

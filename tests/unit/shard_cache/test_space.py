@@ -2,6 +2,7 @@ import gc
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -142,9 +143,11 @@ def test_files_of_others_count_and_stay(folder: Path, tmp_path: Path):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "file").write_bytes(bytes(10 * SHARD))
-    folder.mkdir()
-    (folder / "notes").mkdir()
+    ShardCache(folder, 1)
+    for name in ("notes", "theirs-0123456789abcdef", "used"):  # whatever they are called
+        (folder / name).mkdir()
     (folder / "notes" / "file").write_bytes(bytes(SHARD))
+    (folder / "notes" / "used").write_bytes(b"")
     (folder / "link").symlink_to(theirs)  # what lies behind a link does not count
     source = open_source(folder, max_gb=3 * SHARD / 1e9)
     fill(source.lane(0), 0, 16)
@@ -152,13 +155,15 @@ def test_files_of_others_count_and_stay(folder: Path, tmp_path: Path):
     fill(source.lane(1), 0, 100)
     assert "cache_max_gb" in source.notices[0]
     assert (folder / "notes" / "file").exists() and (theirs / "file").exists()
+    assert (folder / "theirs-0123456789abcdef").exists() and (folder / "used").exists()
 
 
 def test_a_removal_that_was_cut_short_is_finished(folder: Path):
     path = filled(folder, "a", 0)
-    path.rename(folder / ".removed-0123")
+    path.rename(folder / ".removed-0123456789abcdef")
+    (folder / ".removed-by-hand").mkdir()
     ShardCache(folder, 1)
-    assert list(folder.iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == [".removed-by-hand", "CACHEDIR.TAG"]
 
 
 def test_opening_and_removing_at_the_same_time(folder: Path):
@@ -175,8 +180,10 @@ def test_opening_and_removing_at_the_same_time(folder: Path):
     thread = threading.Thread(target=remove)
     thread.start()
     try:
-        for _ in range(300):
-            entry = space.CacheEntry(folder / "entry")
+        for number in range(300):
+            if number % 50 == 0:
+                time.sleep(0.01)  # now and then nobody holds it for long
+            entry = space.CacheEntry(folder / "entry-0123456789abcdef")
             entry.hold()
             (entry.folder / "file").write_bytes(b"mine")
             assert (entry.folder / "used").exists()

@@ -9,7 +9,7 @@ import torch
 
 from engine.checkpoint.folder import RestoredCheckpoint
 from engine.checkpoint.load import VerifiedFile
-from engine.data.opening import get_tokenizer, open_on_all_ranks
+from engine.data.opening import get_tokenizer, open_cache_on_all_ranks, open_on_all_ranks
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
@@ -103,6 +103,14 @@ def test_a_rank_that_cannot_read_ends_all(tmp_path: Path):
 
 def open_all(config: DataConfig, log: EventLog) -> OpenedSources:
     return open_on_all_ranks(config, {}, None, ALONE, log)
+
+
+def test_a_folder_that_is_no_cache_ends_the_start(data, topics_folder: Path, tmp_path: Path):
+    assert open_cache_on_all_ranks(data(), ALONE) is None
+    opened = open_cache_on_all_ranks(data(cache=True, cache_dir=str(tmp_path / "cache")), ALONE)
+    assert opened.folder == tmp_path / "cache"
+    with pytest.raises(PresetError, match=r"data\.cache_dir: .* holds other things than a cache \(.*\.txt"):
+        open_cache_on_all_ranks(data(cache=True, cache_dir=str(topics_folder)), ALONE)
 
 
 def test_a_tokenizer_is_trained_once_for_the_same_text(data, tmp_path: Path, log, said):
