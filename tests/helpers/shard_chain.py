@@ -111,7 +111,7 @@ def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 if __name__ == "__main__":
     folder, number, count, *max_gb = sys.argv[1:]
-    sys.modules["torch"] = None  # as in a worker: webdataset then loads in a moment
+    sys.modules["torch"] = None  # webdataset then loads in a moment
     importlib.import_module("webdataset")  # before anybody takes the time
     source = open_source(Path(folder), *map(float, max_gb))
     print("open", flush=True)
