@@ -14,14 +14,35 @@ from pydantic.types import StrictBool, StrictInt
 from sources.readers.endpoint import is_local
 from sources.readers.fields import Template, compile_template, nearest
 
-# Repositories that hold plain data files (no loading script) with a column `text`.
-BUILTIN_SOURCES: dict[str, dict[str, str]] = {
-    "wikipedia": {"type": "hf", "dataset": "wikimedia/wikipedia", "config": "20231101.en"},
-    "openwebtext": {"type": "hf", "dataset": "Skylion007/openwebtext", "config": "plain_text"},
-    "c4": {"type": "hf", "dataset": "allenai/c4", "config": "en"},
-    "bookcorpus": {"type": "hf", "dataset": "rojagtap/bookcorpus"},
+# Repositories that hold plain data files (no loading script) with a column `text`. A revision is a commit known to hold
+# them; a run's own pin, once made, comes first.
+BUILTIN_SOURCES: dict[str, dict[str, Any]] = {
+    "wikipedia": {
+        "type": "hf",
+        "dataset": "wikimedia/wikipedia",
+        "config": "20231101.en",
+        "revision": "b04c8d1ceb2f5cd4588862100d08de323dccfbaa",
+    },
+    "openwebtext": {
+        "type": "hf",
+        "dataset": "Skylion007/openwebtext",
+        "config": "plain_text",
+        "revision": "79d93d786212f7344586290adb811d4ae6a1762c",
+    },
+    "c4": {
+        "type": "hf",
+        "dataset": "allenai/c4",
+        "config": "en",
+        "revision": "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+    },
+    "bookcorpus": {"type": "hf", "dataset": "rojagtap/bookcorpus", "join_rows": 128},  # a row is a sentence
     "pile_subset": {"type": "hf", "dataset": "monology/pile-uncopyrighted-parquet"},
-    "common_crawl": {"type": "hf", "dataset": "HuggingFaceFW/fineweb", "config": "sample-10BT"},
+    "common_crawl": {
+        "type": "hf",
+        "dataset": "HuggingFaceFW/fineweb",
+        "config": "sample-10BT",
+        "revision": "9bb295ddab0e05d785b879661af7260fed5140fc",
+    },
     "python_packages": {"type": "python_packages"},
 }
 
@@ -47,6 +68,11 @@ def _check_text_field(field: str) -> str:
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_check_home)]
+# Left out of a dump where it is not given: runs and caches know their sources by their dumps, which used to lack it.
+JoinRows = Annotated[
+    Annotated[int, Field(strict=True, ge=2, le=1000)] | None,
+    Field(exclude_if=lambda value: value is None, description="rows in a row that make one text, joined by newlines"),
+]
 
 
 class Section(BaseModel):
@@ -76,6 +102,7 @@ class HubSpec(Spec):
     text_field: str | None = None
     fields: list[str] | dict[str, str] | None = None
     format: str | None = None
+    join_rows: JoinRows = None
 
     @model_validator(mode="after")
     def _check_fields(self) -> "HubSpec":
@@ -88,6 +115,16 @@ class HubSpec(Spec):
         """Return how a row becomes a text."""
         one_field = self.fields is None and self.format is None
         return compile_template(self.format, [self.text_field or "text"] if one_field else self.fields)
+
+    @property
+    def known_revision(self) -> str | None:
+        """The revision to read where no run is pinned to another: the preset's, or that of the built-in source.
+
+        A built-in's stays out of the fields: what is known of a source by them does not change when it does.
+        """
+        builtin = BUILTIN_SOURCES.get(self.name or "", {})
+        is_builtin = builtin.get("dataset") == self.dataset and builtin.get("config") == self.config
+        return self.revision or (builtin.get("revision") if is_builtin else None)
 
     @property
     def folder(self) -> Path | None:
@@ -103,12 +140,13 @@ class PdfSpec(Spec):
 
 
 class FilesSpec(Spec):
-    """Text, source code, JSON lines and parquet files below a folder; `text_field` is for the latter two."""
+    """Text, source code, JSON lines and parquet files below a folder; the latter two have text fields and rows."""
 
     type: Literal["files"]
     path: LocalPath
     glob: Annotated[str, AfterValidator(_check_glob)] = "**/*"
     text_field: Annotated[str, AfterValidator(_check_text_field)] = "text"
+    join_rows: JoinRows = None
 
 
 class PythonPackagesSpec(Spec):
@@ -127,7 +165,7 @@ def _expand_builtin(source: Any) -> Any:
         if source not in BUILTIN_SOURCES:
             known = f'the built-in ones are {", ".join(BUILTIN_SOURCES)}; others are objects with a "type"'
             raise ValueError(f'there is no built-in source "{source}"{nearest(source, BUILTIN_SOURCES)}; {known}.')
-        return {**BUILTIN_SOURCES[source], "name": source}
+        return {key: value for key, value in BUILTIN_SOURCES[source].items() if key != "revision"} | {"name": source}
     if isinstance(source, dict) and (kind := str(source.get("type"))) not in SPECS:
         problem = f'has the unknown type "{kind}"{nearest(kind, SPECS)}' if "type" in source else "has no type"
         raise ValueError(f'a source {problem}; write "type": one of {", ".join(SPECS)}.')

@@ -14,7 +14,9 @@ from storage import JSON
 Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 
 # Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.
-PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long")
+PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long", "texts that are too long")
+
+LONGEST_TEXT = 32 * 1024**2  # bytes of a text, or of the row it is in; a few kilobytes may unpack to gigabytes
 
 
 class SourceError(Exception):

@@ -2,9 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice, repeat
+from typing import Literal, TypeVar
 
 from sources.readers.fields import Columns, FieldError, Template
 from sources.readers.parquet import Batch
+from sources.source import LONGEST_TEXT
+
+Position = TypeVar("Position")
+_SMALLER = "write the file again with smaller row groups"
 
 
 class Reader:
@@ -12,8 +18,9 @@ class Reader:
 
     num_shards: int
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, join_rows: int | None = None):
         self.name = name
+        self.join_rows = join_rows
         self.notices: list[str] = []
         self.counts: Counter[str] = Counter()
         self._noted: set[tuple[str, str]] = set()  # (file, what was announced or counted of it)
@@ -50,14 +57,47 @@ class Reader:
             self.announce(file, sentence)
         return bound
 
-    def texts(self, template: Template, batches: Iterable[Batch]) -> Iterator[tuple[str, int]]:
-        """Yield (text, number of the row after it) of all rows that have a text."""
-        for first, columns in batches:
-            for row_after, text in enumerate(template.render_columns(columns), start=first + 1):
-                if text is None:
-                    self.counts["rows without text"] += 1
+    def skip_long(self, file: str, what: Literal["text", "line"]) -> None:
+        """Count a text or line that is too long, and name its file."""
+        self.counts[f"{what}s that are too long"] += 1
+        self.announce(file, f"holds a {what} of more than {LONGEST_TEXT // 1024**2} MiB, which is skipped")
+
+    def rows(self, template: Template, batches: Iterable[Batch], file: str) -> Iterator[tuple[str | None, int]]:
+        """Yield (text, number of the row after it) of all rows of `file`; None where a row has no text of use."""
+        for first, num_rows, columns in batches:
+            if columns is None:
+                texts: Iterable[str | None] = repeat(None, num_rows)
+                if num_rows == 1:
+                    self.skip_long(file, "text")
                 else:
-                    yield text, row_after
+                    self.counts["texts that are too long"] += num_rows
+                    self.announce(file, f"{num_rows:,} of its rows take too much memory and are skipped; {_SMALLER}")
+            else:
+                texts = template.render_columns(columns)
+                if missing := texts.count(None):
+                    self.counts["rows without text"] += missing
+            for row_after, text in enumerate(texts, start=first + 1):
+                if text is not None and len(text) > LONGEST_TEXT:
+                    self.skip_long(file, "text")
+                    text = None
+                yield text, row_after
+
+    def joined(self, rows: Iterable[tuple[str | None, Position]], file: str) -> Iterator[tuple[str, Position]]:
+        """Yield (text, position after it) of each row that has a text, or of `join_rows` rows together.
+
+        A row without a text counts as one of them. A position lies between such documents, so that reading on from it
+        joins the same rows again; what is left at the end is a document, too.
+        """
+        if self.join_rows is None:
+            yield from ((text, position) for text, position in rows if text is not None)
+            return
+        rows = iter(rows)
+        while together := list(islice(rows, self.join_rows)):
+            texts = [text for text, _ in together if text is not None]
+            if sum(map(len, texts)) > LONGEST_TEXT:
+                self.skip_long(file, "text")
+            elif texts:
+                yield "\n".join(texts), together[-1][1]
 
     def _is_new(self, file: str, fact: str) -> bool:
         known = (file, fact) in self._noted

@@ -1,69 +1,79 @@
-"""Text, Markdown, source code, JSON lines and parquet files below a folder; `.gz` of the first four too.
+"""Text, Markdown, source code, JSON lines and parquet files below a folder; the first four packed, too (`packed.py`).
 
 A text file is one document; above a megabyte it is read in pieces that end at paragraphs or lines. A position inside a
-file is a byte offset (of what is unpacked, for `.gz`), or a number of rows (parquet), so resuming late in a file reads
-none of its beginning unless it is packed. Binary files are skipped and counted; damaged ones and JSON lines over 32 MiB
-are named as well.
+file is a byte offset (of what is unpacked), or a number of rows (parquet), so resuming late in a file reads none of its
+beginning unless it is packed. Binary files are skipped and counted; damaged ones, those without rows, and texts over
+32 MiB are named as well.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
-import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from sources.config import FilesSpec
 from sources.readers.fields import compile_template
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
-from sources.readers.parquet import columns_of, read_columns
-from sources.source import SourceError, SourceGone, first_line
+from sources.readers.packed import PACKED, open_file
+from sources.readers.parquet import ParquetFile, columns_of, read_columns
+from sources.source import LONGEST_TEXT, SourceError, SourceGone, first_line
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
-LONGEST_LINE = 32 * 1024**2  # bytes of a JSON line; a file can be one line of gigabytes, packed into a few megabytes
+ARCHIVES = (".xz", ".7z", ".zip", ".tar", ".tgz", ".rar", ".lz4", ".br")  # which somebody may take for read
 
 
 class FilesSource(FolderSource):
     """Documents of all kinds of files, chosen by their extension."""
 
     def __init__(self, spec: FilesSpec, pin: FolderPin | None = None):
-        listed = list_files(spec.path, spec.glob)
-        files = [file for file in listed if file.size > 0]
+        found = list_files(spec.path, spec.glob)
+        files = [file for file in found if file.size > 0]
         if not files:
-            kind = SourceError if listed else SourceGone
-            raise kind(f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".')
+            empty = f'{spec.path} holds empty files only; put text there or correct "path".'
+            none = f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".'
+            raise SourceError(empty) if found else SourceGone(none)
         super().__init__(spec.source_name, spec.path, files, pin)
+        self.join_rows = spec.join_rows
         self.text_field = spec.text_field
         self.template = compile_template(None, [spec.text_field])
 
     def fingerprint(self) -> dict[str, object]:
-        return {**super().fingerprint(), "text_field": self.text_field}
+        joined = {"join_rows": self.join_rows} if self.join_rows else {}
+        newly_read = sorted({_suffix(file.key) for file in self.files} & (set(PACKED) - {".gz"}))
+        packed = {"packed": newly_read} if newly_read else {}
+        return {**super().fingerprint(), "text_field": self.text_field, **joined, **packed}
 
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
-        packed = file.key.lower().endswith(".gz")
-        kind = PurePosixPath(file.key.lower().removesuffix(".gz")).suffix
+        packing = _suffix(file.key) if _suffix(file.key) in PACKED else ""
+        kind = _suffix(file.key.lower().removesuffix(packing))
         try:
-            if kind == ".parquet" and not packed:
-                yield from self._parquet_rows(file, start)
+            if kind == ".parquet" and not packing:
+                yield from self.joined(self._parquet_rows(file, start), file.key)
                 return
-            with gzip.open(file.path) if packed else file.path.open("rb") as stream:
+            with open_file(file.path) as stream:
                 binary = b"\0" in stream.read(8192)
                 stream.seek(0)
-                if binary:
+                if binary and kind in ARCHIVES:
+                    self.skip(file.key, "packed files", "is packed in a way that is not read; unpack it or use gzip")
+                elif binary:
                     self.skip(file.key, "binary files")
                 elif kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_json_lines(stream)):
-                    yield from self._json_rows(file, stream, start)
+                    yield from self.joined(self._json_rows(file, stream, start), file.key)
                 else:
                     yield from self._pieces(file, stream, start)
-        # ValueError: a text in a parquet file that is not UTF-8
-        except (EOFError, gzip.BadGzipFile, zlib.error, ArrowException, ValueError, OverflowError) as error:
+        # ValueError: a text in a parquet file that is not UTF-8, or what is packed is damaged
+        except (ArrowException, ValueError, OverflowError) as error:
+            self.skip(file.key, "damaged files", f"is damaged ({first_line(error)}); what follows is skipped")
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # pyarrow's, of what a page holds
             self.skip(file.key, "damaged files", f"is damaged ({first_line(error)}); what follows is skipped")
 
-    def _pieces(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
+    def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:
         stream.seek(start)
         data = stream.read(LARGE + 1)
         if start == 0 and 0 < len(data) <= LARGE:
@@ -84,45 +94,54 @@ class FilesSource(FolderSource):
             self.skip(file.key, "files with bytes that are not UTF-8 (left out)")
             return data.decode("utf-8", errors="ignore")
 
-    def _json_rows(self, file: File, stream: BufferedIOBase, start: int) -> Iterator[tuple[str, int]]:
+    def _json_rows(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str | None, int]]:
+        """Yield (text, offset behind it) of all rows, None where a row has none."""
         stream.seek(start)
-        columns, template = None, None
-        while line := stream.readline(LONGEST_LINE + 1):
-            if len(line) > LONGEST_LINE:
-                self.counts["lines that are too long"] += 1
-                self.announce(file.key, f"holds a line of more than {LONGEST_LINE // 1024**2} MiB, which is skipped")
+        columns, template, is_empty = None, None, start == 0
+        while line := stream.readline(LONGEST_TEXT + 1):
+            text = None
+            if len(line) > LONGEST_TEXT:
+                self.skip_long(file.key, "line")
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(LARGE)
+            elif not line.strip():
                 continue
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # RecursionError: nested too deeply
-                self.counts["lines that are not JSON"] += 1
-                continue
-            if isinstance(row, dict) and list(row) != columns:
-                columns = list(row)
-                template = self.bind(self.template, dict.fromkeys(columns), file.key)
-            text = template.render(row) if isinstance(row, dict) and template else None
-            if text is None:
-                self.counts["rows without text"] += 1
             else:
-                yield text, stream.tell()
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):  # RecursionError: nested too deeply
+                    self.counts["lines that are not JSON"] += 1
+                else:
+                    if isinstance(row, dict) and list(row) != columns:
+                        columns = list(row)
+                        template = self.bind(self.template, dict.fromkeys(columns), file.key)
+                    text = template.render(row) if isinstance(row, dict) and template else None
+                    if text is None:
+                        self.counts["rows without text"] += 1
+            is_empty = False
+            yield text, stream.tell()
+        if is_empty:
+            self.skip(file.key, "files without rows", "holds no rows and is skipped")
 
-    def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str, int]]:
-        with pq.ParquetFile(file.path) as parquet:
-            if template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
-                yield from self.texts(template, read_columns(parquet, template.columns, start))
+    def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str | None, int]]:
+        with file.path.open("rb") as stream, ParquetFile(stream) as parquet:
+            if not parquet.metadata.num_rows:
+                self.skip(file.key, "files without rows", "holds no rows and is skipped")
+            elif template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):
+                yield from self.rows(template, read_columns(parquet, template.columns, start), file.key)
             else:
                 self.skip(file.key, "files without the text field")
 
 
-def _is_json_lines(stream: BufferedIOBase) -> bool:
+def _suffix(key: str) -> str:
+    return PurePosixPath(key.lower()).suffix
+
+
+def _is_json_lines(stream: BinaryIO) -> bool:
     """Return whether the first line is an object by itself, not the start of a longer one; rewinds the stream."""
-    first = stream.readline(LONGEST_LINE + 1)
+    first = stream.readline(LONGEST_TEXT + 1)
     stream.seek(0)
-    if len(first) > LONGEST_LINE:
+    if len(first) > LONGEST_TEXT:
         return first.lstrip().startswith(b"{")
     try:
         return isinstance(json.loads(first), dict)

@@ -38,7 +38,7 @@ from sources.readers.endpoint import (
 from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
 from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
-from sources.readers.parquet import ParquetShard, columns_of, parquet_shards, read_columns
+from sources.readers.parquet import Batch, ParquetShard, columns_of, parquet_shards, read_columns, to_python
 from sources.source import SourceError, SourceGone, first_line
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class HubSource(Reader):
     """A dataset in hub layout. Raises SourceError with the reason when it cannot be opened."""
 
     def __init__(self, spec: HubSpec, pin: CommitPin | FilesPin | None = None):
-        super().__init__(spec.source_name)
+        super().__init__(spec.source_name, spec.join_rows)
         self._spec = spec
         self._shards: list[ParquetShard] = []
         self._dataset: IterableDataset | None = None  # where the library streams it, instead of the shards
@@ -108,6 +108,7 @@ class HubSource(Reader):
             "version": self._version,
             "template": [self._template.parts, self._template.paths],
             "num_shards": self.num_shards,
+            **({"join_rows": self.join_rows} if self.join_rows else {}),
         }
 
     def read(self, shard: int, cursor: int | StreamCursor | None) -> Iterator[tuple[str, int | StreamCursor]]:
@@ -142,7 +143,8 @@ class HubSource(Reader):
         with shard.open() as parquet:
             columns = columns_of(parquet.schema_arrow)
             if template := self.bind(self._spec.template(), columns, shard.path, usual=self._template):
-                yield from self.texts(template, read_columns(parquet, template.columns, start, shard.group))
+                batches = read_columns(parquet, template.columns, start, shard.group)
+                yield from self.joined(self.rows(template, batches, shard.path), shard.path)
             else:
                 self.skip(shard.path, "files without the text field")
 
@@ -151,10 +153,14 @@ class HubSource(Reader):
         if cursor:
             dataset.load_state_dict(cursor["state"])
         state, done = (cursor["state"], cursor["row"]) if cursor else (dataset.state_dict(), 0)
-        for batch in dataset.iter(batch_size=ROWS_PER_BATCH):
-            columns = batch if isinstance(batch, dict) else batch.to_pydict()  # a table, in Arrow's format
-            columns = {column: values[done:] for column, values in columns.items()}
-            for text, row in self.texts(self._template, [(done, columns)]):
+        together = self.join_rows or 1
+        for batch in dataset.iter(batch_size=together * -(-ROWS_PER_BATCH // together)):
+            if isinstance(batch, dict):
+                columns = {column: values[done:] for column, values in batch.items()}
+                batches = iter([Batch(done, len(next(iter(columns.values()))), columns)])
+            else:  # a table, in Arrow's format
+                batches = to_python(batch.slice(done), done)
+            for text, row in self.joined(self.rows(self._template, batches, self.name), self.name):
                 yield text, {"state": state, "row": row}
             state, done = dataset.state_dict(), 0
 
@@ -177,12 +183,12 @@ class HubSource(Reader):
             return found["path"], None
         commit = pin["commit"] if pin is not None and "commit" in pin else None
         if is_offline():
-            self._folder = cached_folder(spec.dataset, commit or spec.revision)
+            self._folder = cached_folder(spec.dataset, commit or spec.known_revision)
             self._version = self._folder.name
             self._pin = CommitPin(commit=self._version)
             self.notices.append(f"HF_HUB_OFFLINE is set, so it is read from the cache, {self._folder}")
             return str(self._folder), None
-        commit = commit or HfApi().dataset_info(spec.dataset, revision=spec.revision, timeout=TIMEOUT).sha
+        commit = commit or HfApi().dataset_info(spec.dataset, revision=spec.known_revision, timeout=TIMEOUT).sha
         self._version, self._pin = commit, CommitPin(commit=commit)
         return spec.dataset, commit
 

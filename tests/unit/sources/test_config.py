@@ -29,6 +29,25 @@ def test_a_dump_can_be_read_again():
     assert DataConfig.model_validate_json(config.model_dump_json()) == config
 
 
+def test_builtin_revisions_are_commits_that_a_dump_does_not_show():
+    """Runs and caches know a source by its dump, which must not change when a revision is added or raised."""
+    config = DataConfig(sources=["wikipedia", {"type": "hf", "dataset": "allenai/c4", "config": "en", "revision": "x"}])
+    wikipedia, c4 = config.sources
+    assert wikipedia.revision is None and "join_rows" not in wikipedia.model_dump(mode="json")
+    assert wikipedia.known_revision == BUILTIN_SOURCES["wikipedia"]["revision"] and c4.known_revision == "x"
+    (again,) = DataConfig.model_validate_json(config.model_dump_json(include={"sources": {0}})).sources
+    assert again.known_revision == wikipedia.known_revision
+    named_alike = HubSpec(type="hf", dataset="me/wikipedia", name="wikipedia")
+    assert named_alike.known_revision is None
+    for source in BUILTIN_SOURCES.values():
+        assert len(revision := source.get("revision", "a" * 40)) == 40 and int(revision, 16)
+
+
+def test_bookcorpus_joins_its_sentences():
+    (bookcorpus,) = DataConfig(sources=["bookcorpus"]).sources
+    assert bookcorpus.join_rows == 128 and bookcorpus.model_dump()["join_rows"] == 128
+
+
 def test_names_come_from_name_or_dataset_or_path():
     specs = DataConfig(
         sources=[
@@ -73,6 +92,9 @@ def test_local_folders_and_repositories_are_distinguished(tmp_path, monkeypatch)
         ({"tokenizer": "~nobody-here/x"}, ["'~nobody-here/x'", "home folder"]),
         ({"decontaminate": ["~nobody-here/x"]}, ["'~nobody-here/x'", "home folder"]),
         ({"cache_dir": "~nobody-here/x"}, ["'~nobody-here/x'", "home folder"]),
+        ({"sources": [{"type": "hf", "dataset": "a/b", "join_rows": 1}]}, ["2"]),
+        ({"sources": [{"type": "files", "path": "x", "join_rows": 1001}]}, ["1000"]),
+        ({"sources": [{"type": "files", "path": "x", "join_rows": True}]}, ["integer"]),
         ({"sources": [{"type": ["hf"]}]}, ["unknown type", '"type": one of hf, pdf']),
         ({"sources": [{"type": "files", "path": "x", "text_field": "a..b"}]}, ["'a..b'", "answers.text"]),
         (

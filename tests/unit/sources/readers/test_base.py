@@ -4,6 +4,7 @@ import pytest
 
 from sources.readers.base import Reader
 from sources.readers.fields import compile_template
+from sources.readers.parquet import Batch
 
 
 @pytest.fixture
@@ -55,7 +56,8 @@ def test_a_substitute_column_is_announced_unless_it_is_usual(reader: Reader):
 
 
 def test_rows_become_texts_with_the_number_of_the_next_row(reader: Reader):
-    batches = [(0, {"text": ["one", None, "two"]}), (7, {"text": [" ", "three"]})]
-    texts = list(reader.texts(compile_template("<{text}>", None), batches))
-    assert texts == [("<one>", 1), ("<two>", 3), ("<three>", 9)]
+    batches = [Batch(0, 3, {"text": ["one", None, "two"]}), Batch(7, 2, {"text": [" ", "three"]})]
+    rows = list(reader.rows(compile_template("<{text}>", None), batches, "a.parquet"))
+    assert rows == [("<one>", 1), (None, 2), ("<two>", 3), (None, 8), ("<three>", 9)]
+    assert list(reader.joined(rows, "a.parquet")) == [("<one>", 1), ("<two>", 3), ("<three>", 9)]
     assert reader.counts == {"rows without text": 2}

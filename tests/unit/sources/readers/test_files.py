@@ -1,7 +1,9 @@
 """Every kind of file: what is read, what is skipped and counted, and that reading resumes exactly from any cursor."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 
 from sources.config import FilesSpec
 from sources.readers.files import FilesSource
+from sources.source import SourceError
 
 
 def open_files(path, pin=None, **options) -> FilesSource:
@@ -77,6 +80,90 @@ def test_json_lines_parquet_and_their_fields(tmp_path, texts):
     assert sorted(read_all(source)) == sorted(texts[:30] * 3)
     assert source.counts == {"lines that are not JSON": 1, "rows without text": 2}
     assert_resumable(source)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_packed_json_lines_and_texts_are_read(tmp_path, texts, suffix):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[:30]).encode()
+    pack = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".zst": lambda data: pa.Codec("zstd").compress(data, asbytes=True),
+    }
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(pack[suffix](lines))
+    (tmp_path / f"b.md{suffix}").write_bytes(pack[suffix](texts[30].encode()))
+    (tmp_path / f"broken.jsonl{suffix}").write_bytes(pack[suffix](lines)[:-9])
+    source = open_files(tmp_path)
+    found = read_all(source)
+    assert set(found) == set(texts[:31]) and found.count(texts[30]) == 1
+    assert source.counts == {"damaged files": 1} and source.notices[0].startswith("broken.jsonl")
+    assert_resumable(source)
+
+
+def test_other_packed_files_are_named(tmp_path, texts):
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(json.dumps({"text": texts[0]}).encode()))
+    (tmp_path / "b.txt").write_text(texts[1], encoding="utf-8")
+    source = open_files(tmp_path)
+    assert read_all(source) == [texts[1]]
+    assert source.counts == {"packed files": 1}
+    assert source.notices == ["a.jsonl.xz: is packed in a way that is not read; unpack it or use gzip"]
+
+
+def test_files_without_rows_are_named(tmp_path, texts):
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    (tmp_path / "good.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n", encoding="utf-8")
+    source = open_files(tmp_path)
+    assert read_all(source) == [texts[0]]
+    assert source.counts == {"files without rows": 2}
+    assert sorted(source.notices) == [f"empty.{kind}: holds no rows and is skipped" for kind in ("jsonl", "parquet")]
+    assert not list(source.read(0, {"file": "good.jsonl", "at": 10**6}))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "a.jsonl").touch()
+    with pytest.raises(SourceError, match=r"bare holds empty files only; put text there"):
+        open_files(tmp_path / "bare")
+
+
+def test_a_damaged_page_is_named_as_damage(tmp_path, texts):
+    pq.write_table(pa.table({"text": texts[:50]}), tmp_path / "a.parquet", row_group_size=10, use_dictionary=False)
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        begin = file.metadata.row_group(2).column(0).data_page_offset
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[begin : begin + 20] = b"\xff" * 20
+    (tmp_path / "a.parquet").write_bytes(data)
+    source = open_files(tmp_path)
+    assert read_all(source) == texts[:20]
+    assert source.counts == {"damaged files": 1} and "a.parquet: is damaged (" in source.notices[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_rows_are_joined_in_fixed_groups(tmp_path, kind):
+    """Rows without a text, of other columns or too long belong to a group without being part of its text."""
+    rows = [{"text": f"sentence {number}"} for number in range(50)]
+    rows[7] = rows[8] = {"text": None}
+    rows[20:30] = [{"text": " "}] * 10
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=7)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (tmp_path / f"a.{kind}").write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+    source = open_files(tmp_path, join_rows=10)
+    groups = [rows[start : start + 10] for start in (0, 10, 30, 40)]
+    expected = ["\n".join(row["text"] for row in group if row["text"]) for group in groups]
+    assert read_all(source) == expected and source.counts["rows without text"] == 12
+    assert_resumable(source)
+    assert source.fingerprint() != open_files(tmp_path).fingerprint()
+    rest = open_files(tmp_path, join_rows=16)
+    assert [text.count("\n") for text in read_all(rest)] == [13, 5, 15, 1]
+
+
+def test_joined_rows_are_bounded_as_texts_are(tmp_path):
+    with (tmp_path / "a.jsonl").open("w") as stream:
+        for number in range(6):
+            stream.write(json.dumps({"text": str(number) * (12_000_000 if number < 3 else 9)}) + "\n")
+    source = open_files(tmp_path, join_rows=3)
+    assert read_all(source) == ["\n".join(str(number) * 9 for number in (3, 4, 5))]
+    assert source.counts == {"texts that are too long": 1}
 
 
 def test_a_json_document_is_a_text(tmp_path):
