@@ -40,6 +40,36 @@ def one_page(content: bytes, *more_objects: bytes, resources: bytes = b"/Font <<
     return document([CATALOG, pages, FONT, page, content, *more_objects])
 
 
+def font_with_map(to_unicode: int) -> bytes:
+    """A font whose ToUnicode map is that object."""
+    return b"<< /Type /Font /Subtype /Type1 /BaseFont /Courier /ToUnicode %d 0 R >>" % to_unicode
+
+
+def unicode_map(letters: dict[str, str]) -> bytes:
+    """A ToUnicode map: what a reader is told for the codes of these characters."""
+    lines = b"".join(b"<%02x> <%04x>\n" % (ord(code), ord(letter)) for code, letter in letters.items())
+    return stream(
+        b"/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /Map def /CMapType 2 def\n"
+        b"1 begincodespacerange <00> <ff> endcodespacerange\n"
+        b"%d beginbfchar\n%bendbfchar\nendcmap end end" % (len(letters), lines)
+    )
+
+
+def book_with_fonts(pages: list[tuple[str, dict[str, str] | None]]) -> bytes:
+    """Make a document of pages of text, each in a font of its own with such a map, or in the usual one."""
+    kids = b" ".join(b"%d 0 R" % number for number in range(4, 4 + 4 * len(pages), 4))
+    objects = [CATALOG, b"<< /Type /Pages /Count %d /Kids [%b] >>" % (len(pages), kids), FONT]
+    for number, (text, letters) in zip(range(4, 4 + 4 * len(pages), 4), pages, strict=True):
+        font = 3 if letters is None else number + 2
+        objects.append(
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R "
+            b"/Resources << /Font << /F1 %d 0 R >> >> >>" % (number + 1, font)
+        )
+        objects.append(stream(text_operators(set_lines(text.splitlines()))))
+        objects += [font_with_map(number + 3), unicode_map(letters or {"a": "a"})]
+    return document(objects)
+
+
 def book(pages: list[list[Placed]]) -> bytes:
     """Make a document of pages of placed lines."""
     numbers = range(4, 4 + 2 * len(pages), 2)

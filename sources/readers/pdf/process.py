@@ -19,18 +19,28 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import pypdfium2
 import pypdfium2.raw as pdfium
 
 from sources.readers.pdf.layout import SOFT_HYPHEN, Line, clean, plain_lines, running_text
+from sources.readers.pdf.legible import is_legible
 from sources.readers.pdf.sandbox import Extract, Limits
+
+if TYPE_CHECKING:
+    import pypdf
 
 LOST_IN_A_ROW = 100  # damaged pages; reading stops there, since a hostile page tree can invent pages
 PARENT, PIPE = 0, 1  # descriptors: the server's socket, and the child's pipe to the server
 PIECE = 1 << 20
 _CUT = re.compile(r"[\ufffe\x02]")
+_CUT_MARKS = re.compile(r"[\ufffe\x02]\s?")
 _LINE = re.compile(r"[^\r\n\ufffe\x02]+")
+
+
+class Illegible(Exception):
+    """A page whose fonts give no text."""
 
 
 def serve(parent: Connection) -> None:
@@ -99,6 +109,7 @@ def _read_by_pdfium(path: str, limits: Limits) -> Extract:
 def _lines_by_pdfium(document: pypdfium2.PdfDocument, number: int) -> list[Line]:
     text_page = document[number].get_textpage()
     text = text_page.get_text_range()
+    _check_legible(_CUT_MARKS.sub("", text))
     if len(text) == text_page.count_chars():
         return list(_places(text_page, text))
     return plain_lines(_CUT.sub(f"{SOFT_HYPHEN}\n", text))  # a place in the text says nothing about the page
@@ -128,21 +139,36 @@ def _read_by_pypdf(path: str, limits: Limits) -> Extract:
     try:
         with open(path, "rb") as stream:
             pages = pypdf.PdfReader(stream).pages
-            return _collect(len(pages), lambda number: plain_lines(pages[number].extract_text()), limits)
+            return _collect(len(pages), lambda number: _lines_by_pypdf(pages[number]), limits)
     except (FileNotDecryptedError, DependencyError):
         return Extract("locked")
 
 
+def _lines_by_pypdf(page: "pypdf.PageObject") -> list[Line]:
+    text = page.extract_text()
+    _check_legible(text)
+    return plain_lines(text)
+
+
+def _check_legible(text: str) -> None:
+    """Raise Illegible for a page of which the fonts give no text."""
+    if not is_legible(text):
+        raise Illegible
+
+
 def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: Limits) -> Extract:
-    """Read the pages within the limits, damaged ones left out, and make one text of them."""
+    """Read the pages within the limits, damaged and illegible ones left out, and make one text of them."""
     pages: list[list[Line] | None] = []  # None: damaged
-    characters = 0
+    characters = num_illegible = 0
     for number in range(min(num_pages, limits.pages)):
         try:
             page = lines_of(number)
             characters += sum(len(line.text) for line in page)
         except MemoryError:
             raise
+        except Illegible:
+            page = []
+            num_illegible += 1
         except Exception:  # as in _read, but the other pages may be whole
             page = None
         pages.append(page)
@@ -152,7 +178,7 @@ def _collect(num_pages: int, lines_of: Callable[[int], list[Line]], limits: Limi
     if num_lost == len(pages):
         return Extract("damaged")
     text = running_text([page or [] for page in pages])
-    return Extract("text", text[: limits.characters], num_pages, len(pages), num_lost)
+    return Extract("text", text[: limits.characters], num_pages, len(pages), num_lost, num_illegible)
 
 
 def _give_up(limits: Limits, can_open_files: bool) -> None:

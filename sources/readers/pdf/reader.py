@@ -17,6 +17,7 @@ from sources.source import SourceError, SourceGone
 SHORTEST, LONGEST = 3000, 5000  # characters of a chunk
 SCAN_CHARACTERS = 16  # a page with fewer on average is a picture
 LIMITS = Limits()
+READING = 2  # raised when the same files give another text, so that what is cached of them is made again
 # What a file without text is counted under, and its notice, by the status of its Extract.
 SKIPPED = {
     "locked": ("encrypted PDFs", "it is encrypted; save a copy without a password"),
@@ -26,6 +27,7 @@ SKIPPED = {
     "size": ("PDFs that are too large", "it is larger than a PDF may be; split it"),
     "foreign": ("files that are not PDF", "it is not a PDF, whatever its name says"),
     "scanned": ("PDFs without text", "it holds no text, only pictures; it needs OCR"),
+    "illegible": ("PDFs with fonts that give no text", "its fonts give symbols in place of its text; it needs OCR"),
 }
 
 
@@ -50,6 +52,9 @@ class PdfSource(FolderSource):
             return
         if extract.lost_pages:
             self.announce(file.key, f"{extract.lost_pages} of its {extract.num_pages} pages are damaged and left out")
+        if extract.illegible_pages:
+            some = f"{extract.illegible_pages} of its {extract.num_pages} pages have"
+            self.announce(file.key, f"{some} fonts that give symbols in place of text and are left out; they need OCR")
         if extract.read_pages < extract.num_pages:
             self.announce(file.key, f"only the first {extract.read_pages} of its {extract.num_pages} pages are read")
         for number, chunk in enumerate(chunks(extract.text), start=1):
@@ -66,7 +71,7 @@ class PdfSource(FolderSource):
             except OSError:  # skipped when it is read, too
                 content = "-"
             digest.update(f"{content} {file.key}\n".encode("utf-8", "surrogateescape"))
-        return {"type": "pdf", "sha256": digest.hexdigest(), "num_shards": self.num_shards}
+        return {"type": "pdf", "sha256": digest.hexdigest(), "num_shards": self.num_shards, "reading": READING}
 
 
 def extract_text(path: Path, sandbox: Sandbox) -> Extract:
@@ -78,9 +83,9 @@ def extract_text(path: Path, sandbox: Sandbox) -> Extract:
         if b"%PDF-" not in stream.read(1024):
             return Extract("foreign")
     extract = sandbox.read(path)
-    characters, pages = sum(map(len, extract.text.split())), extract.read_pages - extract.lost_pages
-    if extract.status == "text" and characters < SCAN_CHARACTERS * pages:
-        return Extract("scanned")
+    pages = extract.read_pages - extract.lost_pages - extract.illegible_pages
+    if extract.status == "text" and sum(map(len, extract.text.split())) < SCAN_CHARACTERS * max(1, pages):
+        return Extract("illegible" if extract.illegible_pages else "scanned")
     return extract
 
 

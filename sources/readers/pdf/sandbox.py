@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-STATUSES = ("text", "locked", "damaged", "memory", "time", "size", "foreign", "scanned")
-_HEADER = struct.Struct("!BIII")
+STATUSES = ("text", "locked", "damaged", "memory", "time", "size", "foreign", "scanned", "illegible")
+_HEADER = struct.Struct("!BIIII")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Limits:
 class Extract:
     """What a file gave: `status` is "text", or another of STATUSES where there is none.
 
-    Of `num_pages` pages `read_pages` were read, `lost_pages` are damaged, and the rest is beyond a limit.
+    Of `num_pages` pages `read_pages` were read, of which `lost_pages` are damaged and `illegible_pages` have fonts that
+    give no text; the rest is beyond a limit.
     """
 
     status: str
@@ -48,10 +49,12 @@ class Extract:
     num_pages: int = 0
     read_pages: int = 0
     lost_pages: int = 0
+    illegible_pages: int = 0
 
     def pack(self) -> bytes:
         """Return the bytes that `unpack` takes."""
-        counts = (min(count, 2**32 - 1) for count in (self.num_pages, self.read_pages, self.lost_pages))
+        counts = (self.num_pages, self.read_pages, self.lost_pages, self.illegible_pages)
+        counts = (min(count, 2**32 - 1) for count in counts)
         return _HEADER.pack(STATUSES.index(self.status), *counts) + self.text.encode("utf-8", "ignore")
 
     @classmethod

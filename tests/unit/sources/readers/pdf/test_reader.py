@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import string
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from sources.config import PdfSpec
 from sources.readers.pdf.reader import PdfSource, chunks
 from sources.readers.pdf.sandbox import Limits
 from sources.source import SourceError
-from tests.helpers.pdf_files import one_page, page_tree, plain_book, stream
+from tests.helpers.pdf_files import book_with_fonts, one_page, page_tree, plain_book, stream
 from tests.helpers.text import REPOSITORY
 
 
@@ -113,6 +114,34 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, pages, monkeypatch):
         assert sentence in notices
     read_all(source)
     assert sum(source.counts.values()) == 6, "counted once per file"
+
+
+@pytest.mark.parametrize("kind", ["exchanged letters", "glyph numbers", "private use", "symbols"])
+def test_pages_in_fonts_that_give_no_text_are_left_out(tmp_path, pages, kind):
+    """By pdfium, and by pypdf where that fails; the page itself looks as it should."""
+    letters = string.ascii_letters
+    maps = {
+        "exchanged letters": dict(
+            zip(letters, letters[3:26] + letters[:3] + letters[29:] + letters[26:29], strict=True)
+        ),
+        "glyph numbers": {chr(code): chr(code - 29) for code in range(32, 127)},
+        "private use": {letter: chr(0xF000 + ord(letter)) for letter in letters},
+        "symbols": {letter: "!#$%&*+/=?@"[ord(letter) % 11] for letter in letters},
+    }
+    content = book_with_fonts([(pages[0], None), (pages[1], maps[kind]), (pages[2], None)])
+    (tmp_path / "part.pdf").write_bytes(content)
+    (tmp_path / "whole.pdf").write_bytes(book_with_fonts([(page, maps[kind]) for page in pages[:2]]))
+    (tmp_path / "no_start.pdf").write_bytes(content.replace(b"startxref", b"startxfer"))
+    source = open_pdf(tmp_path)
+    documents = read_all(source)
+    expected = words(pages[0] + "\n" + pages[2])
+    assert words(" ".join(text for text, _ in documents)) == 2 * expected
+    assert source.counts == {"PDFs with fonts that give no text": 1}
+    left_out = "1 of its 3 pages have fonts that give symbols in place of text and are left out; they need OCR"
+    whole = "whole.pdf: its fonts give symbols in place of its text; it needs OCR"
+    assert sorted(source.notices) == [f"no_start.pdf: {left_out}", f"part.pdf: {left_out}", whole]
+    by_pypdf = source.sandbox._ask(tmp_path / "part.pdf", "pypdf")
+    assert (by_pypdf.illegible_pages, by_pypdf.lost_pages) == (1, 0)
 
 
 def test_an_unreadable_file_is_skipped_at_any_place(tmp_path, pages):
