@@ -186,20 +186,23 @@ def _cached_source(spec: SourceSpec, known: CachedPin) -> LazySource:
 
 
 def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
-    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there. Raises SourceError for none."""
-    filters, found, usable = Filters(config.min_text_length), 0, 0
+    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there. Raises SourceError where it
+    holds none."""
+    filters, found = Filters(config.min_text_length), 0
+    reasons: Counter[str] = Counter()
     for shard in range(source.num_shards):
-        for text, _ in read_on(source, shard):
-            found += 1
-            usable += filters.reject(text, text_hash(text)) is None
-            if usable >= SMALL_SOURCE:
+        for text, _ in read_on(source, shard, retries):
+            reason = filters.reject(text, text_hash(text))
+            reasons[reason or ""] += 1
+            found += reason is None
+            if found >= SMALL_SOURCE:
                 return False
     if not found:
-        counts = ", ".join(f"{reason}: {count:,}" for reason, count in source.counts.items())
-        why = f" ({counts})" if counts else ""
-        raise SourceError(f"{source.name} holds no text{why}; correct what it names, or take it out")
+        reasons.update(source.counts)
+        why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "it is empty"
+        raise SourceError(f"{'; '.join([*source.notices, f'it holds no text to train on ({why})'])}")
     source.notices.append(
-        f"{source.name} holds {usable} texts to train on: every lane reads all of them, each in an order of its own"
+        f"{source.name} holds {found} texts to train on: every lane reads all of them, each in an order of its own"
     )
     return True
 

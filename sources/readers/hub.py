@@ -39,6 +39,7 @@ from sources.readers.fields import FieldError
 from sources.readers.folder import files_fingerprint
 from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
 from sources.readers.parquet import Batch, ParquetShard, columns_of, parquet_shards, read_columns, to_python
+from sources.readers.streaming import bounded_lines
 from sources.source import SourceError, SourceGone, first_line
 
 if TYPE_CHECKING:
@@ -154,7 +155,12 @@ class HubSource(Reader):
             dataset.load_state_dict(cursor["state"])
         state, done = (cursor["state"], cursor["row"]) if cursor else (dataset.state_dict(), 0)
         together = self.join_rows or 1
-        for batch in dataset.iter(batch_size=together * -(-ROWS_PER_BATCH // together)):
+        batches_of_rows = iter(dataset.iter(batch_size=together * -(-ROWS_PER_BATCH // together)))
+        while True:
+            with bounded_lines(self):
+                batch = next(batches_of_rows, None)
+            if batch is None:
+                return
             if isinstance(batch, dict):
                 columns = {column: values[done:] for column, values in batch.items()}
                 batches = iter([Batch(done, len(next(iter(columns.values()))), columns)])
@@ -183,7 +189,7 @@ class HubSource(Reader):
             return found["path"], None
         commit = pin["commit"] if pin is not None and "commit" in pin else None
         if is_offline():
-            self._folder = cached_folder(spec.dataset, commit or spec.known_revision)
+            self._folder = cached_folder(spec.dataset, commit or spec.revision)
             self._version = self._folder.name
             self._pin = CommitPin(commit=self._version)
             self.notices.append(f"HF_HUB_OFFLINE is set, so it is read from the cache, {self._folder}")
@@ -196,9 +202,10 @@ class HubSource(Reader):
         spec = self._spec
         datasets = import_datasets()
         builder = datasets.load_dataset_builder(address, spec.config, revision=commit)
-        dataset = streamed(builder, spec.split)
-        features = dataset.features  # None for a format whose rows may lack columns
-        columns = columns_of_first_row(dataset) if features is None else columns_of(features.arrow_schema)
+        with bounded_lines(self, builder):
+            dataset = streamed(builder, spec.split)
+            features = dataset.features  # None for a format whose rows may lack columns
+            columns = columns_of_first_row(dataset) if features is None else columns_of(features.arrow_schema)
         if not columns:
             raise _no_rows(spec)
         self._template, substitutions = spec.template().bind(columns, spec.dataset)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sources.readers.damage import is_damage
+from sources.readers.streaming import register_zstd
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -27,6 +28,7 @@ def import_datasets() -> ModuleType:
         if name.startswith("STREAMING_") and name.endswith(("_MAX_RETRIES", "_RETRY_INTERVAL")):
             setattr(config, name, 1 if name.endswith("_MAX_RETRIES") else 0)
     datasets.disable_progress_bars()
+    register_zstd()
     return datasets
 
 

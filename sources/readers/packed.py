@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -29,15 +30,15 @@ def open_file(path: Path) -> BinaryIO:
     Reading raises ValueError where packed data is damaged, and OSError as any file does.
     """
     packed = path.suffix.lower() in PACKED
-    return io.BufferedReader(_Unpacked(path), PIECE) if packed else path.open("rb")
+    return io.BufferedReader(Unpacked(lambda: _open(path)), PIECE) if packed else path.open("rb")
 
 
-class _Unpacked(io.RawIOBase):
-    """A packed file that can be sought; seeking backwards starts over."""
+class Unpacked(io.RawIOBase):
+    """What `begin` gives from a packed file's beginning, as a file that can be sought; backwards it begins again."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._stream, self._at = _open(path), 0
+    def __init__(self, begin: Callable[[], BinaryIO]):
+        self._begin = begin
+        self._stream, self._at = begin(), 0
 
     def readable(self) -> bool:
         return True
@@ -53,8 +54,7 @@ class _Unpacked(io.RawIOBase):
             raise io.UnsupportedOperation("the end of a packed file is known when it is read")
         target = offset + (self._at if whence == io.SEEK_CUR else 0)
         if target < self._at:
-            self._stream.close()
-            self._stream, self._at = _open(self._path), 0
+            self._stream, self._at = self._begin(), 0
         while self._at < target and self._read(min(target - self._at, PIECE)):
             pass
         return self._at

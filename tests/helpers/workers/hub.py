@@ -1,7 +1,7 @@
 """Run by test_hub.py in a process of its own, since the libraries read HF_ENDPOINT when they are imported.
 
-Reads {"specs": [...], "probe": bool, "tokenizer": name} from standard input; prints what opening and reading each spec
-gave, and the sentence that refused the tokenizer.
+Reads {"specs": [...], "pins": {name: pin}, "probe": bool, "tokenizer": name} from standard input; prints
+what opening and reading each spec gave, and the sentence that refused the tokenizer.
 """
 
 import json
@@ -36,7 +36,7 @@ def main() -> None:
     for spec in config.sources:
         begin = time.monotonic()
         try:
-            source, failure = hub.HubSource(spec), None
+            source, failure = hub.HubSource(spec, task.get("pins", {}).get(spec.source_name)), None
         except SourceError as error:
             source, failure = None, error.reason
         found = {"failure": failure, "open_seconds": time.monotonic() - begin}

@@ -58,6 +58,21 @@ def test_a_source_of_few_usable_texts_is_small(config):
     ]
 
 
+def test_a_source_without_a_text_is_an_error_that_says_why(config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.jsonl").write_text('{"text": null}\n{"text": "short"}\n')
+    (tmp_path / "empty" / "b.jsonl").write_text("\n")
+    empty = {"type": "files", "path": str(tmp_path / "empty"), "name": "empty"}
+    opened = open_sources(DataConfig(sources=[empty, *(spec.model_dump() for spec in config.sources)]))
+    assert list(opened.sources) == ["a", "b"]
+    reason = opened.failures["empty"]
+    assert reason.startswith("empty holds no text to train on (") and reason.endswith(
+        "; correct what it names, or take it out"
+    )
+    for count in ("rows without text: 1", "files without rows: 1", "texts shorter than min_text_length: 1"):
+        assert count in reason
+
+
 def test_pins_keep_the_shards_and_what_was_not_open_closed(config, tmp_path, texts):
     """On another rank, also where a file was added; a restart opens what had failed as well."""
     pins = json.loads(json.dumps(open_sources(config).pins()))

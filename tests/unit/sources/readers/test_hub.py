@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sources.config import BUILTIN_SOURCES
 from tests.helpers.hub_server import SHA, Fault, HubServer, json_gz, parquet, run_worker
 
 HERE = Path(__file__).parent
@@ -177,6 +178,29 @@ def test_probes(answers):
     assert "does not exist" in answers["./no_folder"]["probe"]
     assert answers["./folder"]["probe"] is None
     assert all(found["probe_seconds"] < 3 for name, found in answers.items() if name != "requests")
+
+
+def test_a_builtin_is_read_at_its_revision_and_a_run_at_its_pin(tmp_path, pieces):
+    """bookcorpus has no revision; its sentences are joined."""
+    sentences = "".join(text.replace("\n", " ")[:60] + "\n" for text in pieces).encode()
+    with HubServer() as hub:
+        rows = [{"text": text} for text in pieces[:100]]
+        hub.repositories = {
+            "wikimedia/wikipedia": {
+                "README.md": b"---\nconfigs:\n- config_name: 20231101.en\n  data_files: en/*.parquet\n---\n",
+                "en/a.parquet": parquet(rows),
+            },
+            "rojagtap/bookcorpus": {"books_large_p1.txt": sentences, "books_large_p2.txt": sentences},
+        }
+        fresh = run_worker(tmp_path, hub.url, specs=["wikipedia", "bookcorpus"])
+        asked = [request for request in hub.requests if "wikipedia" in request]
+        pinned = run_worker(tmp_path, hub.url, specs=["wikipedia"], pins={"wikipedia": {"commit": SHA}})
+    assert "has no such revision" in fresh["wikipedia"]["failure"]
+    assert asked and all(BUILTIN_SOURCES["wikipedia"]["revision"] in request for request in asked)
+    assert pinned["wikipedia"]["texts"] == pieces[:100] and pinned["wikipedia"]["pin"] == {"commit": SHA}
+    books = fresh["bookcorpus"]
+    assert [text.count("\n") for text in books["texts"]] == 2 * [127, 127, len(pieces) - 257]
+    assert "\n".join(books["texts"][:3]) + "\n" == sentences.decode() and books["resumes"]
 
 
 def test_a_worker_process_reads_on_behind_the_cache(tmp_path, tokenizer, texts):
