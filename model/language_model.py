@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from .decoding.generate import generate_tokens
 from .decoding.sampling import SamplingOptions
 from .loss import IGNORE_INDEX
 from .snapshot import SnapshotError, read, restore
+from .tokenizer import panics_as_errors, read_tokenizer
 from .transformer import TransformerLM
 
 
@@ -52,25 +52,22 @@ class LanguageModel:
     def __init__(self, model: TransformerLM, tokenizer_json: str, eos_token_id: int):
         self.model = model
         self.eos_token_id = eos_token_id
-        try:
-            self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises nothing more specific
-            raise ValueError("the tokenizer cannot be read; give the contents of a tokenizer.json.") from error
+        self.tokenizer = read_tokenizer(tokenizer_json)
         num_ids = max(self.tokenizer.get_vocab().values()) + 1
         if num_ids > model.vocab_size or not 0 <= eos_token_id < model.vocab_size:
             raise ValueError(
                 f"the tokenizer's {num_ids} ids or the end-of-text id {eos_token_id} do not fit the model's vocabulary "
                 f"of {model.vocab_size}; use the tokenizer it was trained with."
             )
-        # A tokenizer.json may carry settings of the task it was made for; each of them would change texts silently.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; an unpaired surrogate, which is not text, becomes U+FFFD."""
+        """Token ids; an unpaired surrogate, which is not text, becomes U+FFFD.
+
+        Raises ValueError for a text on which the tokenizer fails.
+        """
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self.tokenizer.encode(whole, add_special_tokens=False).ids
+        with panics_as_errors():
+            return self.tokenizer.encode(whole, add_special_tokens=False).ids
 
     def generate(
         self,
@@ -104,10 +101,11 @@ class LanguageModel:
 
     def _pieces(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
         prompt_ids = self.encode(prompt)
-        # The decoder reads the prompt, so that spaces join correctly; a final U+FFFD would look like half a character.
-        known = [] if self.tokenizer.decode(prompt_ids).endswith("\N{REPLACEMENT CHARACTER}") else prompt_ids
-        decoder = DecodeStream(ids=known, skip_special_tokens=True)
-        with self._evaluating():
+        with self._evaluating(), panics_as_errors():
+            # The decoder reads the prompt, so that spaces join correctly; a final U+FFFD would look like half a
+            # character.
+            known = [] if self.tokenizer.decode(prompt_ids).endswith("\N{REPLACEMENT CHARACTER}") else prompt_ids
+            decoder = DecodeStream(ids=known, skip_special_tokens=True)
             for token in generate_tokens(self.model, prompt_ids, options, self.eos_token_id):
                 piece = decoder.step(self.tokenizer, token)
                 if piece:
@@ -155,7 +153,8 @@ class LanguageModel:
         """Like look_ahead, after each of `token_ids`; the first is usually the end-of-text token."""
         with self._evaluating():
             result = forecast(self.model, torch.tensor(token_ids, device=self.model.tokens.weight.device), depth, best)
-        pieces = {id: self.tokenizer.decode([id]) for id in {*token_ids, *result.guesses.flatten().tolist()}}
+        with panics_as_errors():
+            pieces = {id: self.tokenizer.decode([id]) for id in {*token_ids, *result.guesses.flatten().tolist()}}
         forecasts = []
         for at, token in enumerate(token_ids):
             places = zip(result.guesses[at].tolist(), result.probabilities[at].tolist(), strict=True)

@@ -7,6 +7,7 @@ from engine.checkpoint.folder import RestoredCheckpoint
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
+from model.tokenizer import tokenizer_problem
 from sources.caching import NotACache, ShardCache, open_cache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.readers.endpoint import is_local
@@ -129,18 +130,25 @@ def _from_snapshot(restored: RestoredCheckpoint) -> TextTokenizer:
     snapshot = restored.snapshot
     assert snapshot.tokenizer is not None and snapshot.config is not None
     try:
-        return TextTokenizer.from_json(snapshot.tokenizer, snapshot.config["eos_token_id"])
+        tokenizer = TextTokenizer.from_json(snapshot.tokenizer, snapshot.config["eos_token_id"])
     except TokenizerError as error:
         raise CheckpointError(f"{restored.path}: {error}; restore a backup.") from None
+    if problem := tokenizer_problem(snapshot.tokenizer):
+        raise CheckpointError(f"{restored.path}: its tokenizer {problem}; restore a backup.")
+    return tokenizer
 
 
 def _load_or_train(data: DataConfig, opened: OpenedSources, log: EventLog) -> TextTokenizer:
     spec = data.tokenizer
     if not isinstance(spec, TrainBPE):
         try:
-            return load_tokenizer(spec, Retries.before_training(spec, data.retry_minutes, announce_to(log)))
+            tokenizer = load_tokenizer(spec, Retries.before_training(spec, data.retry_minutes, announce_to(log)))
         except TokenizerError as error:
             raise PresetError(str(error)) from None
+        # How a text grows comes first: the other question encodes.
+        if problem := tokenizer_problem(tokenizer.to_json()) or tokenizer.problem():
+            raise PresetError(f'data.tokenizer: "{spec}" {problem}.')
+        return tokenizer
     log.say(
         f"Training a byte-level BPE tokenizer with {spec.train_bpe:,} tokens on the sources' text, at most "
         f"{TOKENIZER_TRAINING_BYTES // 1_000_000} MB of it..."

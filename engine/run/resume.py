@@ -163,6 +163,6 @@ def _is_same_tokenizer(saved_json: str | None, spec: str | TrainBPE) -> bool:
     if saved_json is None or isinstance(spec, TrainBPE):
         return False
     try:
-        return load_tokenizer(spec).to_json() == saved_json
+        return load_tokenizer(spec).encodes_as(saved_json)
     except TokenizerError:
         return False

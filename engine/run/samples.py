@@ -14,9 +14,10 @@ from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from model.language_model import LanguageModel
+from model.tokenizer import TokenizerFailure
 from model.transformer import TransformerLM
 from sources.rows.held_out import ValidationSet
-from sources.rows.tokenizer import TextTokenizer
+from sources.rows.tokenizer import TextTokenizer, TokenizerError
 
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
 PASSAGE_TOKENS, PASSAGE_CONTEXT = 48, 16  # shown, and read before them
@@ -33,7 +34,10 @@ def show(engine: Engine, rows: ValidationSet, tokenizer: TextTokenizer, step: in
         if model is None:
             return {"sample": None, "passage": None}
         writer = LanguageModel(model, tokenizer.to_json(), tokenizer.eos_id)
-        return {"sample": _sample(writer, rows, tokenizer, step), "passage": _passage(writer, rows, step)}
+        try:
+            return {"sample": _sample(writer, rows, tokenizer, step), "passage": _passage(writer, rows, step)}
+        except (TokenizerError, TokenizerFailure):  # a text to look at is not worth a run
+            return {"sample": None, "passage": None}
 
 
 @contextmanager

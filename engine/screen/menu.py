@@ -24,7 +24,7 @@ from engine import events
 from engine.checkpoint.folder import CURRENT
 from engine.config import CONFIGS, Preset, load_preset, preset_files
 from engine.device import machine
-from engine.errors import PresetError
+from engine.errors import PresetError, first_line
 from engine.formatting import count, duration
 from engine.screen.streams import OUTPUT
 from engine.screen.text import literal, printable
@@ -33,7 +33,7 @@ from model.config import AuxiliaryConfig, ModelConfig
 from model.snapshot import SnapshotError
 from model.snapshot import read as read_snapshot
 from model.transformer import TransformerLM
-from sources.config import TrainBPE
+from sources.config import DataConfig, TrainBPE
 from sources.registry import probe
 from sources.rows.tokenizer import tokenizer_available
 
@@ -207,15 +207,23 @@ def model_without_weights(model: ModelConfig, auxiliary: AuxiliaryConfig, tokeni
 
 
 def _read_entry(path: Path) -> MenuEntry:
+    preset = None
     try:
         preset = load_preset(path)
+        return MenuEntry(path, preset, _problem(preset.data))
     except PresetError as error:
         return MenuEntry(path, None, str(error))
-    if reason := tokenizer_available(preset.data.tokenizer):
-        return MenuEntry(path, preset, f"tokenizer {preset.data.tokenizer}: {reason}")
-    reasons = {spec.source_name: probe(spec, PROBE_SECONDS) for spec in preset.data.sources}
+    except Exception as error:  # whatever it is, the other presets can be chosen
+        return MenuEntry(path, preset, f"it cannot be checked ({first_line(error)})")
+
+
+def _problem(data: DataConfig) -> str:
+    """Why a preset cannot be trained now; empty where it can."""
+    if reason := tokenizer_available(data.tokenizer):
+        return f"tokenizer {data.tokenizer}: {reason}"
+    reasons = {spec.source_name: probe(spec, PROBE_SECONDS) for spec in data.sources}
     problem = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-    return MenuEntry(path, preset, "" if None in reasons.values() else problem)  # one readable source is enough
+    return "" if None in reasons.values() else problem  # one readable source is enough
 
 
 def _say(text: str = "", end: str = "\n") -> None:

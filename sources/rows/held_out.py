@@ -102,7 +102,12 @@ def _collect(
     for text in _spread_documents(source, config, announce, collected):
         scanned += len(text)
         if _is_usable(text, config) and is_held_out(text):
-            (ids,) = tokenizer.encode_batch([text])
+            try:
+                (ids,) = tokenizer.encode_batch([text])
+            except SourceError as error:
+                collected.whole = False
+                source.notices.append(f"a text of the validation set is left out: {error.reason}")
+                continue
             if len(ids) + 1 > wanted / 4:
                 if shortest_long is None or len(ids) < len(shortest_long[1]):
                     shortest_long = text, ids

@@ -5,6 +5,8 @@ A tokenizer.json may ask for truncation, padding or special tokens: all of that 
 the same ids.
 """
 
+import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -13,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sources.config import TrainBPE
-from sources.readers.endpoint import ask, explain, is_local, is_offline, unreachable
+from sources.readers.endpoint import ask, explain, is_local, is_offline
 from sources.redact import redact
 from sources.retries import Retries
 from sources.rows.fast_encoder import EDGES, encoding_of
-from sources.source import SourceError
+from sources.source import SourceError, first_line
 
+TOKENIZER_FILE = "tokenizer.json"
+MOST_BYTES = 256_000_000  # of that file; those of large multilingual models have 40 MB
 END_OF_TEXT = "<|endoftext|>"
 FAST_CHARACTERS = 16 * 1024  # tiktoken takes more than linear time for a long text without white space
 END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # in this order, when no end token is declared
@@ -31,10 +36,21 @@ class TokenizerError(ValueError):
     """A tokenizer cannot be loaded or trained; the message is a sentence for the user."""
 
 
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise RuntimeError for a panic of the tokenizers' libraries, which is no Exception: no handler would see it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its class cannot be imported
+            raise
+        raise RuntimeError(str(error)) from None
+
+
 class TextTokenizer:
     """A `tokenizers.Tokenizer` with an end-of-text id and a padding id.
 
-    `vocab_size` is the highest id plus one.
+    `vocab_size` is the highest id plus one. Raises TokenizerError where there are no ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_id: int, pad_id: int | None = None):
@@ -44,20 +60,30 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.eos_id = eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if not self.vocab_size:
+            raise TokenizerError("it has no ids")
         self._fast: tiktoken.Encoding | None = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return each text's ids (uint32), without special tokens, whole; half a surrogate pair becomes U+FFFD."""
-        if self._fast is None:
-            return self._encode_by_library(texts)
-        # Not encode_to_numpy: it looks for special tokens too, which costs more than going through a list.
-        return [
-            np.array(self._fast.encode_ordinary(text), dtype=np.uint32)
-            if len(text) <= FAST_CHARACTERS
-            else self._encode_by_library([text])[0]
-            for text in texts
-        ]
+        """Return each text's ids (uint32), without special tokens, whole; half a surrogate pair becomes U+FFFD.
+
+        Raises SourceError where one cannot be encoded: a run then goes on with the other sources.
+        """
+        if self._fast is not None:
+            with contextlib.suppress(Exception), panics_as_errors():  # what tiktoken cannot encode, the library may
+                # Not encode_to_numpy: it looks for special tokens too, which costs more than going through a list.
+                return [
+                    np.array(self._fast.encode_ordinary(text), dtype=np.uint32)
+                    if len(text) <= FAST_CHARACTERS
+                    else self._encode_by_library([text])[0]
+                    for text in texts
+                ]
+        try:
+            with panics_as_errors():
+                return self._encode_by_library(texts)
+        except Exception as error:  # the library raises bare Exceptions
+            raise SourceError(f"the tokenizer fails on one of its texts ({first_line(error)})") from error
 
     def use_fast_encoder(self, texts: Sequence[str]) -> str | None:
         """Encode with tiktoken from now on if it gives the same ids for `texts` and EDGES.
@@ -70,9 +96,13 @@ class TextTokenizer:
         encoding = encoding_of(self.tokenizer) if short else None
         if encoding is None:
             return None
-        by_library = self._encode_by_library([*EDGES, *short])
-        self._fast = encoding
-        if not all(map(np.array_equal, by_library, self.encode_batch([*EDGES, *short]))):
+        try:
+            by_library = self.encode_batch([*EDGES, *short])
+            self._fast = encoding
+            equal = all(map(np.array_equal, by_library, self.encode_batch([*EDGES, *short])))
+        except SourceError:  # the pipeline meets the same text and says so
+            equal = False
+        if not equal:
             self._fast = None
             return None
         megabytes = sum(len(text.encode("utf-8", "replace")) for text in short) / 1e6
@@ -83,6 +113,25 @@ class TextTokenizer:
         """Whether tiktoken encodes."""
         return self._fast is not None
 
+    def problem(self) -> str | None:
+        """Return why this tokenizer cannot encode every text, as the rest of a sentence, or None."""
+        try:
+            with panics_as_errors():
+                encoded = self._encode_by_library(EDGES)
+        except Exception as error:  # the library raises bare Exceptions
+            remedy = 'use one with an unknown token, or a byte-level one such as "gpt2"'
+            return f"cannot encode every text ({first_line(error)}); {remedy}"
+        return None if any(map(len, encoded)) else "gives no ids for any text; use another one"
+
+    def encodes_as(self, tokenizer_json: str) -> bool:
+        """Whether the tokenizer of this tokenizer.json gives the same ids: what only adds special tokens may differ."""
+        try:
+            theirs = TextTokenizer.from_json(tokenizer_json, self.eos_id).to_json()
+        except TokenizerError:
+            return False
+        ours, theirs = json.loads(self.to_json()), json.loads(theirs)
+        return {**ours, "post_processor": None} == {**theirs, "post_processor": None}
+
     def _encode_by_library(self, texts: Sequence[str]) -> list[np.ndarray]:
         encode = self.tokenizer.encode_batch_fast  # fast: without offsets
         try:
@@ -92,8 +141,12 @@ class TextTokenizer:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids`; special tokens are shown."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        """Return the text of `ids`; special tokens are shown. Raises TokenizerError where the library fails."""
+        try:
+            with panics_as_errors():
+                return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        except RuntimeError as error:
+            raise TokenizerError(f"the tokenizer cannot decode its own ids ({first_line(error)})") from error
 
     def to_json(self) -> str:
         """Return the tokenizer.json of this tokenizer, which `from_json` reads."""
@@ -106,7 +159,8 @@ class TextTokenizer:
         `fast` says that `use_fast_encoder` succeeded for it elsewhere, so tiktoken encodes without another check.
         """
         try:
-            rebuilt = cls(Tokenizer.from_str(text), eos_id, pad_id)
+            with panics_as_errors():
+                rebuilt = cls(Tokenizer.from_str(text), eos_id, pad_id)
         except Exception as error:  # the library raises bare Exceptions
             raise TokenizerError(f"The tokenizer's JSON text cannot be read: {error}") from error
         if fast:
@@ -117,57 +171,50 @@ class TextTokenizer:
         return partial(TextTokenizer.from_json, fast=self.is_fast), (self.to_json(), self.eos_id, self.pad_id)
 
 
-def load_tokenizer(name_or_folder: str, retries: Retries | None = None) -> TextTokenizer:
+def load_tokenizer(name: str, retries: Retries | None = None) -> TextTokenizer:
     """Load a tokenizer from the hub (or its cache) or from a local folder; raises TokenizerError.
 
-    `retries` says how long a hub that is busy or cannot be reached is tried again.
+    `retries` says how long a hub that is busy or cannot be reached is tried again. Whether the tokenizer can be used is
+    another question: see TextTokenizer.problem.
     """
     while True:
         try:
-            return _load(name_or_folder)
+            return _load(name)
         except SourceError as error:
             try:
-                (retries or Retries(name_or_folder, 0.0)).wait(error)
+                (retries or Retries(name, 0.0)).wait(error)
             except SourceError:
-                remedy = 'use a local folder, or {"train_bpe": 16384} to train one on the run\'s own text.'
-                raise TokenizerError(
-                    f'data.tokenizer: "{name_or_folder}" cannot be loaded: {error.reason}; {remedy}'
-                ) from error
+                remedy = 'name another, or write {"train_bpe": 16384} to train one on the run\'s own text.'
+                raise TokenizerError(f'data.tokenizer: "{name}" cannot be loaded: {error.reason}; {remedy}') from error
 
 
-def _load(name_or_folder: str) -> TextTokenizer:
-    """Raises SourceError where the hub does not give it, else TokenizerError."""
+def _load(name: str) -> TextTokenizer:
+    """Raises SourceError where the name or the hub does not give it, else TokenizerError."""
     from transformers import AutoTokenizer  # takes seconds to import; a run with its own BPE never needs it
 
-    name = str(Path(name_or_folder).expanduser()) if is_local(name_or_folder) else name_or_folder
     where = f'data.tokenizer: "{name}"'
-    local_only = is_local(name) or is_offline() or _is_cached(name)
-    if is_local(name):
-        if not Path(name).is_dir():
-            raise TokenizerError(f'{where} is a folder that does not exist; correct it, or use a name such as "gpt2".')
     # Asked first: transformers takes minutes to report an endpoint that does not answer, and says less.
-    elif not local_only and (failure := ask("model", name, timeout=10.0)) is not None:
+    if (failure := _failure(name, timeout=10.0)) is not None:
         raise failure
+    folder = Path(name).expanduser() if is_local(name) else None
+    local_only = folder is not None or is_offline() or _is_cached(name)
     try:
-        loaded = AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+        with panics_as_errors():
+            loaded = AutoTokenizer.from_pretrained(
+                str(folder.absolute()) if folder else name, local_files_only=local_only
+            )
     except Exception as error:  # OSError, ValueError, KeyError or ImportError
         if not local_only and (failure := explain(error, name)).transient:
             raise failure from error
-        if not is_local(name) and is_offline() and not _is_cached(name):
-            raise SourceError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache") from error
-        first_line = redact(str(error).strip().splitlines()[0])
-        raise TokenizerError(f"{where} cannot be loaded: {first_line}") from error
+        reason = redact(first_line(error))
+        if folder and not (folder / TOKENIZER_FILE).exists():
+            reason = f"that folder holds no {TOKENIZER_FILE}"
+        raise TokenizerError(f"{where} cannot be loaded: {reason}; correct the name or the folder.") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise TokenizerError(f'{where} has no fast version (tokenizer.json); use another such as "gpt2".')
+        raise TokenizerError(f'{where} has no fast version ({TOKENIZER_FILE}); use another such as "gpt2".')
     eos_id = _end_of_text_id(backend, loaded.sep_token) if loaded.eos_token_id is None else loaded.eos_token_id
-    tokenizer = TextTokenizer(backend, eos_id, loaded.pad_token_id)
-    try:
-        tokenizer.encode_batch(EDGES)
-    except Exception as error:  # the library raises bare Exceptions
-        remedy = 'use one with an unknown token, or a byte-level one such as "gpt2".'
-        raise TokenizerError(f"{where} cannot encode every text ({str(error).strip()}); {remedy}") from error
-    return tokenizer
+    return TextTokenizer(backend, eos_id, loaded.pad_token_id)
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
@@ -194,11 +241,41 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> TextTokenizer:
 
 def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | None:
     """Return None, or in at most `timeout` seconds a short reason why a tokenizer cannot be loaded."""
-    if isinstance(spec, TrainBPE):
-        return None
-    if is_local(spec):
-        return None if Path(spec).expanduser().is_dir() else f"the tokenizer folder {spec} does not exist"
-    return None if _is_cached(spec) else unreachable("model", spec, timeout)
+    failure = None if isinstance(spec, TrainBPE) else _failure(spec, timeout)
+    return failure and failure.reason
+
+
+def _failure(name: str, timeout: float) -> SourceError | None:
+    if is_local(name):
+        problem = _folder_problem(name)
+        return problem and SourceError(problem)
+    try:
+        if _is_cached(name):
+            return None
+    except HFValidationError as error:
+        return explain(error, name)
+    if is_offline():
+        return SourceError(f"HF_HUB_OFFLINE is set, and {name} is neither in the cache nor a folder here")
+    failure = ask("model", name, timeout)
+    if failure is None or failure.transient:
+        return failure
+    return SourceError(f"there is no folder of this name here, and {failure.reason}")
+
+
+def _folder_problem(name: str) -> str | None:
+    """Why no tokenizer can be in a local folder, as a short reason, or None."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return f"{name} is no folder" if folder.exists() else f"the folder {name} does not exist"
+    try:
+        for path in folder.iterdir():
+            if path.exists() and not path.is_file() and not path.is_dir():  # reading it could take for ever
+                return f"{path} is neither a file nor a folder"
+        if (folder / TOKENIZER_FILE).exists() and (folder / TOKENIZER_FILE).stat().st_size > MOST_BYTES:
+            return f"{folder / TOKENIZER_FILE} has more than {MOST_BYTES // 10**6} MB"
+    except OSError as error:
+        return f"{error.filename or name} cannot be opened ({error.strerror or error})"
+    return None
 
 
 def _end_of_text_id(tokenizer: Tokenizer, separator: str | None) -> int:
@@ -210,9 +287,13 @@ def _end_of_text_id(tokenizer: Tokenizer, separator: str | None) -> int:
 
 
 def _is_cached(name: str) -> bool:
-    """Whether the hub's cache holds this tokenizer, so that it loads without a network."""
+    """Whether the hub's cache holds this tokenizer, so that it loads without a network.
+
+    Raises HFValidationError for what cannot be a repository's name.
+    """
     configuration = try_to_load_from_cache(name, "tokenizer_config.json")  # None: never asked for
-    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str) and configuration is not None
+    is_known = configuration is not None or is_offline()
+    return isinstance(try_to_load_from_cache(name, TOKENIZER_FILE), str) and is_known
 
 
 def _without_surrogates(text: str) -> str:

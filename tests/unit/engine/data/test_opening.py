@@ -168,7 +168,7 @@ def test_a_tokenizer_that_cannot_be_had_says_why(data, tmp_path: Path, log):
     with pytest.raises(CheckpointError, match=r"lm_current\.pth: The tokenizer's JSON text cannot be read: .*backup"):
         get_tokenizer(data(), restored("{}"), opened, None, ALONE, log)
     nowhere = data(tokenizer=str(tmp_path / "none"))
-    with pytest.raises(PresetError, match=r"data\.tokenizer: .* is a folder that does not exist"):
+    with pytest.raises(PresetError, match=r"data\.tokenizer: .*none\" cannot be loaded: the folder .* does not exist"):
         get_tokenizer(nowhere, None, opened, None, ALONE, log)
     nothing = data(min_text_length=10**6)
     with pytest.raises(SourcesFailed, match="there is no text to train a tokenizer on; check the sources"):

@@ -125,3 +125,25 @@ def test_unreachable_data_is_named_by_source(tmp_path: Path):
     values["data"]["sources"].append({"type": "python_packages"})
     (tmp_path / "00_x.json").write_text(json.dumps(values))
     assert not menu.read_entries([tmp_path / "00_x.json"])[0].problem
+
+
+def test_no_preset_takes_the_menu_from_the_others(tmp_path: Path, capsys, monkeypatch):
+    """Neither a name that no hub knows, nor an error that nobody thought of."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, tokenizer in (("00_odd", "a/b/c"), ("01_good", {"train_bpe": 300}), ("02_worse", "./worse")):
+        values = {"data": {"sources": [{"type": "python_packages"}], "tokenizer": tokenizer}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    available = menu.tokenizer_available
+
+    def failing(spec, *limit) -> str | None:
+        if spec == "./worse":
+            raise RuntimeError("nobody\nthought of this")
+        return available(spec, *limit)
+
+    monkeypatch.setattr(menu, "tokenizer_available", failing)
+    odd, good, worse = entries = menu.read_entries(preset_files(tmp_path))
+    assert 'tokenizer a/b/c: "a/b/c" is not a repository name' in odd.problem and odd.preset is not None
+    assert not good.problem and worse.problem == "it cannot be checked (nobody)" and worse.preset is not None
+    menu.show_table(entries, 10**6, tmp_path)
+    shown = capsys.readouterr().out
+    assert all(entry.path.stem in shown for entry in entries)

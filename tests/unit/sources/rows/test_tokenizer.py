@@ -1,10 +1,13 @@
 """Tokenizers: lossless, special tokens in texts are texts, nothing is cut or padded."""
 
 import json
+import os
 import pickle
+import re
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sources.config import TrainBPE
@@ -15,6 +18,7 @@ from sources.rows.tokenizer import (
     tokenizer_available,
     train_bpe,
 )
+from sources.source import SourceError
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -88,18 +92,88 @@ def test_a_tokenizer_without_unknown_token_is_refused(tmp_path, texts, kind):
     found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     found.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    with pytest.raises(
-        TokenizerError, match=r"(?i)cannot encode every text \(.*unk.*\); use one with an unknown token"
-    ):
-        load_tokenizer(str(tmp_path))
+    problem = load_tokenizer(str(tmp_path)).problem()
+    assert re.search(r"(?i)^cannot encode every text \(.*unk.*\); use one with an unknown token", problem)
 
 
-def test_missing_folder_is_a_sentence(tmp_path):
-    with pytest.raises(TokenizerError, match="does not exist"):
-        load_tokenizer(str(tmp_path / "none"))
-    assert "does not exist" in tokenizer_available(str(tmp_path / "none"))
+def test_a_tokenizer_without_ids_is_refused(tokenizer, tmp_path):
+    description = json.loads(tokenizer.to_json())
+    description["model"] |= {"vocab": {}, "merges": []}
+    with pytest.raises(TokenizerError, match="it has no ids"):
+        TextTokenizer.from_json(json.dumps({**description, "added_tokens": []}), 0)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    assert "gives no ids for any text" in load_tokenizer(str(tmp_path)).problem()
+    assert tokenizer.problem() is None
+
+
+NAMES = {
+    "corpus/tokenizers/mine": "is not a repository name",
+    "gpt2 ": "is not a repository name",
+    "a/b/c": "is not a repository name",
+    "https://example.com/a": "is not a repository name",
+    "": "is not a repository name",
+    "gone": "there is no folder of this name here, and HF_HUB_OFFLINE is set",
+    "./gone": "the folder ./gone does not exist",
+    "./file": "./file is no folder",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_cannot_be_loaded_says_why(name, tmp_path, monkeypatch):
+    """At the menu's line, and where it is chosen; what is meant to be a folder is not asked of a hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "file").touch()
+    assert NAMES[name] in tokenizer_available(name)
+    with pytest.raises(TokenizerError, match=rf'^data\.tokenizer: "{re.escape(name)}" cannot be loaded: ') as caught:
+        load_tokenizer(name)
+    assert NAMES[name] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_reason_to_wait_or_to_fill_the_memory(tokenizer, tmp_path, monkeypatch):
     assert tokenizer_available(str(tmp_path)) is None
+    with pytest.raises(TokenizerError, match=r"that folder holds no tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    monkeypatch.setattr("sources.rows.tokenizer.MOST_BYTES", 1000)
+    assert "tokenizer.json has more than 0 MB" in tokenizer_available(str(tmp_path))
+    monkeypatch.undo()
+    os.mkfifo(tmp_path / "tokenizer_config.json")
+    assert "tokenizer_config.json is neither a file nor a folder" in tokenizer_available(str(tmp_path))
+    with pytest.raises(TokenizerError, match="neither a file nor a folder"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").symlink_to("/dev/zero")
+    assert "neither a file nor a folder" in tokenizer_available(str(tmp_path))
     assert tokenizer_available(TrainBPE(train_bpe=300)) is None
+
+
+def test_what_only_adds_special_tokens_is_no_difference(tokenizer, tmp_path):
+    """transformers adds an empty post-processor to a tokenizer that was saved without one."""
+    tokenizer.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.to_json() != tokenizer.to_json() and loaded.encodes_as(tokenizer.to_json())
+    assert not loaded.encodes_as(train_bpe(iter(["other text"] * 3), 300).to_json()) and not loaded.encodes_as("{}")
+
+
+def blowing_up(tokenizer) -> TextTokenizer:
+    """A tokenizer whose pattern takes forever for many x in a row, where the library panics."""
+    description = json.loads(tokenizer.to_json())
+    pattern = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    rest = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, rest]}
+    return TextTokenizer.from_json(json.dumps(description), tokenizer.eos_id)
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_source(tokenizer, texts):
+    panics = blowing_up(tokenizer)
+    assert panics.problem() is None
+    with pytest.raises(SourceError, match=r"the tokenizer fails on one of its texts \(.*retry-limit") as caught:
+        panics.encode_batch(["x" * 40 + " y"])
+    assert not caught.value.transient
+    assert panics.use_fast_encoder([*texts[:3], "x" * 40 + " y"]) is None
+    (ids,) = panics.encode_batch(["plain"])
+    assert panics.decode(ids) == "plain"
 
 
 def copy_of(tokenizer: TextTokenizer) -> TextTokenizer:
