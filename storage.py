@@ -18,7 +18,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -106,27 +106,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_regular(path: Path, size: int | None = None) -> bytes | None:
-    """Return the bytes of a regular file, of `size` bytes if given, or None where there is none.
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file, with `flags` also to append to it; a symbolic link is followed to one with `follow`.
 
-    Raises Damaged for a link, a pipe, another size, more than MAX_BYTES, and what cannot be read.
+    Raises OSError, also for a pipe or a device: reading one may wait for ever or never end.
     """
-    try:
-        with open_regular(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found > MAX_BYTES or size not in (None, found):
-                raise Damaged(f"its size is {found:,} bytes")
-            return file.read(found)
-    except OSError as error:
-        if not os.path.lexists(path):
-            return None
-        raise Damaged(os_error_reason(error)) from None
-
-
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a regular file, with `flags` also to append to it. Raises OSError for a link, a pipe, a device."""
     # Without O_NONBLOCK, opening a named pipe would wait for its other end.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    descriptor = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW), 0o666)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -134,6 +120,23 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_regular(path: Path, size: int | None = None) -> bytes | None:
+    """Return the bytes of a regular file, of `size` bytes if given, or None where there is none.
+
+    Raises Damaged for a link, a pipe, another size, more than MAX_BYTES, and what cannot be read.
+    """
+    try:
+        with open_regular(path, follow=False) as file:
+            length = os.fstat(file.fileno()).st_size
+            if length > MAX_BYTES or size not in (None, length):
+                raise Damaged(f"its size is {length:,} bytes")
+            return file.read(length)
+    except OSError as error:
+        if not os.path.lexists(path):
+            return None
+        raise Damaged(os_error_reason(error)) from None
 
 
 def hard_link_or_copy(source: Path, target: Path) -> None:
@@ -224,6 +227,17 @@ def refuse_escape(path: Path, folder: Path) -> None:
         raise OSError(errno.ELOOP, "a symbolic link leads out of the folder and was not followed", str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is neither a file nor a folder", str(path))
+
+
+def refuse_special(paths: Iterable[Path]) -> None:
+    """Raise OSError when one of `paths` leads to a pipe or a device: what other libraries would open and wait for."""
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError:  # a link that leads nowhere
+            continue
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
 
 
 def os_error_reason(error: OSError) -> str:

@@ -96,7 +96,9 @@ class EventLog:
 
 def _open_to_append(path: Path) -> TextIO:
     """Open `path` itself, never a link's target; after half a line (a killed run, a full disk) start a new one."""
-    file = io.TextIOWrapper(storage.open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), encoding="utf-8")
+    file = io.TextIOWrapper(
+        storage.open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, follow=False), encoding="utf-8"
+    )
     size = os.fstat(file.fileno()).st_size
     if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
         file.write("\n")
@@ -108,7 +110,7 @@ def lines(folder: Path, last_bytes: int) -> Iterator[bytes]:
 
     What is not a regular file has none.
     """
-    with contextlib.suppress(OSError), storage.open_regular(folder / FILE_NAME) as file:
+    with contextlib.suppress(OSError), storage.open_regular(folder / FILE_NAME, follow=False) as file:
         left = min(os.fstat(file.fileno()).st_size, last_bytes + 1)  # one more: it tells whether a line begins there
         begins = file.seek(-left, os.SEEK_END) == 0
         while left > 0 and (line := file.readline(min(left, MAX_LINE_BYTES))):

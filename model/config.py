@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+MOST_HIDDEN = 2**20
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
@@ -21,7 +22,7 @@ class ModelConfig(BaseModel):
     num_layers: int = Field(default=3, ge=1, le=1000, description="blocks of the trunk")
     num_heads: int = Field(default=4, ge=1, le=2**20, description="attention heads of a block")
     positions: Literal["learned", "rotary"] = Field(default="learned", description="how positions are encoded")
-    hidden_size: int = Field(default=256, ge=1, le=2**20, description="size of the hidden states")
+    hidden_size: int = Field(default=256, ge=1, le=MOST_HIDDEN, description="size of the hidden states")
     seq_length: int = Field(default=256, ge=2, le=2**20, description="tokens of a row")
     norm: Literal["layer", "rms"] = Field(default="layer", description="LayerNorm or RMSNorm")
     qk_norm: bool = Field(default=False, description="normalise queries and keys head by head")
@@ -37,7 +38,8 @@ class ModelConfig(BaseModel):
         num_heads = info.data.get("num_heads", 1)  # missing when num_heads was refused
         if hidden_size % num_heads:
             below = hidden_size // num_heads * num_heads
-            remedy = f"{below} or {below + num_heads}" if below else f"{num_heads}"
+            sizes = [size for size in (below, below + num_heads) if 1 <= size <= MOST_HIDDEN]
+            remedy = " or ".join(map(str, sizes))
             raise PydanticCustomError(
                 "hidden_size",
                 "{hidden_size} cannot be divided among num_heads {num_heads}; use {remedy}",

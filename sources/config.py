@@ -5,6 +5,7 @@ sentence. A source's name (in weights, logs and metrics) is its "name", its buil
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -221,9 +222,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> "DataConfig":
-        names = [spec.source_name for spec in self.sources]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(spec.source_name for spec in self.sources)
+        for name, number in names.items():
+            if number > 1:
                 raise ValueError(f'two sources are called "{name}"; give one of them another "name".')
         if self.source_weights and self.mix_strategy != "weighted":
             remedy = 'set that to "weighted" or remove the weights'

@@ -19,15 +19,22 @@ OBJECTS: dict[int | str, type[BaseModel]] = {
     "train_bpe": TrainBPE,
 }
 
+LONGEST = 1000  # characters of a sentence
+
 
 def explain(error: ValidationError, values: dict[str, Any]) -> str:
     """Return one or two sentences on why `values` are no preset.
 
     A union reports one error for each alternative, so an unknown key, which is a cause by itself, comes first.
     """
-    errors = error.errors()
+    errors = error.errors(include_url=False, include_context=False)
     unknown = [details for details in errors if details["type"] == "extra_forbidden"]
-    return " ".join(_sentence(details, values) for details in (unknown or errors)[:2])
+    return " ".join(shortened(_sentence(details, values)) for details in (unknown or errors)[:2])
+
+
+def shortened(text: str) -> str:
+    """`text`, or its beginning where it is too long to be read."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _sentence(error: ErrorDetails, values: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from model.config import AuxiliaryConfig, ModelConfig
 from model.latent import require_room
 from sources.config import DataConfig
 
-Count = Annotated[int, Field(ge=1, le=2**30)]
+MOST_ROWS = 2**30
+Count = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 Tokens = Annotated[int, Field(ge=1, le=2**50)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

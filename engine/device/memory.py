@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from engine.config.schema import MOST_ROWS
 from engine.device import machine
 from engine.errors import PresetError
 from model.transformer import TransformerLM
@@ -56,12 +58,13 @@ def too_large(shape: BatchShape, device: torch.device, probing: bool = False) ->
             f"One row of {shape.seq_length} tokens does not fit into {where}: lower model.seq_length, "
             "model.hidden_size or model.num_layers."
         )
-    of_step = rows * shape.grad_accumulation_steps
-    fewer = max(n for n in range(1, rows // 2 + 1) if of_step % n == 0)
+    divisor = next((n for n in range(2, math.isqrt(rows) + 1) if rows % n == 0), rows)
+    steps = shape.grad_accumulation_steps * divisor
     change = "set train.probe_batch to false and lower it" if probing else "lower it"
+    keeping = f" and train.accumulation_steps to {steps}, which keeps the batch" if steps <= MOST_ROWS else ""
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {shape.seq_length} tokens do not fit into {where}; {change} to "
-        f"{fewer} and train.accumulation_steps to {of_step // fewer}, which keeps the batch."
+        f"{rows // divisor}{keeping}."
     )
 
 

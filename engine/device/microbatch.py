@@ -4,12 +4,14 @@ Runs before the engine exists, uncompiled, on all ranks at once. The tokens are 
 or random number is changed.
 """
 
+import math
 import time
 from dataclasses import replace
 
 import psutil
 import torch
 
+from engine.config.schema import MOST_ROWS
 from engine.device import machine
 from engine.device.memory import is_out_of_memory, too_large
 from engine.device.ranks import Ranks
@@ -106,7 +108,7 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     if saved is not None and rows_per_rank % saved == 0 and probe.seconds_per_row(saved) is not None:
         log.say(f"Micro-batches of {saved} rows, {rows_per_rank // saved} per step and process, as before.")
         return shape(saved)
-    sizes = [rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0]
+    sizes = _sizes(probe.shape)
     if deterministic:
         seconds = _first_that_fits(probe, [rows for rows in reversed(sizes) if rows <= probe.shape.micro_batch_size])
     else:
@@ -120,6 +122,19 @@ def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool,
     number = rows_per_rank // chosen
     log.say(f"Micro-batches of {chosen} rows, {number} per step and process (throughput by rows: {speeds}).")
     return shape(chosen)
+
+
+def _sizes(shape: BatchShape) -> list[int]:
+    """Return the micro-batch sizes, in order, that keep the rows per step within what a preset may say."""
+    factors = shape.micro_batch_size, shape.grad_accumulation_steps
+    sizes = {one * other for one in _divisors(factors[0]) for other in _divisors(factors[1])}
+    rows_per_rank = math.prod(factors)
+    return sorted(size for size in sizes if size <= MOST_ROWS and rows_per_rank // size <= MOST_ROWS)
+
+
+def _divisors(number: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return {*small, *(number // n for n in small)}
 
 
 def _time_sizes(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:

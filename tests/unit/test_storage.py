@@ -15,9 +15,11 @@ from storage import (
     digest,
     exclusive,
     hard_link_or_copy,
+    open_regular,
     os_error_reason,
     read_regular,
     refuse_links,
+    refuse_special,
     replacing,
     seal,
     slug,
@@ -112,6 +114,26 @@ def test_only_regular_files_of_the_right_size_are_read(tmp_path: Path):
             read_regular(refused, size)
         reasons.append(str(caught.value))
     assert reasons[:3] == ["its size is 4 bytes", "it is a symbolic link", "it is not a regular file"]
+
+
+def test_a_pipe_or_a_device_is_not_opened(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"four")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"four"
+    with pytest.raises(OSError, match="Too many levels"):
+        open_regular(tmp_path / "link", follow=False)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
+        with pytest.raises(OSError, match="it is not a regular file"):
+            open_regular(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    refuse_special([tmp_path, tmp_path / "x", tmp_path / "link", tmp_path / "none"])
+    for path in (tmp_path / "pipe", tmp_path / "zero"):
+        with pytest.raises(OSError, match="it is a pipe or a device"):
+            refuse_special([tmp_path / "x", path])
 
 
 def test_reasons_are_plain_words(tmp_path: Path):

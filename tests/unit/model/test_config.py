@@ -22,6 +22,7 @@ def test_heads_divide_hidden_size_also_by_default():
         "hidden_size",
         "256 cannot be divided among num_heads 3; use 255 or 258",
     )
+    assert refusal(ModelConfig, hidden_size=2**20, num_heads=3)[1].endswith("use 1048575")  # the next is too large
     assert refusal(ModelConfig, hidden_size=2)[1] == "2 cannot be divided among num_heads 4; use 4"
 
 

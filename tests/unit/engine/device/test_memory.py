@@ -80,6 +80,8 @@ def test_no_collection_falls_into_a_step_and_each_report_makes_one(tiny, tmp_pat
         ),
         (5, 3, False, "lower it to 1 and train.accumulation_steps to 15, which"),
         (9, 1, False, "lower it to 3 and train.accumulation_steps to 3, which"),
+        (2**30, 2**30, False, "lower it to 536870912."),  # the schema takes no more accumulation steps
+        (2**30 - 35, 1, False, "lower it to 1 and train.accumulation_steps to 1073741789, which"),  # a prime
         (1, 16, True, "One row of 32 tokens does not fit into the memory of CPU"),
     ],
 )

@@ -79,6 +79,13 @@ def test_sizes_grow_until_memory_ends(tiny, monkeypatch):
     assert choose(monkeypatch, tiny(), {1: 0.2, 2: 0.1, 4: None}) == (2, [1, 2, 4])
 
 
+def test_sizes_stay_within_what_a_preset_may_say():
+    assert microbatch._sizes(BatchShape(4, 6, 32)) == [1, 2, 3, 4, 6, 8, 12, 24]
+    largest = microbatch._sizes(BatchShape(2**30, 2**30, 32))  # found at once, though 2**60 rows are a step
+    assert largest == [2**30]
+    assert microbatch._sizes(BatchShape(2**30, 8, 32)) == [2**power for power in range(3, 31)]
+
+
 def test_not_even_one_row_fits(tiny, monkeypatch):
     with pytest.raises(PresetError, match="One row of 32 tokens does not fit into the memory"):
         choose(monkeypatch, tiny(), {1: None})
