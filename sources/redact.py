@@ -12,15 +12,17 @@ import sys
 import threading
 import traceback
 import warnings
-from pathlib import Path
 
 from huggingface_hub import constants
+
+from storage import open_regular
 
 _PATTERNS = (
     # Tokens are random: with a capital or a digit, unless they are long. "hf_transfer" is a package.
     (re.compile(r"hf_(?:(?:oauth|jwt)_[\w.-]+|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{20,})"), "hf_***"),
     (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
 )
+MOST_BYTES = 100_000  # of the file that holds a token
 _SHORTEST = 8  # characters; a shorter value is no token and may be part of any word
 
 
@@ -64,7 +66,8 @@ def redact_process() -> None:
 def _stored_token() -> str | None:
     """Return the token of an earlier `hf auth login`, read once; the hub library's own function may use the network."""
     try:
-        return Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8", errors="replace")
+        with open_regular(constants.HF_TOKEN_PATH) as file:
+            return file.read(MOST_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return None
 

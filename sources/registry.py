@@ -237,7 +237,7 @@ def _look(path: str, glob: str, timeout: float) -> str | None:
             if root.is_file():
                 return None
             if not root.is_dir():
-                return f"{path} does not exist"
+                return f"{path} is neither a file nor a folder" if root.exists() else f"{path} does not exist"
             found = any(file.is_file() for file in root.glob(glob))
         except OSError as error:
             return f"{error.filename} cannot be opened ({error.strerror or error})"

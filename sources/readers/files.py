@@ -19,6 +19,7 @@ from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.packed import PACKED, open_file
 from sources.readers.parquet import ParquetFile, columns_of, read_columns
 from sources.source import LONGEST_TEXT, SourceError, SourceGone, first_line
+from storage import open_regular
 
 LARGE = 1_000_000  # bytes; a text file above this is read in pieces
 PIECE = 64 * 1024  # bytes
@@ -124,7 +125,7 @@ class FilesSource(FolderSource):
             self.skip(file.key, "files without rows", "holds no rows and is skipped")
 
     def _parquet_rows(self, file: File, start: int) -> Iterator[tuple[str | None, int]]:
-        with file.path.open("rb") as stream, ParquetFile(stream) as parquet:
+        with open_regular(file.path) as stream, ParquetFile(stream) as parquet:
             if not parquet.metadata.num_rows:
                 self.skip(file.key, "files without rows", "holds no rows and is skipped")
             elif template := self.bind(self.template, columns_of(parquet.schema_arrow), file.key):

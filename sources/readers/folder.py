@@ -121,6 +121,8 @@ def list_files(path: str, glob: str = "**/*") -> list[File]:
     try:
         if root.is_file():
             return [File(root.name, root, root.stat().st_size)]
+        if root.exists() and not root.is_dir():
+            raise SourceError(f'{path} is neither a file nor a folder; correct "path".')
         if not root.is_dir():
             raise SourceGone(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
         found = ((file, file.relative_to(root)) for file in root.glob(glob))

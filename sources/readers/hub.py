@@ -41,6 +41,7 @@ from sources.readers.hub_library import columns_of_first_row, import_datasets, i
 from sources.readers.parquet import Batch, ParquetShard, columns_of, parquet_shards, read_columns, to_python
 from sources.readers.streaming import bounded_lines
 from sources.source import SourceError, SourceGone, first_line
+from storage import refuse_special
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -228,7 +229,9 @@ class HubSource(Reader):
     def _pin_folder(self, folder: Path, pin: CommitPin | FilesPin | None) -> FilesPin:
         if not folder.is_dir():
             raise SourceGone(f'the folder {folder} does not exist (looked in {Path.cwd()}); correct "dataset".')
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = sorted(folder.rglob("*"))
+        refuse_special(found)  # the library may open any of them
+        paths = [path for path in found if path.is_file()]
         if not paths:
             raise SourceGone(f'the folder {folder} is empty; correct "dataset".')
         files = {path.relative_to(folder).as_posix(): path for path in paths}

@@ -10,18 +10,21 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from storage import open_regular
+
 PACKED = (".gz", ".bz2", ".zst")
 PIECE = 128 * 1024  # bytes that are unpacked at once
 
 
 def _open(path: Path) -> BinaryIO:
+    opened = open_regular(path)
     match path.suffix.lower():
         case ".gz":
-            return cast(BinaryIO, gzip.open(path))
+            return cast(BinaryIO, gzip.open(opened))
         case ".bz2":
-            return cast(BinaryIO, bz2.open(path))
+            return cast(BinaryIO, bz2.open(opened))
     # Its library refuses a file that asks for a window of more than 128 MiB.
-    return cast(BinaryIO, pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(opened), "zstd"))
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -30,7 +33,7 @@ def open_file(path: Path) -> BinaryIO:
     Reading raises ValueError where packed data is damaged, and OSError as any file does.
     """
     packed = path.suffix.lower() in PACKED
-    return io.BufferedReader(Unpacked(lambda: _open(path)), PIECE) if packed else path.open("rb")
+    return io.BufferedReader(Unpacked(lambda: _open(path)), PIECE) if packed else open_regular(path)
 
 
 class Unpacked(io.RawIOBase):

@@ -11,6 +11,7 @@ from pathlib import Path
 from sources.config import PythonPackagesSpec
 from sources.readers.folder import File, FolderPin, FolderSource
 from sources.source import SourceGone
+from storage import open_regular
 
 MAX_BYTES = 1_000_000  # larger ones are generated tables
 
@@ -37,7 +38,8 @@ class PythonPackagesSource(FolderSource):
     def documents(self, file: File, start: int) -> Iterator[tuple[str, int]]:
         if start == 0:
             try:
-                text = file.path.read_bytes().decode("utf-8-sig")
+                with open_regular(file.path) as stream:
+                    text = stream.read(MAX_BYTES).decode("utf-8-sig")
             except UnicodeDecodeError:
                 self.skip(file.key, "files that are not UTF-8")
             else:

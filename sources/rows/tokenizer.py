@@ -24,6 +24,7 @@ from sources.redact import redact
 from sources.retries import Retries
 from sources.rows.fast_encoder import EDGES, encoding_of
 from sources.source import SourceError, first_line
+from storage import refuse_special
 
 TOKENIZER_FILE = "tokenizer.json"
 MOST_BYTES = 256_000_000  # of that file; those of large multilingual models have 40 MB
@@ -265,12 +266,10 @@ def _failure(name: str, timeout: float) -> SourceError | None:
 def _folder_problem(name: str) -> str | None:
     """Why no tokenizer can be in a local folder, as a short reason, or None."""
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return f"{name} is no folder" if folder.exists() else f"the folder {name} does not exist"
     try:
-        for path in folder.iterdir():
-            if path.exists() and not path.is_file() and not path.is_dir():  # reading it could take for ever
-                return f"{path} is neither a file nor a folder"
+        if not folder.is_dir():
+            return f"{name} is no folder" if folder.exists() else f"the folder {name} does not exist"
+        refuse_special(folder.iterdir())
         if (folder / TOKENIZER_FILE).exists() and (folder / TOKENIZER_FILE).stat().st_size > MOST_BYTES:
             return f"{folder / TOKENIZER_FILE} has more than {MOST_BYTES // 10**6} MB"
     except OSError as error:

@@ -13,6 +13,7 @@ from sources.config import PdfSpec
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.pdf.sandbox import Extract, Limits, Sandbox
 from sources.source import SourceError, SourceGone
+from storage import open_regular
 
 SHORTEST, LONGEST = 3000, 5000  # characters of a chunk
 SCAN_CHARACTERS = 16  # a page with fewer on average is a picture
@@ -66,7 +67,7 @@ class PdfSource(FolderSource):
         digest = hashlib.sha256()
         for file in self.files:
             try:
-                with file.path.open("rb") as stream:
+                with open_regular(file.path) as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
             except OSError:  # skipped when it is read, too
                 content = "-"
@@ -79,7 +80,7 @@ def extract_text(path: Path, sandbox: Sandbox) -> Extract:
 
     Raises OSError for a file that cannot be opened.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if b"%PDF-" not in stream.read(1024):
             return Extract("foreign")
     extract = sandbox.read(path)

@@ -33,6 +33,30 @@ def test_nothing_to_read_is_an_error(tmp_path):
         open_files(tmp_path)
 
 
+def test_a_pipe_or_a_device_is_never_opened(tmp_path, texts):
+    (tmp_path / "files").mkdir()
+    os.mkfifo(tmp_path / "files" / "pipe.txt")
+    (tmp_path / "files" / "zero.txt").symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match="no file that matches"):
+        open_files(tmp_path / "files")
+    for path in ("/dev/zero", tmp_path / "files" / "pipe.txt"):
+        with pytest.raises(SourceError, match="is neither a file nor a folder"):
+            open_files(path)
+        assert "is neither a file nor a folder" in probe(FilesSpec(type="files", path=str(path)))
+        with pytest.raises(SourceError, match="is neither a file nor a folder"):
+            list(forbidden_texts(DataConfig(decontaminate=[str(path)])))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.parquet"])
+def test_a_file_that_becomes_a_pipe_is_skipped(tmp_path, texts, name):
+    (tmp_path / name).write_bytes(b"something")
+    source = open_files(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert read_all(source) == []
+    assert source.notices == [f"{name}: cannot be opened (it is not a regular file)"]
+
+
 def test_a_path_that_cannot_be_opened_is_a_sentence():
     """A name that is too long stands for a folder without permission, which root does not meet."""
     path = "x" * 300
