@@ -5,7 +5,7 @@ token is predicted too. Text that looks like a special token is plain text.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .decoding.forecast import forecast
 from .decoding.generate import generate_tokens
 from .decoding.sampling import SamplingOptions
 from .loss import IGNORE_INDEX
-from .snapshot import SnapshotError, read, restore
+from .snapshot import SnapshotError, learned_positions, read, restore
 from .tokenizer import panics_as_errors, read_tokenizer
 from .transformer import TransformerLM
 
@@ -191,19 +191,36 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
         raise SnapshotError(
             f"{path}: holds weights only, without configuration and tokenizer; give a checkpoint that training wrote."
         )
+    config = dict(contents.config)
+    vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
     try:
-        config = dict(contents.config)
-        vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
-        model = TransformerLM(ModelConfig(**config), vocab_size, contents.auxiliary())
-    except (KeyError, TypeError, ValueError) as error:
+        parts = ModelConfig(**config), vocab_size, contents.auxiliary()
+        with torch.device("meta"):
+            sketch = TransformerLM(*parts)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of sizes that no tensor has
         raise SnapshotError(
             f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
         ) from error
-    report = restore(model, contents.model)
-    if report.new or report.left_out:
-        raise SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
+    _require_match(path, sketch, contents.model)
+    model = TransformerLM(*parts)
+    restore(model, contents.model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
     except ValueError as error:
         raise SnapshotError(f"{path}: {error}") from error
+
+
+def _require_match(path: Path, sketch: TransformerLM, weights: Mapping[str, Tensor]) -> None:
+    """Raise SnapshotError unless `weights` are those of `sketch`, a model on the meta device.
+
+    Compared before anything is allocated: a configuration of a few bytes can ask for any size.
+    """
+    seq_length = sketch.config.seq_length
+    missing = sketch.positions is not None and learned_positions(weights) < seq_length
+    report = restore(sketch, {name: tensor.to("meta") for name, tensor in weights.items()})
+    if report.new or report.left_out or missing:
+        raise SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
+    size = sum(tensor.nbytes for tensor in (*sketch.parameters(), *sketch.buffers()))
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # masks and rotations are in no file
+        raise SnapshotError(f"{path}: the model takes {size / 1e9:,.0f} GB, more than this machine has.")

@@ -138,9 +138,8 @@ def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, An
 
 def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:
     """Positions in the snapshot: a preset with shorter rows must not cut what is learned."""
-    if restored.snapshot.config is None:  # a bare state dict
-        return learned_positions(restored.snapshot.model)
-    return restored.snapshot.config.get("seq_length", model.seq_length)
+    config = restored.snapshot.config or {}  # a bare state dict has none
+    return learned_positions(restored.snapshot.model) or config.get("seq_length", model.seq_length)
 
 
 def _differences(restored: RestoredCheckpoint, model: ModelConfig, data: DataConfig) -> list[str]:

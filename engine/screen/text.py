@@ -10,7 +10,11 @@ from sources.redact import redact
 Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
 
 # All C0 and C1 controls but newline and tab: an escape sequence in a model's sample could write to a terminal's title.
-_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}")
+# And what changes the direction of the text after it: a file's name could look like another.
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = dict.fromkeys(
+    {*range(32), *range(127, 160), *_DIRECTIONS} - {ord("\n"), ord("\t")}, "\N{REPLACEMENT CHARACTER}"
+)
 
 
 def printable(text: str) -> str:

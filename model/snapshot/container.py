@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vetting import SnapshotError, vet, vet_contents
+from .vetting import SnapshotError, open_regular, vet, vet_contents
 
 MARGIN_BYTES = 2**20  # of a file besides its tensors and strings
 
@@ -82,8 +82,8 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
-    with open(path, "rb") as file:
+    """The SHA-256 of a regular file, in hexadecimal. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

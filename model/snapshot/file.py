@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import AuxiliaryConfig
 from . import container
-from .vetting import SnapshotError, refuse_newer
+from .vetting import SnapshotError, refuse_newer, shown
 
 FORMAT = 1
 _KEYS = ("format", "model", "config", "tokenizer", "preset", "progress")
@@ -79,8 +79,10 @@ def read(path: str | os.PathLike, verify: bool = True) -> Snapshot:
 
 def _require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in weights.items():
+        if tensor.dtype == torch.float64:  # whose largest numbers are infinite in the model
+            tensor = tensor.float()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise SnapshotError(f"{path}: {name} holds NaN or infinity; use an older checkpoint.")
+            raise SnapshotError(f"{path}: {shown(name)} holds NaN or infinity; use an older checkpoint.")
 
 
 def _checked(path: Path, contents: Any) -> Snapshot:
@@ -92,10 +94,13 @@ def _checked(path: Path, contents: Any) -> Snapshot:
         return Snapshot(_by_name(path, contents), config=None, tokenizer=None)
     if "format" not in contents or "model" not in contents:
         raise no_model
-    refuse_newer(path, contents["format"], FORMAT)
-    if contents["format"] != FORMAT:
+    version = contents["format"]
+    if type(version) is not int or not 0 <= version < 10**6:
+        raise _wrong_type(path)
+    refuse_newer(path, version, FORMAT)
+    if version != FORMAT:
         raise SnapshotError(
-            f"{path}: has format {contents['format']}, and this version reads format {FORMAT}; use another checkpoint."
+            f"{path}: has format {version}, and this version reads format {FORMAT}; use another checkpoint."
         )
     missing = [key for key in _KEYS if key not in contents]
     if missing:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..positions import extended_rows
 from ..transformer import TransformerLM
+from .vetting import shown
 
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
 
 
@@ -44,8 +45,8 @@ class LoadReport:
         """The first four names as a list; a part of the lookahead core of which nothing was loaded is one name."""
         loaded = {_core_part(name) for name in self.loaded}
         names = list(dict.fromkeys(name if _core_part(name) in loaded else _core_part(name) for name in names))
-        shown = ", ".join(names[:4])
-        return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+        first = ", ".join(map(shown, names[:4]))
+        return first if len(names) <= 4 else f"{first} and {len(names) - 4} more"
 
 
 def _core_part(name: str) -> str:
@@ -58,7 +59,8 @@ def restore(model: TransformerLM, state_dict: Mapping[str, Tensor]) -> LoadRepor
     """Load what fits into `model`, in place, and report the rest; names and shapes that do not fit never raise.
 
     More positions in the file extend the model first; fewer are extended as positions.py describes. Vocabulary rows may
-    differ in padding only. Wrapper prefixes ("module.", "_orig_mod.") are removed.
+    differ in padding only. Wrapper prefixes ("module.", "_orig_mod.") are removed. With both on the meta device, this
+    compares names and shapes.
     """
     weights = {_bare_name(name): tensor for name, tensor in state_dict.items()}
     report = LoadReport()
@@ -93,16 +95,14 @@ def learned_positions(state_dict: Mapping[str, Tensor]) -> int:
 
 
 def _bare_name(name: str) -> str:
-    while name.startswith(_WRAPPER_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name.replace("._orig_mod.", ".")
+    return _WRAPPERS.sub("", name).replace("._orig_mod.", ".")
 
 
 def _fitting_rows(model: TransformerLM, name: str, tensor: Tensor, parameter: Tensor) -> Tensor | None:
     """The leading rows of `parameter` that `tensor` provides, or None when it does not fit."""
     if tensor.shape == parameter.shape:
         return tensor
-    if tensor.ndim != 2 or tensor.shape[1] != parameter.shape[1]:
+    if tensor.ndim != 2 or tensor.shape[1] != parameter.shape[1] or not len(tensor):
         return None
     if name == "positions.weight":
         return extended_rows(tensor, len(parameter))

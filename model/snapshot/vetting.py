@@ -6,13 +6,18 @@ torch.save writes and its pickle imports nothing but tensors and dicts. The memo
 allocate is then bounded by the size of the file.
 """
 
+import errno
+import os
 import pickletools
+import stat
 import zipfile
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+LONGEST = 80  # characters of a name in a message
 _HEADER_BYTES = 30  # of the local header of a zip member, without its name
 # What torch.save uses for tensors, parameters and state dicts. A bytearray or a sparse tensor could have any size.
 _REBUILDERS = {
@@ -42,13 +47,31 @@ def refuse_newer(path: Path, found: object, known: int) -> None:
         )
 
 
+def open_regular(path: str | os.PathLike) -> BufferedReader:
+    """Open a regular file for reading. Raises OSError, also for a pipe or a device, which may have no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else opening a pipe would wait for its other end
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def shown(text: str) -> str:
+    """A file's own text as a message may show it: short, and without what a terminal obeys."""
+    short = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in short)
+
+
 def vet(path: Path, checksums: bool) -> int:
     """Return the size of the pickle in `path`, in bytes; nothing is unpickled.
 
     Raises SnapshotError, in one sentence, unless this is a whole file of the kind that torch.save writes.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
     except OSError as error:
         raise SnapshotError(f"{path}: cannot be opened ({error.strerror}); check the path.") from error
@@ -70,10 +93,10 @@ def vet(path: Path, checksums: bool) -> int:
     except Exception as error:  # a damaged directory raises anything from BadZipFile to NotImplementedError
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
     if damaged is not None:
-        raise SnapshotError(f"{path}: the checkpoint is damaged (in {damaged}); use an older one or a copy.")
+        raise SnapshotError(f"{path}: the checkpoint is damaged (in {shown(damaged)}); use an older one or a copy.")
     if refused:
         raise SnapshotError(
-            f"{path}: the file asks for code to be run ({min(refused)!r}) and was refused; "
+            f"{path}: the file asks for code to be run ({shown(min(refused))!r}) and was refused; "
             "use a checkpoint of tensors and plain values."
         )
     return len(pickled)

@@ -173,3 +173,53 @@ def test_the_package_stands_alone_under_another_name(tmp_path):
     imported = set(run.stdout.split())
     assert {"torch", "tokenizers", "pydantic", "forethought"} <= imported
     assert not imported & {"model", "engine", "sources", "deepspeed", "datasets", "transformers", "safetensors"}
+
+
+def altered(path, snapshot, **config):
+    """The snapshot's file with another configuration."""
+    write(path, replace(snapshot, config={**snapshot.config, **config}))
+    return path
+
+
+LOAD = """
+import resource, sys
+from model import load
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        print(load(path, "cpu"))
+    except ValueError as error:
+        print(str(error).removeprefix(path))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_configuration_is_compared_before_anything_is_allocated(tmp_path, snapshot):
+    asked = [
+        {"vocab_size": 2 * 10**7},
+        {"vocab_size": 10**8, "hidden_size": 10**6},
+        {"hidden_size": 2**20},
+        {"num_layers": 40},
+        {"seq_length": 2**20},
+        {"tie_embeddings": False, "vocab_size": 10**8},
+        {"vocab_size": 10**30},
+        {"vocab_size": 2**62},
+    ]
+    paths = [str(altered(tmp_path / f"{number}.pth", snapshot, **keys)) for number, keys in enumerate(asked)]
+    printed = subprocess.run(
+        [sys.executable, "-c", LOAD, *paths], cwd=REPOSITORY, capture_output=True, text=True, timeout=100
+    )
+    assert printed.returncode == 0, printed.stderr[-2000:]
+    *sentences, grown = printed.stdout.splitlines()
+    assert all("do not match" in sentence for sentence in sentences[:6]), sentences
+    assert all("does not describe a model of this version" in sentence for sentence in sentences[6:]), sentences
+    assert int(grown) < 150_000, f"{grown} kB"
+
+
+def test_what_no_file_holds_is_bounded_by_the_machine(tmp_path, snapshot, config, tokenizer):
+    """The causal mask of a million positions has a terabyte, and rotary positions are not in the weights."""
+    rotary = TransformerLM(config.model_copy(update={"positions": "rotary"}), tokenizer.get_vocab_size())
+    fits = replace(snapshot, model=rotary.state_dict())
+    load(altered(tmp_path / "x.pth", fits, positions="rotary"), "cpu")
+    with pytest.raises(SnapshotError, match=r"the model takes 1,1\d\d GB, more than this machine has\."):
+        load(altered(tmp_path / "x.pth", fits, positions="rotary", seq_length=2**20), "cpu")

@@ -149,6 +149,15 @@ def test_learned_positions_are_never_cut(folder, find, asked: int, kept: int):
     assert find(shape).seq_length == kept
 
 
+def test_a_configuration_cannot_ask_for_positions_that_are_not_there(folder, find):
+    snapshot = checkpoints.snapshot(40)
+    snapshot = replace(
+        snapshot, config={**snapshot.config, "seq_length": 2**20}, preset={"data": DATA.model_dump(mode="json")}
+    )
+    folder.save(snapshot, checkpoints.optimizer(40), run_state())
+    assert find().seq_length == SHAPE.seq_length
+
+
 LARGER = SHAPE.model_copy(update={"hidden_size": 32})
 
 

@@ -1,6 +1,7 @@
 """model/snapshot/file.py: round trips, and contents that are refused."""
 
 import json
+import os
 import zipfile
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from model import AuxiliaryConfig, TransformerLM, load
-from model.snapshot import SnapshotError, read, restore, write
+from model.snapshot import SnapshotError, container, read, restore, write
 
 PARTS = {"enable_policy": True, "enable_value": True, "enable_span_contrastive": True}
 
@@ -57,6 +58,9 @@ def test_incomplete_wrong_and_newer_contents(path, refused):
     contents = torch.load(path, weights_only=True)
     torch.save({**contents, "format": 2}, path)
     assert "has format 2, and this version reads format 1" in refused(path)
+    for version in ("1", True, 1.0, None, 10**500, "\x1b[2J"):
+        torch.save({**contents, "format": version}, path)
+        assert "a part has the wrong type" in refused(path)
     torch.save({key: value for key, value in contents.items() if key != "progress"}, path)
     assert "lacks progress" in refused(path)
     torch.save({**contents, "preset": "best"}, path)
@@ -95,6 +99,36 @@ def test_a_model_that_is_not_finite_is_not_kept(tmp_path, snapshot):
     with pytest.raises(SnapshotError, match=r"final_norm\.bias holds NaN or infinity"):
         write(tmp_path / "lm.pth", replace(snapshot, model=weights))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_are_infinite_in_fp32_are_refused(path, snapshot, refused, tmp_path):
+    contents = torch.load(path, weights_only=True)
+    weights = contents["model"] | {"final_norm.bias": torch.full((32,), 1e300, dtype=torch.float64)}
+    torch.save({**contents, "model": weights}, path)
+    assert "final_norm.bias holds NaN or infinity" in refused(path)
+    with pytest.raises(SnapshotError, match=r"final_norm\.bias holds NaN or infinity"):
+        write(tmp_path / "other.pth", replace(snapshot, model=weights))
+
+
+def test_names_of_a_file_cannot_write_to_a_terminal(path, refused):
+    contents = torch.load(path, weights_only=True)
+    contents["model"]["\x1b[2J\u202e\n" + "x" * 10**6] = torch.tensor([torch.nan])
+    torch.save(contents, path)
+    assert (sentence := refused(path)).isprintable() and len(sentence) < 500
+    contents["model"] = {name: torch.ones(1) for name in contents["model"]}
+    torch.save(contents, path)
+    with pytest.raises(SnapshotError) as caught:
+        load(path, "cpu")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path, refused):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.pth", tmp_path / "zero.pth"):
+        assert "cannot be opened (it is not a regular file)" in refused(path)
+        with pytest.raises(OSError, match="it is not a regular file"):
+            container.sha256(path)
 
 
 def test_a_snapshot_says_which_parts_its_core_has(tmp_path, snapshot, config, trained):

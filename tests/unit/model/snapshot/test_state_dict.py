@@ -1,6 +1,7 @@
 """model/snapshot/state_dict.py: loading weights into models that differ, and what is reported."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -16,6 +17,18 @@ def test_restore_removes_prefixes_of_wrappers(trained, config):
         report = restore(model, {prefix + name: tensor for name, tensor in trained.state_dict().items()})
         assert not report.new and not report.left_out
         assert torch.equal(model.blocks[1].mlp.up.weight, trained.blocks[1].mlp.up.weight)
+
+
+def test_prefixes_of_any_number_are_removed_soon(trained, config):
+    weights = {"module._orig_mod." * 200_000 + name: tensor for name, tensor in trained.state_dict().items()}
+    started = time.monotonic()
+    assert not restore(TransformerLM(config, trained.vocab_size), weights).new
+    assert time.monotonic() - started < 10
+
+
+def test_a_table_without_rows_is_left_out(trained, config):
+    weights = {**trained.state_dict(), "positions.weight": torch.zeros(0, 32)}
+    assert restore(TransformerLM(config, trained.vocab_size), weights).left_out == ["positions.weight"]
 
 
 def test_restore_names_what_is_new_and_what_is_left_out(trained, config):

@@ -44,7 +44,7 @@ def test_a_pipe_or_a_device_is_never_opened(tmp_path, texts):
             open_files(path)
         assert "is neither a file nor a folder" in probe(FilesSpec(type="files", path=str(path)))
         with pytest.raises(SourceError, match="is neither a file nor a folder"):
-            list(forbidden_texts(DataConfig(decontaminate=[str(path)])))
+            list(forbidden_texts(str(path)))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.parquet"])
