@@ -103,17 +103,21 @@ def synchronize(device: torch.device) -> None:
     torch.get_device_module(device).synchronize(device)
 
 
-def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Return the measured FLOP/s of matrix products of a small model's shape: (2048, 256) x (256, 4096)."""
+def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Return the FLOP/s of the fastest matrix product of a small model's shape, (2048, 256) x (256, 4096), within about
+    `seconds`: the first ones wake threads and clocks, and other processes slow some down.
+
+    The result is written to the same memory each time: in a young process new memory costs as much as the product.
+    """
     a, b = torch.randn(2048, 256, device=device, dtype=dtype), torch.randn(256, 4096, device=device, dtype=dtype)
-    torch.matmul(a, b)
-    synchronize(device)
-    begin, products = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - begin) < seconds or products == 0:
-        torch.matmul(a, b)
+    product = torch.empty(2048, 4096, device=device, dtype=dtype)
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
+        begin = time.perf_counter()
+        torch.matmul(a, b, out=product)
         synchronize(device)
-        products += 1
-    return 2 * 2048 * 256 * 4096 * products / elapsed
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048 * 256 * 4096 / min(times)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> float | None:

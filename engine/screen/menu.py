@@ -5,6 +5,7 @@ how long a run takes here. Without a terminal the answer is one line of standard
 """
 
 import contextlib
+import functools
 import os
 import select
 import sys
@@ -41,9 +42,14 @@ CHECKPOINTS = Path("checkpoints")
 GENERATE = "g"
 ANSWER_SECONDS = 10.0  # an open pipe that says nothing means the default
 PROBE_SECONDS = 3.0
-# Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: measured
-# on a CPU by benchmarks/overhead.py, assumed on a GPU.
-TRAINING_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
+# Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: on a CPU as
+# measured by `python -m benchmarks.overhead --share --compile`, on a GPU assumed.
+TRAINING_EFFICIENCY = {
+    ("cpu", "bf16"): 0.7,
+    ("cpu", "fp32"): 0.7,
+    ("cuda", "bf16"): 0.4,
+    ("cuda", "fp32"): 0.4,
+}
 USUAL_VOCABULARY = 50_257  # GPT-2's, for an estimate before a tokenizer is loaded
 
 
@@ -151,9 +157,6 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
     """Prints the entries with what a run of `tokens_per_run` takes: at the throughput of earlier runs in
     `checkpoint_dir`, else at this machine's rate of matrix products."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if device.type == "cuda" else 1
-    dtype = torch.bfloat16 if machine.native_bf16(device) else torch.float32
-    flops = processes * TRAINING_EFFICIENCY[device.type] * machine.flops_per_second(device, dtype)
     measured = measured_throughputs(checkpoint_dir)
     table = Table(title=f"Presets in {CONFIGS}/  ({machine.describe(device)})", title_justify="left", box=None)
     for heading in ("preset", "parameters", "sources", "data", "a run here"):
@@ -164,11 +167,23 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
             table.add_row(name, "", f"[red]cannot be used[/]: {literal(entry.problem)}")
             continue
         model = model_without_weights(preset.model, preset.auxiliary, preset.data.tokenizer)
-        seconds = tokens_per_run / (measured.get(preset.name) or flops / model.flops_per_token())
+        rate = measured.get(preset.name)
+        if rate is None:
+            rate = _training_flops(device, preset.train.precision) / model.flops_per_token()
+        seconds = tokens_per_run / rate
         size, sources = count(model.num_parameters()), literal(", ".join(preset.data.weights()))
         state = "[yellow]not reachable[/]" if entry.problem else "[green]reachable[/]"
         table.add_row(name, size, sources, state, f"about {duration(seconds)}")
     RichConsole(file=OUTPUT).print(table)
+
+
+@functools.cache
+def _training_flops(device: torch.device, precision: str) -> float:
+    """The FLOP/s of all processes that a step reaches; `precision` is train.precision."""
+    bf16 = machine.native_bf16(device) if precision == "auto" else precision == "bf16"
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if device.type == "cuda" else 1
+    rate = machine.flops_per_second(device, torch.bfloat16 if bf16 else torch.float32)
+    return processes * TRAINING_EFFICIENCY[device.type, "bf16" if bf16 else "fp32"] * rate
 
 
 def measured_throughputs(checkpoint_dir: Path) -> dict[str, float]:

@@ -249,7 +249,7 @@ def tokenizer_available(spec: str | TrainBPE, timeout: float = 3.0) -> str | Non
 def _failure(name: str, timeout: float) -> SourceError | None:
     if is_local(name):
         problem = _folder_problem(name)
-        return problem and SourceError(problem)
+        return SourceError(problem) if problem else None
     try:
         if _is_cached(name):
             return None

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,3 +135,11 @@ def test_a_gpu_has_workers_by_the_cores_that_are_its_share(monkeypatch, cores: i
     assert machine.choose_num_workers("auto", torch.device("cuda")) == workers
     assert machine.choose_num_workers("auto", torch.device("cpu")) == 0
     assert machine.choose_num_workers(2, torch.device("cuda")) == 2
+
+
+def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
+    """Neither waking threads nor another process's turn makes a machine slow."""
+    pauses = iter([0.2, 0.001, 0.1, *[0.005] * 1000])
+    monkeypatch.setattr(torch, "matmul", lambda a, b, out: time.sleep(next(pauses)))
+    rate = machine.flops_per_second(torch.device("cpu"), torch.float32, seconds=0.4)
+    assert rate > 2 * 2048 * 256 * 4096 / 0.005

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import CONFIGS, load_preset, parse_preset, preset_files
@@ -106,6 +107,29 @@ def test_a_run_event_that_has_lost_a_bit_ends_no_menu(tmp_path: Path, preset):
     lines += [{"event": "run", "preset": {"name": "tiny"}}, {"event": "step", "tokens_per_second": "fast"}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert menu.measured_throughputs(tmp_path) == {}
+
+
+def test_a_run_is_estimated_in_the_presets_own_precision(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    model = model_of(REFERENCE)
+    entries = []
+    for name, precision in (("half", "bf16"), ("full", "fp32")):
+        preset = load_preset(REFERENCE)
+        train = preset.train.model_copy(update={"precision": precision})
+        entries.append(menu.MenuEntry(Path(f"{name}.json"), preset.model_copy(update={"name": name, "train": train})))
+    rates = {torch.bfloat16: 4e12, torch.float32: 1e12}
+    menu._training_flops.cache_clear()
+    monkeypatch.setattr(menu.machine, "flops_per_second", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(
+        menu,
+        "TRAINING_EFFICIENCY",
+        {("cpu", "bf16"): 0.5, ("cpu", "fp32"): 0.8, ("cuda", "bf16"): 0.5, ("cuda", "fp32"): 0.8},
+    )
+    menu.show_table(entries, 10**8, tmp_path)
+    menu._training_flops.cache_clear()
+    half, full = (line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(("half", "full")))
+    assert f"about {duration(1e8 * model.flops_per_token() / 2e12)}" in half
+    assert f"about {duration(1e8 * model.flops_per_token() / 8e11)}" in full
 
 
 def test_a_broken_preset_stands_in_the_table(tmp_path: Path, capsys, monkeypatch):
