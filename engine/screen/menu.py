@@ -172,7 +172,7 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
             rate = _training_flops(device, preset.train.precision) / model.flops_per_token()
         seconds = tokens_per_run / rate
         size, sources = count(model.num_parameters()), literal(", ".join(preset.data.weights()))
-        state = "[yellow]not reachable[/]" if entry.problem else "[green]reachable[/]"
+        state = f"[yellow]not reachable[/]: {literal(entry.problem)}" if entry.problem else "[green]reachable[/]"
         table.add_row(name, size, sources, state, f"about {duration(seconds)}")
     RichConsole(file=OUTPUT).print(table)
 

@@ -171,3 +171,4 @@ def test_no_preset_takes_the_menu_from_the_others(tmp_path: Path, capsys, monkey
     menu.show_table(entries, 10**6, tmp_path)
     shown = capsys.readouterr().out
     assert all(entry.path.stem in shown for entry in entries)
+    assert 'not reachable: tokenizer a/b/c: "a/b/c" is not' in " ".join(shown.split()) and "(nobody)" in shown

@@ -1,5 +1,7 @@
 """The validation set: chosen by each text's hash alone, packed whole, never more than asked for."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
 from sources.rows.held_out import collect_validation_set, sample_training_texts, texts_in_rows
+from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.sources import Flaky
 
 
@@ -78,6 +81,20 @@ def test_texts_come_back_from_rows(opened, tokenizer):
     pieces, texts = texts_in_rows(held, tokenizer), [text for found in held.texts.values() for text in found]
     assert sum(map(len, pieces)) == sum(map(len, texts))
     assert len(set(pieces) & set(texts)) > len(texts) / 2
+
+
+def test_a_text_that_cannot_be_encoded_is_left_out(opened, tokenizer):
+    config, sources, _ = opened
+    described = json.loads(tokenizer.to_json())
+    pattern = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, described["pre_tokenizer"]]}
+    # Each "module" becomes what the pattern never ends on.
+    described["normalizer"] = {"type": "Replace", "pattern": {"String": "module"}, "content": "x" * 50 + " y"}
+    failing = TextTokenizer.from_json(json.dumps(described), tokenizer.eos_id)
+    held = collect_validation_set(sources.sources, config, failing, seq_length=64, eval_tokens=4000)
+    assert held.texts["a"] and not held.whole
+    assert not any("module" in text for texts in held.texts.values() for text in texts)
+    assert any("a text of the validation set is left out" in notice for notice in sources.sources["a"].notices)
 
 
 def test_sample_of_training_texts(opened):
