@@ -19,8 +19,9 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias, cast
 
 # What json.dumps takes. The values of a mapping are `object`, since a TypedDict is no mapping of a narrower type.
 JSON: TypeAlias = Mapping[str, object] | Sequence["JSON"] | str | int | float | bool | None
@@ -106,7 +107,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, follow: bool = True) -> BufferedReader:
     """Open a regular file, with `flags` also to append to it; a symbolic link is followed to one with `follow`.
 
     Raises OSError, also for a pipe or a device: reading one may wait for ever or never end.
@@ -116,7 +117,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, follow: bool = T
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        return open(descriptor, "rb" if flags == os.O_RDONLY else "ab")
+        return cast(BufferedReader, open(descriptor, "rb" if flags == os.O_RDONLY else "ab"))
     except BaseException:
         os.close(descriptor)
         raise
