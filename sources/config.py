@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.types import StrictBool, StrictInt
 
-from sources.readers.endpoint import is_local
 from sources.readers.fields import Template, compile_template, nearest
+from sources.readers.hub.endpoint import is_local
 
 # Repositories that hold plain data files (no loading script) with a column `text`. A revision is a commit known to hold
 # them; a run's own pin, once made, comes first.

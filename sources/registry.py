@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 from shard_cache import ShardCache
 from sources.caching import description
 from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, SourceSpec, Spec
-from sources.readers.endpoint import cached_folder, is_offline, unreachable, within
 from sources.readers.files import FilesSource
-from sources.readers.hub import HubSource
+from sources.readers.hub.endpoint import cached_folder, is_offline, unreachable, within
+from sources.readers.hub.reader import HubSource
 from sources.readers.pdf.reader import PdfSource
 from sources.readers.python_packages import PythonPackagesSource
 from sources.retries import Announce, Retries, read_on, silent

@@ -1,6 +1,6 @@
 """How what failed is tried again: with pauses that are announced, that end in time, and that a stop ends at once.
 
-Nothing else in `sources` waits for a server: its client raises every refusal at once (readers/hub_client.py), and a
+Nothing else in `sources` waits for a server: its client raises every refusal at once (readers/hub/client.py), and a
 reader raises a SourceError that says whether trying again may help, for how long, and when the server wants to be asked
 again.
 """

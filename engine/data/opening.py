@@ -10,7 +10,7 @@ from engine.events import EventLog
 from model.tokenizer import tokenizer_problem
 from sources.caching import NotACache, ShardCache, open_cache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
-from sources.readers.endpoint import is_local
+from sources.readers.hub.endpoint import is_local
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.retries import Announce, Retries
 from sources.rows.held_out import sample_training_texts

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sources.config import TrainBPE
-from sources.readers.endpoint import ask, explain, is_local, is_offline
+from sources.readers.hub.endpoint import ask, explain, is_local, is_offline
 from sources.redact import redact
 from sources.retries import Retries
 from sources.rows.fast_encoder import EDGES, encoding_of

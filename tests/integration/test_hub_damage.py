@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sources.config import HubSpec
-from sources.readers.hub import HubSource
+from sources.readers.hub.reader import HubSource
 from tests.helpers.hub_server import SHA, Fault, HubServer, json_gz, parquet, run_worker, with_bad_page
 
 FILES, GROUP_ROWS = 3, 30

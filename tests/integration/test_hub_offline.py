@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from sources.config import HubSpec
-from sources.readers.hub import HubSource
+from sources.readers.hub.reader import HubSource
 from sources.registry import probe
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
 from sources.source import SourceError
@@ -89,7 +89,7 @@ def test_what_is_not_downloaded_says_how_to(story, name):
 def test_cursors_of_a_run_with_a_network_hold_without_one(story, monkeypatch):
     for name in NAMES:
         folder = snapshot_download(name, repo_type="dataset", cache_dir=story["cache"], local_files_only=True)
-        monkeypatch.setattr("sources.readers.hub.cached_folder", lambda dataset, revision, at=folder: Path(at))
+        monkeypatch.setattr("sources.readers.hub.reader.cached_folder", lambda dataset, revision, at=folder: Path(at))
         source = HubSource(HubSpec(type="hf", dataset=name), {"commit": SHA})
         shards = story["online"][name]["shards"]
         for shard, documents in enumerate(shards):
@@ -101,7 +101,7 @@ def test_the_menu_finds_what_is_downloaded(story, monkeypatch):
     def downloaded(dataset: str, **options) -> str:
         return snapshot_download(dataset, **options, cache_dir=story["cache"])
 
-    monkeypatch.setattr("sources.readers.endpoint.snapshot_download", downloaded)
+    monkeypatch.setattr("sources.readers.hub.endpoint.snapshot_download", downloaded)
     assert probe(HubSpec(type="hf", dataset="some/parquet")) is None
     assert "hf download" in (probe(HubSpec(type="hf", dataset="some/other")) or "")
 

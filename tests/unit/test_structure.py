@@ -25,7 +25,7 @@ SHOWS_THE_SCREEN = ("main.py", "engine/train.py", "engine/run/setup.py", "engine
 ONE_FILE_WITH_DEEPSPEED = "engine/device/deepspeed_engine.py"
 FLOORS_OF_SOURCES = (  # a file imports from its own floor and those before it
     ("sources/source.py", "sources/redact.py", "sources/retries.py", "sources/readers/fields.py"),
-    ("sources/readers/endpoint.py", "sources/readers/hub_client.py"),
+    ("sources/readers/hub/endpoint.py", "sources/readers/hub/client.py"),
     ("sources/config.py",),
     ("sources/readers/",),
     ("sources/rows/",),

@@ -1,4 +1,4 @@
-"""Run by test_hub.py in a process of its own, since the libraries read HF_ENDPOINT when they are imported.
+"""Run by hub/test_reader.py in its own process, since the libraries read HF_ENDPOINT when they are imported.
 
 Reads {"specs": [...], "pins": {name: pin}, "probe": bool, "tokenizer": name} from standard input; prints
 what opening and reading each spec gave, and the sentence that refused the tokenizer.
@@ -10,7 +10,7 @@ import time
 
 from sources import retries
 from sources.config import DataConfig
-from sources.readers import hub
+from sources.readers.hub.reader import HubSource
 from sources.registry import probe
 from sources.rows.tokenizer import TokenizerError, load_tokenizer
 from sources.source import SourceError
@@ -36,7 +36,7 @@ def main() -> None:
     for spec in config.sources:
         begin = time.monotonic()
         try:
-            source, failure = hub.HubSource(spec, task.get("pins", {}).get(spec.source_name)), None
+            source, failure = HubSource(spec, task.get("pins", {}).get(spec.source_name)), None
         except SourceError as error:
             source, failure = None, error.reason
         found = {"failure": failure, "open_seconds": time.monotonic() - begin}
@@ -44,7 +44,7 @@ def main() -> None:
             begin = time.monotonic()
             found |= {"probe": probe(spec, 2.0), "probe_seconds": time.monotonic() - begin}
         if source is not None:
-            again = hub.HubSource(spec, json.loads(json.dumps(source.pin())))
+            again = HubSource(spec, json.loads(json.dumps(source.pin())))
             texts, texts_again = (
                 [text for shard in range(each.num_shards) for text, _ in each.read(shard, None)]
                 for each in (source, again)

@@ -1,4 +1,4 @@
-"""Run by test_hub.py in a process of its own: batches of a cached hub dataset by a worker process, in two starts.
+"""Run by hub/test_reader.py in its own process: batches of a cached hub dataset by a worker process, in two starts.
 
 Reads {"dataset": name, "tokenizer": [tokenizer.json, end id], "batches": [of the first start, of the second]} from
 standard input; prints the rows of each start and of one without a cache, and the kind of source that each start opened.

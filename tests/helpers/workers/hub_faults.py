@@ -16,7 +16,7 @@ from typing import Any
 
 from sources import retries
 from sources.config import HubSpec
-from sources.readers import hub, hub_client
+from sources.readers.hub import client, reader
 from sources.source import SourceError
 
 PATIENCE = 2.0  # seconds
@@ -51,7 +51,7 @@ def read_with_retries(source, shard: int, cursor, patience: float) -> tuple[list
 def main() -> None:
     # Shorter waits between tries: the hub client's own are 1 to 8 s.
     retries.FIRST_WAIT = 0.1
-    hub_client.DROPPED_WAIT = 0.01
+    client.DROPPED_WAIT = 0.01
     task = json.load(sys.stdin)
     answer = {}
     for name, place in task.get("unpickle", {}).items():
@@ -67,7 +67,7 @@ def main() -> None:
     for name, wanted in task.get("open", {}).items():
         spec = HubSpec.model_validate({"type": "hf", **wanted["spec"]})
         patience = wanted.get("patience", PATIENCE)
-        source, opening = tried(partial(hub.HubSource, spec, wanted.get("pin")), patience)
+        source, opening = tried(partial(reader.HubSource, spec, wanted.get("pin")), patience)
         if source is None:
             answer[name] = {"refused": opening[-1]}
             continue

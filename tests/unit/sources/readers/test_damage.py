@@ -70,7 +70,7 @@ def test_what_did_not_arrive_is_not_damaged(error: Exception):
 @pytest.mark.parametrize("failing", [{"status": 503}, {"status": 403}, {"drop_after": 10}])
 def test_what_a_hub_does_is_no_damage(failing: dict[str, int], monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("sources.readers.hub_client.DROPPED_WAIT", 0.01)
+    monkeypatch.setattr("sources.readers.hub.client.DROPPED_WAIT", 0.01)
     HfFileSystem.clear_instance_cache()
     with HubServer() as hub:
         hub.repositories = {"some/data": {"a.parquet": parquet([{"text": "x" * 500}])}}

@@ -112,7 +112,7 @@ NAMES = {
     "a/b/c": "is not a repository name",
     "https://example.com/a": "is not a repository name",
     "": "is not a repository name",
-    "gone": "there is no folder of this name here, and HF_HUB_OFFLINE is set",
+    "gone": "is neither in the cache nor a folder here",
     "./gone": "the folder ./gone does not exist",
     "./file": "./file is no folder",
 }

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sources.config import HubSpec
-from sources.readers import streaming
 from sources.readers.base import Reader
-from sources.readers.hub import HubSource
-from sources.readers.streaming import BoundedLines
+from sources.readers.hub import streaming
+from sources.readers.hub.reader import HubSource
+from sources.readers.hub.streaming import BoundedLines
 from sources.source import SourceError
 
 LONGEST = 1000
@@ -107,7 +107,7 @@ def test_zstandard_needs_no_further_package(tmp_path: Path, texts):
 
 def test_files_without_rows_say_so(tmp_path: Path):
     (tmp_path / "train.jsonl").touch()
-    with pytest.raises(SourceError, match=r"holds no rows; look at its files"):
+    with pytest.raises(SourceError, match=r"holds no rows; correct"):
         open_folder(tmp_path)
     (tmp_path / "train-2.jsonl").write_text('{"text": "a row"}\n')
     assert read_all(open_folder(tmp_path)) == ["a row"]

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sources.readers.damage import is_damage
-from sources.readers.streaming import register_zstd
+from sources.readers.hub.streaming import register_zstd
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

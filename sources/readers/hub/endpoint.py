@@ -1,6 +1,6 @@
 """Asks the hub's endpoint, or its cache, whether a repository can be read, and explains the errors of the hub's client.
 
-A question is one small request with a time limit; the client (hub_client.py) honours HF_ENDPOINT, HF_HUB_OFFLINE and
+A question is one small request with a time limit; the client (client.py) honours HF_ENDPOINT, HF_HUB_OFFLINE and
 HF_TOKEN.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 
-from sources.readers.hub_client import retry_after
+from sources.readers.hub.client import retry_after
 from sources.source import SourceError, first_line
 
 # The HTTP libraries that versions of the hub's client use.

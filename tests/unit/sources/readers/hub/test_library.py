@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sources.readers import hub_library
-from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain_parquet, streamed
+from sources.readers.hub import library
+from sources.readers.hub.library import columns_of_first_row, import_datasets, is_plain_parquet, streamed
 
 GOOD = "".join(json.dumps({"text": f"text {number}", "id": number}) + "\n" for number in range(100)).encode()
 BAD, EMPTY = b"no gzip at all", b""
@@ -34,7 +34,7 @@ def test_without_a_row_there_are_no_columns(tmp_path: Path):
 
 
 def test_where_all_files_are_damaged_the_reason_is_kept(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(hub_library, "ASKED_FILES", 2)
+    monkeypatch.setattr(library, "ASKED_FILES", 2)
     with pytest.raises(gzip.BadGzipFile):
         streamed(builder_of(tmp_path, BAD, BAD, GOOD), "train")
 

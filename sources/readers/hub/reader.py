@@ -24,7 +24,9 @@ from huggingface_hub import HfApi, HfFileSystem
 from sources.config import HubSpec
 from sources.readers.base import Reader
 from sources.readers.damage import is_damage
-from sources.readers.endpoint import (
+from sources.readers.fields import FieldError
+from sources.readers.folder import files_fingerprint
+from sources.readers.hub.endpoint import (
     ask,
     cached_folder,
     causes,
@@ -35,11 +37,9 @@ from sources.readers.endpoint import (
     not_downloaded,
     refusal,
 )
-from sources.readers.fields import FieldError
-from sources.readers.folder import files_fingerprint
-from sources.readers.hub_library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
+from sources.readers.hub.library import columns_of_first_row, import_datasets, is_plain, is_plain_parquet, streamed
+from sources.readers.hub.streaming import bounded_lines
 from sources.readers.parquet import Batch, ParquetShard, columns_of, parquet_shards, read_columns, to_python
-from sources.readers.streaming import bounded_lines
 from sources.source import SourceError, SourceGone, first_line
 from storage import refuse_special
 

@@ -8,8 +8,8 @@ from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._runtime import is_xet_available
 
-from sources.readers.endpoint import explain
-from sources.readers.hub_client import retry_after
+from sources.readers.hub.client import retry_after
+from sources.readers.hub.endpoint import explain
 from sources.source import SourceError
 from tests.helpers.hub_server import Fault, HubServer, parquet
 
@@ -63,7 +63,7 @@ def test_no_other_client_downloads():
 
 
 def test_a_dropped_connection_is_tried_once_more(hub, monkeypatch):
-    monkeypatch.setattr("sources.readers.hub_client.DROPPED_WAIT", 0.01)
+    monkeypatch.setattr("sources.readers.hub.client.DROPPED_WAIT", 0.01)
     hub.faults = [Fault("resolve", drop_after=10)]
     assert len(read(hub)) == 100
     hub.faults = [Fault("resolve", drop_after=10, times=2)]

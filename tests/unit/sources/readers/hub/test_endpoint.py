@@ -7,7 +7,7 @@ import time
 import pytest
 from huggingface_hub import HfApi, errors
 
-from sources.readers.endpoint import explain, is_local, unreachable, within
+from sources.readers.hub.endpoint import explain, is_local, unreachable, within
 from sources.source import SourceError
 from tests.helpers.hub_server import Fault, HubServer, parquet, run_worker
 

@@ -1,0 +1,1 @@
+"""Datasets in hub layout: on a hub, in its cache, or in a local folder."""
