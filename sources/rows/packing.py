@@ -8,6 +8,7 @@ Notable here
 - `best_fit` (Ding et al., arXiv 2404.10830): whole rows of long documents first; then each row takes the largest piece
   that fits into what is left of it. Where holes would exceed MAX_WASTE of a block, a document is split to fill them.
 - `pad`: one piece per row, the rest is padding.
+- A piece that has waited for MAX_WAIT blocks begins a row of the next one, so none waits for a better fit for ever.
 - A block's rows are permuted, but the pieces of one document stay in order.
 - What a block leaves over is the packer's carry: about SLACK_ROWS rows of pieces, saved with the lane's state.
 """
@@ -19,13 +20,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 IGNORE = -100  # the label of padding
 SLACK_ROWS = 8  # more tokens than a block holds, so that its last rows still have pieces to choose from
 MAX_WASTE = 0.004  # of a block's positions
+MAX_WAIT = 2  # blocks that are packed without a finished piece; the next one has it
 
 Packing = Literal["best_fit", "pad"]
 IdType = type[np.uint16] | type[np.uint32]
@@ -37,6 +39,7 @@ class Piece(NamedTuple):
     document: int
     ids: np.ndarray
     previous: int
+    since: int = 0  # how many blocks the packer had made before
 
 
 class Carry(TypedDict):
@@ -47,6 +50,7 @@ class Carry(TypedDict):
     seq_length: int  # for which the pieces were cut
     pieces: list[list[int]]  # of each: number of its document, ids, id before the first
     open: bool  # whether the last piece's document goes on
+    ages: NotRequired[list[int]]  # of each piece: blocks that it has waited for; older versions did not count them
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Packer:
         self._short: deque[Piece] = deque()  # shorter ones, in order
         self._open: Piece | None = None  # the unfinished document's ids since its last full piece
         self._documents = 0
+        self._blocks = 0  # made
         if carry:
             self._load(carry)
 
@@ -117,7 +122,7 @@ class Packer:
         self._documents = max(self._documents, before.document + 1)
         end = [self.eos_id] if finished else []
         ids = np.concatenate([np.asarray(part, dtype=self.dtype) for part in (before.ids, ids, end)])
-        self._cut(before.document, ids, before.previous, finished)
+        self._cut(before._replace(ids=ids, since=self._blocks), finished)
 
     def end_document(self) -> None:
         """Finish the open document, if there is one, whose further parts will not come."""
@@ -133,10 +138,12 @@ class Packer:
     def block(self, rows: int, keys: np.ndarray | None) -> RowBlock:
         """Pack up to `rows` rows, fewer only when that uses everything up. `keys` (rows,) orders them; None keeps
         documents in order as far as packing allows."""
-        packed = [[self._full.popleft()] for _ in range(min(rows, len(self._full)))]
-        # While full pieces are left, the short ones that end their documents must not overtake them.
-        if len(packed) < rows:
-            packed += self._pad(rows - len(packed)) if self.packing == "pad" else self._best_fit(rows, len(packed))
+        waste = MAX_WASTE * min(rows * self.seq_length, self.tokens)
+        begun = self._begin_rows(rows, waste)
+        packed = [[self._full.popleft()] for _ in range(min(rows - len(begun), len(self._full)))]
+        fill = self._pad if self.packing == "pad" else self._best_fit
+        packed += fill(begun, rows - len(packed), waste)
+        self._blocks += 1
         self.tokens -= sum(len(piece.ids) for row in packed for piece in row)
         return _layout(packed, keys, self.seq_length, self.eos_id, self.dtype)
 
@@ -153,61 +160,97 @@ class Packer:
             "seq_length": self.seq_length,
             "pieces": [[numbers[piece.document], len(piece.ids), int(piece.previous)] for piece in pieces],
             "open": self._open is not None,
+            "ages": [self._blocks - piece.since for piece in pieces],
         }
 
     def _load(self, carry: Carry) -> None:
         ids = np.frombuffer(base64.b64decode(carry["ids"]), dtype=f"<u{carry['width']}").astype(self.dtype)
         ends = np.cumsum([0, *(length for _, length, _ in carry["pieces"])])
+        ages = carry.get("ages", [0] * len(carry["pieces"]))
         pieces = [
-            Piece(document, ids[start:end], previous)
-            for (document, _, previous), (start, end) in zip(carry["pieces"], pairwise(ends), strict=True)
+            Piece(document, ids[start:end], previous, -age)
+            for (document, _, previous), (start, end), age in zip(carry["pieces"], pairwise(ends), ages, strict=True)
         ]
         self._documents = 1 + max(piece.document for piece in pieces)
         if carry["seq_length"] != self.seq_length:
             pieces = _join(pieces)
         unfinished = pieces[-1].document if carry["open"] else None
         for piece in pieces:
-            self._cut(piece.document, piece.ids, piece.previous, finished=piece.document != unfinished)
+            self._cut(piece, finished=piece.document != unfinished)
 
-    def _cut(self, document: int, ids: np.ndarray, previous: int, finished: bool) -> None:
+    def _cut(self, whole: Piece, finished: bool) -> None:
         """Cut a document's next ids into pieces; the rest of an unfinished one stays open."""
-        self._open = None
-        end = len(ids) // self.seq_length * self.seq_length
+        self._open, previous = None, whole.previous
+        end = len(whole.ids) // self.seq_length * self.seq_length
         for start in range(0, end, self.seq_length):
-            self._full.append(Piece(document, ids[start : start + self.seq_length], previous))
-            previous = int(ids[start + self.seq_length - 1])
+            piece = whole._replace(ids=whole.ids[start : start + self.seq_length], previous=previous)
+            self._full.append(piece)
+            previous = int(piece.ids[-1])
         self.tokens += end
-        rest = ids[end:]
+        rest = whole._replace(ids=whole.ids[end:], previous=previous)
         if not finished:
-            self._open = Piece(document, rest, previous)
-        elif len(rest):
-            self._short.append(Piece(document, rest, previous))
-            self.tokens += len(rest)
+            self._open = rest
+        elif len(rest.ids):
+            self._short.append(rest)
+            self.tokens += len(rest.ids)
 
-    def _pad(self, rows: int) -> list[list[Piece]]:
-        return [[self._short.popleft()] for _ in range(min(rows, len(self._short)))]
+    def _divided(self) -> tuple[list[Piece], list[Piece]]:
+        """Return the short pieces before which all of their documents is packed, and the others, each in order."""
+        behind = {piece.document for piece in self._full}
+        ready = [piece for piece in self._short if piece.document not in behind]
+        return ready, [piece for piece in self._short if piece.document in behind]
 
-    def _best_fit(self, rows: int, full_rows: int) -> list[list[Piece]]:
-        """Pack short pieces into what `full_rows` rows of full pieces leave of a block of `rows` rows."""
-        waste_left = MAX_WASTE * min(rows * self.seq_length, self.tokens)
+    def _begin_rows(self, rows: int, waste: float) -> list[list[Piece]]:
+        """Put the pieces that may not wait any longer into up to `rows` rows, the oldest first.
+
+        Of documents of many rows, few pieces are short. Where all of them could not fill these rows but for `waste`
+        positions, the last rows wait until there are more.
+        """
+        ready, _ = self._divided()
+        due = [piece for piece in ready if self._blocks - piece.since >= MAX_WAIT]
+        begun: list[list[Piece]] = []
+        rooms: list[int] = []
+        for piece in sorted(due, key=lambda piece: (piece.since, -len(piece.ids))):
+            fitting = [number for number, room in enumerate(rooms) if room >= len(piece.ids)]
+            if fitting and self.packing != "pad":
+                best = min(fitting, key=rooms.__getitem__)
+                begun[best].append(piece)
+                rooms[best] -= len(piece.ids)
+            elif len(begun) < rows:
+                begun.append([piece])
+                rooms.append(self.seq_length - len(piece.ids))
+        if self.packing != "pad":
+            begun = begun[: int((sum(len(piece.ids) for piece in ready) + waste) // self.seq_length)]
+        taken = {id(piece) for row in begun for piece in row}
+        self._short = deque(piece for piece in self._short if id(piece) not in taken)
+        return begun
+
+    def _pad(self, begun: list[list[Piece]], rows: int, waste: float) -> list[list[Piece]]:
+        """Return `begun` and short pieces, one a row, `rows` in all; padding is no waste here."""
+        return begun + [[self._short.popleft()] for _ in range(min(rows - len(begun), len(self._short)))]
+
+    def _best_fit(self, begun: list[list[Piece]], rows: int, waste: float) -> list[list[Piece]]:
+        """Pack short pieces into up to `rows` rows, `begun` first, of which `waste` positions may stay empty."""
+        ready, others = self._divided()
         # By length; of one length the first piece comes last, and is taken first.
-        shelf = sorted((len(piece.ids), -number, piece) for number, piece in enumerate(self._short))
+        shelf = sorted((len(piece.ids), -number, piece) for number, piece in enumerate(ready))
         packed: list[list[Piece]] = []
-        while shelf and len(packed) < rows - full_rows:
-            row, room = [], self.seq_length
+        while len(packed) < rows and (shelf or len(packed) < len(begun)):
+            row = begun[len(packed)] if len(packed) < len(begun) else []
+            room = self.seq_length - sum(len(piece.ids) for piece in row)
             while fitting := bisect(shelf, (room, 1)):
                 length, _, piece = shelf.pop(fitting - 1)
                 row.append(piece)
                 room -= length
-            if room > waste_left and shelf:
+            if room > waste and shelf:
                 length, _, piece = shelf.pop()
-                row.append(Piece(piece.document, piece.ids[:room], piece.previous))
-                rest = Piece(piece.document, piece.ids[room:], int(piece.ids[room - 1]))
-                insort(shelf, (length - room, -len(self._short) - len(packed), rest))
+                row.append(piece._replace(ids=piece.ids[:room]))
+                rest = piece._replace(ids=piece.ids[room:], previous=int(piece.ids[room - 1]))
+                insort(shelf, (length - room, -len(ready) - len(packed), rest))
                 room = 0
-            waste_left -= room
+            waste -= room
             packed.append(row)
-        self._short = deque(piece for _, _, piece in reversed(shelf))
+        self._short = deque([*(piece for _, _, piece in reversed(shelf)), *others])
         return packed
 
 
@@ -235,10 +278,10 @@ def _layout(
     pieces = []
     for position, number in enumerate(np.argsort(keys, kind="stable").tolist()):
         column = 0
-        for _, piece_ids, previous in packed[number]:
-            end = column + len(piece_ids)
-            ids[position, column:end] = piece_ids
-            pieces.append((position, column, previous))
+        for piece in packed[number]:
+            end = column + len(piece.ids)
+            ids[position, column:end] = piece.ids
+            pieces.append((position, column, piece.previous))
             column = end
         lengths[position] = column
     return RowBlock(ids, lengths, np.asarray(pieces, dtype=np.int32).reshape(-1, 3))

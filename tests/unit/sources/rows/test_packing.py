@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sources.rows.packing import IGNORE, MAX_WASTE, SLACK_ROWS, Packer, RowBlock, gather, ids_dtype, pack_all
+from sources.rows.packing import IGNORE, MAX_WAIT, MAX_WASTE, SLACK_ROWS, Packer, RowBlock, gather, ids_dtype, pack_all
 
 EOS = 0
 documents = st.lists(st.integers(0, 70), min_size=1, max_size=60)
@@ -96,6 +96,70 @@ def test_best_fit_wastes_at_most_what_it_may(lengths, seq_length):
             block = packer.block(rows, None)
             assert block.lengths.sum() >= (1 - MAX_WASTE) * rows * seq_length
             assert packer.tokens <= SLACK_ROWS * seq_length + MAX_WASTE * rows * seq_length + len(ids) + 1
+
+
+def waits_of(lengths, packer: Packer, rows: int, blocks: int, part: int) -> tuple[list[int], float]:
+    """How many blocks were packed without the end of each document, and the share of positions used."""
+    unpacked, ended, waits, used, made = {}, {}, [], 0, 0
+    for number, length in enumerate(lengths, start=1):
+        unpacked[number] = length
+        for start in range(0, length, part):
+            end = min(start + part, length)
+            packer.add(np.full(end - start, number, dtype=np.uint32), finished=end == length)
+            if end == length:
+                ended[number] = made
+            while packer.has_block(rows):
+                block, made = packer.block(rows, None), made + 1
+                used += int(block.lengths.sum())
+                counts = np.bincount(block.ids.flatten())
+                for document in np.flatnonzero(counts[1:]) + 1:
+                    unpacked[document] -= counts[document]
+                    if document in ended and not unpacked[document]:
+                        waits.append(made - 1 - ended[document])
+                        del unpacked[document]
+        if made >= blocks:
+            break
+    waits += [made - 1 - ended[document] for document in unpacked if document in ended]
+    return waits, used / (made * rows * packer.seq_length)
+
+
+WAITING = {
+    "short": (lambda draw: draw.integers(15, 40), 64, 64),
+    "of all lengths": (lambda draw: int(draw.lognormal(4, 1)) + 1, 128, 64),
+    "long": (lambda draw: draw.integers(5_000, 20_000), 32, 256),
+    "tiny": (lambda draw: draw.integers(1, 8), 128, 16),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_document_waits_for_few_blocks(name):
+    draw_length, seq_length, rows = WAITING[name]
+    draw = np.random.default_rng(3)
+    lengths = (int(draw_length(draw)) for _ in range(10**6))
+    waits, used = waits_of(lengths, Packer(seq_length, EOS, np.uint32), rows, blocks=60, part=1000)
+    # A piece that nothing is there to fill a row with may wait one block longer.
+    assert max(waits) <= MAX_WAIT + (name == "long") and used >= 0.995
+
+
+def test_padded_rows_of_long_documents_leave_no_short_one_waiting():
+    """Each long document fills two blocks at once, so that short pieces never come up by themselves."""
+    lengths = [length for _ in range(30) for length in (32 * 8 - 1, 3)]
+    waits, _ = waits_of(lengths, Packer(8, EOS, np.uint32, "pad"), 16, blocks=50, part=1000)
+    assert max(waits) <= MAX_WAIT
+
+
+def test_a_carry_of_a_version_without_ages_goes_on():
+    packer = Packer(16, EOS, np.uint16)
+    for ids in make_documents([40, 3, 70, 31, 9, 5] * 4):
+        packer.add(ids)
+    packer.block(3, None)
+    carry = json.loads(json.dumps(packer.carry()))
+    assert set(carry["ages"]) == {1}
+    del carry["ages"]
+    older = Packer(16, EOS, np.uint16, carry=carry)
+    assert older.tokens == packer.tokens and set(older.carry()["ages"]) == {0}
+    ids = [Packer(16, EOS, np.uint16, carry=kept).block(3, None).ids for kept in (carry, packer.carry())]
+    assert np.array_equal(*ids)  # nothing has waited for long
 
 
 def test_a_document_in_parts_is_one_document():
