@@ -11,7 +11,7 @@ import storage
 from shard_cache import CachedSource, NotACache, ShardCache
 from sources.config import DataConfig, FilesSpec, PdfSpec, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
-from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
+from sources.rows.pipeline_config import PART_CHARACTERS, SMALL_SOURCE, PipelineConfig
 from sources.source import Source
 from storage import JSON, Damaged, digest
 
@@ -34,7 +34,7 @@ def cached_sources(
     for spec in config.sources:
         if (source := sources.get(name := spec.source_name)) is None:
             continue
-        known = {"fingerprint": source.fingerprint(), "small": name in pipeline.replicated}
+        known = {"fingerprint": source.fingerprint(), "small": name in pipeline.shared}
         # The name seeds the order of shards and rows.
         fingerprint = {**shared, "name": name, "source": known["fingerprint"], "small": known["small"]}
         pin = source.pin()
@@ -49,7 +49,11 @@ def description(spec: Spec, config: DataConfig, is_folder: bool = False) -> JSON
 
     `is_folder`: its dataset means a folder. From another working directory a path means another source.
     """
-    described = {"spec": spec.model_dump(mode="json"), "min_text_length": config.min_text_length}
+    described = {
+        "spec": spec.model_dump(mode="json"),
+        "min_text_length": config.min_text_length,
+        "small_source": SMALL_SOURCE,
+    }
     if is_folder or isinstance(spec, (FilesSpec, PdfSpec)):
         described["path"] = os.path.abspath(os.path.expanduser(getattr(spec, spec.named_after)))
     return described

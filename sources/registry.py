@@ -17,6 +17,7 @@ from sources.readers.pdf.reader import PdfSource
 from sources.readers.python_packages import PythonPackagesSource
 from sources.retries import Announce, Retries, read_on, silent
 from sources.rows.filters import Filters, text_hash
+from sources.rows.pipeline_config import SMALL_SOURCE
 from sources.source import Source, SourceError, SourceGone
 from storage import JSON, digest
 
@@ -26,8 +27,6 @@ OPENERS: dict[type[Spec], Callable[..., Source]] = {
     FilesSpec: FilesSource,
     PythonPackagesSpec: PythonPackagesSource,
 }
-
-SMALL_SOURCE = 64  # texts; fewer cannot be dealt to the lanes with some for each
 
 
 class AllSourcesFailed(Exception):
@@ -43,7 +42,7 @@ class Pin(TypedDict):
     """What reopens a source with the same data, on another rank or after a restart."""
 
     source: Any  # Source.pin(), which only the source looks into
-    small: bool  # every lane reads all of it
+    small: bool  # all lanes share one chain of its blocks
 
 
 class CachedPin(Pin):
@@ -55,7 +54,7 @@ class CachedPin(Pin):
 
 @dataclass
 class OpenedSources:
-    """The open sources in the configuration's order, why the others are not open, and which hold only a few texts."""
+    """The open sources in the configuration's order, why the others are not open, and which are small."""
 
     sources: dict[str, Source]
     failures: dict[str, str]
@@ -186,24 +185,21 @@ def _cached_source(spec: SourceSpec, known: CachedPin) -> LazySource:
 
 
 def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
-    """Whether a source holds fewer than SMALL_SOURCE usable texts; stops reading there. Raises SourceError where it
-    holds none."""
-    filters, found = Filters(config.min_text_length), 0
+    """Whether a source holds fewer than SMALL_SOURCE characters; stops reading there. Raises SourceError where it holds
+    no text to train on."""
+    filters, characters = Filters(config.min_text_length), 0
     reasons: Counter[str] = Counter()
     for shard in range(source.num_shards):
         for text, _ in read_on(source, shard, retries):
-            reason = filters.reject(text, text_hash(text))
-            reasons[reason or ""] += 1
-            found += reason is None
-            if found >= SMALL_SOURCE:
+            reasons[filters.reject(text, text_hash(text)) or ""] += 1
+            characters += len(text)
+            if characters >= SMALL_SOURCE:
                 return False
-    if not found:
+    if not (found := reasons.pop("", 0)):
         reasons.update(source.counts)
         why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "it is empty"
         raise SourceError(f"{'; '.join([*source.notices, f'it holds no text to train on ({why})'])}")
-    source.notices.append(
-        f"{source.name} holds {found} texts to train on: every lane reads all of them, each in an order of its own"
-    )
+    source.notices.append(f"{source.name} is small: all lanes share one order of its {found:,} texts to train on")
     return True
 
 

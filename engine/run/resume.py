@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.snapshot import architecture_differences, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.config import DataConfig, TrainBPE
-from sources.loading.state import is_current_format, is_newer_format, without_sources
+from sources.loading.state import is_newer_format, is_readable, without_sources
 from sources.rows.tokenizer import TokenizerError, load_tokenizer
 
 
@@ -125,7 +125,7 @@ def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, An
             f"{restored.path}: its position in the text is of a later version; use the version that wrote it. "
             "Nothing was changed."
         )
-    if loader is not None and not is_current_format(loader):
+    if loader is not None and not is_readable(loader):
         return None
     saved = ((restored.snapshot.preset or {}).get("data") or {}).get("sources", [])
     changed = {spec.source_name for spec in data.sources if spec.model_dump(mode="json") not in saved}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sources.loading.mixing import SequentialMixer, WeightedMixer
 from sources.loading.prefetch import Prefetcher
-from sources.loading.state import LaneState, StreamState
-from sources.rows.packing import RowBlock
+from sources.loading.state import LaneState, MixerState, StreamState
+from sources.rows.packing import RowBlock, every
 from sources.rows.pipeline import BlockResult, PipelineState
 from sources.source import SourceError
 
@@ -32,17 +32,22 @@ class RowSpan:
 
 
 class BlockQueue:
-    """One source's blocks in one lane: the one in use, and the next one, which is produced meanwhile."""
+    """One source's blocks in one lane: the one in use, and the next one, which is produced meanwhile.
+
+    Of a small source all V lanes share one chain of blocks, of which lane v takes rows v, v + V, v + 2V and so on.
+    """
 
     def __init__(self, name: str, lane: int, prefetcher: Prefetcher, saved: StreamState | None):
         self.name, self.lane, self.prefetcher = name, lane, prefetcher
         self.tokens = saved["tokens"] if saved else 0  # labels delivered since the lineage began
         self.dry = False  # no shard holds a usable text
         self.filtered: Counter[str] = Counter()  # documents, by reason
+        self._lanes = prefetcher.lanes_of_chain(name)
         self._before: PipelineState | None = saved["state"] if saved else None  # the block in use
-        self._taken = saved["taken"] if saved else 0  # rows of the block in use
+        self._taken = saved["taken"] if saved else 0  # of this lane's rows of the block in use
         self._current: BlockResult | None = None
-        self._lengths: list[int] = []  # labels of each row of the block in use
+        self._rows: RowBlock | None = None  # this lane's rows of the block in use
+        self._lengths: list[int] = []  # labels of each of them
         self._next = self._request(self._before)
 
     @property
@@ -52,7 +57,7 @@ class BlockQueue:
 
     @property
     def left(self) -> int:
-        """Rows of the block in use that are not taken; `fetch` must have been called."""
+        """This lane's rows of the block in use that are not taken; `fetch` must have been called."""
         return len(self._lengths) - self._taken
 
     def fetch(self) -> bool:
@@ -62,14 +67,16 @@ class BlockQueue:
                 return False
             if self._current is not None:
                 self._before, self._taken = self._current.after, 0
-                self._current, self._lengths = None, []
+                self._current, self._rows, self._lengths = None, None, []
             try:
                 result = self._next.result()
             except SourceError as error:
                 raise SourceLost(self.name, error.reason) from error
-            self._current, self._lengths = result, result.block.lengths.tolist()
-            self.filtered.update(result.filtered)
-            if self._lengths:
+            self._current, self._rows = result, self._own_rows(result.block)
+            self._lengths = self._rows.lengths.tolist()
+            if self._lanes == 1 or self.lane == 0:  # else another lane counts
+                self.filtered.update(result.filtered)
+            if len(result.block):
                 self._next = self._request(result.after)
             else:
                 self.dry = True
@@ -77,15 +84,21 @@ class BlockQueue:
 
     def take(self, rows: int) -> tuple[RowBlock, int, int]:
         """Take the next `rows` rows, at most `left`: their block, the first one's index there, their labels."""
-        assert self._current is not None, "no row was fetched"
+        assert self._rows is not None, "no row was fetched"
         first, self._taken = self._taken, self._taken + rows
         tokens = sum(self._lengths[first : self._taken])
         self.tokens += tokens
-        return self._current.block, first, tokens
+        return self._rows, first, tokens
 
     def state(self) -> StreamState:
         """Return what `saved` takes; the same value as long as no row was taken."""
         return {"state": self._before, "taken": self._taken, "tokens": self.tokens}
+
+    def _own_rows(self, block: RowBlock) -> RowBlock:
+        if self._lanes == 1:
+            return block
+        made = self._before.get("rows", 0) if self._before else 0
+        return every(block, (self.lane - made) % self._lanes, self._lanes)
 
     def _request(self, before: PipelineState | None) -> Future[BlockResult]:
         return self.prefetcher.submit(self.name, self.lane, before)
@@ -114,9 +127,10 @@ class Lane:
             phase = 0 if state else number
             self.mixer = WeightedMixer({name: weights[name] for name in names}, seq_length, phase)
         if state is not None:
-            current = state["mixer"].get("current")
-            if current is None or current in saved:  # a source that starts again has no turn to finish
-                self.mixer.load(state["mixer"])
+            mixer: MixerState = {**state["mixer"]}
+            if mixer.get("current") not in saved:  # a source that starts again has no turn to finish
+                mixer.pop("current", None)
+            self.mixer.load(mixer)
 
     def take(self, places: list[int]) -> list[RowSpan]:
         """Take the next rows, one for each of a batch's `places` in order; fewer only when there is nothing to read any

@@ -22,11 +22,20 @@ from sources.decontamination import forbidden_ngrams
 from sources.loading.lanes import Lane, SourceLost
 from sources.loading.prefetch import Prefetcher, SourceEvent, WorkerError
 from sources.loading.shape import BatchShape, choose_num_lanes, lanes_of_step, padded_micro_batch_size
-from sources.loading.state import LoaderState, RowFormat, is_current_format, merge_states, new_state, with_rows
+from sources.loading.state import (
+    LoaderState,
+    RowFormat,
+    is_readable,
+    merge_states,
+    new_state,
+    with_rows,
+    with_shared_chains,
+)
 from sources.registry import OpenedSources
 from sources.rows.filters import Filters
 from sources.rows.near_copies import NearCopies
 from sources.rows.packing import IGNORE, gather
+from sources.rows.pipeline import initial_state
 from sources.rows.pipeline_config import PipelineConfig
 from sources.rows.producer import ProducerSetup
 from sources.rows.tokenizer import TextTokenizer
@@ -86,7 +95,7 @@ class Loader:
         state: LoaderState | None = None,
     ):
         opened.check()
-        if state is not None and not is_current_format(state):
+        if state is not None and not is_readable(state):
             raise ValueError("The data position was saved by another version of this program and cannot be continued.")
         for source in opened.sources.values():  # counted when they were read for other purposes
             for reason in PER_ROW:
@@ -108,6 +117,11 @@ class Loader:
         if has_other_rows:
             self._state = with_rows(self._state, rows)
         pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies, options.cache)
+        self._state, moved = with_shared_chains(
+            self._state,
+            opened.small & opened.sources.keys(),
+            lambda name, epoch: initial_state(opened.sources[name], pipeline, epoch),
+        )
         self._eos_id = tokenizer.eos_id
         self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         numbers = range(shape.rank, self.num_lanes, shape.world_size)
@@ -117,6 +131,9 @@ class Loader:
         if has_other_rows:
             message = "the format of rows has changed: each lane repeats up to a block"
             self._prefetcher.announce("all", "notice", message)
+        for name, epoch in moved.items():
+            message = f"{name}: each lane had an order of its own; now all share one, and begin epoch {epoch + 1}"
+            self._prefetcher.announce(name, "notice", message)
         names = [name for name in self.source_names if name in opened.sources]
         weights = None if config.mix_strategy == "sequential" else config.weights()
         saved = self._state["lanes"]
@@ -251,5 +268,5 @@ def configure_pipeline(
         seed=state["seed"],
         retry_minutes=config.retry_minutes,
         whole_epochs=config.mix_strategy == "sequential",
-        replicated=frozenset(opened.small),
+        shared=frozenset(opened.small),
     )

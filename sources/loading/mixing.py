@@ -6,6 +6,7 @@ shares of the others grow in proportion. One that comes back is owed nothing for
 """
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 from sources.loading.state import MixerState
 
@@ -45,7 +46,10 @@ class WeightedMixer:
 
 
 class SequentialMixer:
-    """One source's whole epoch, then the next source's, and after the last source the first one's again."""
+    """One source's whole epoch, then the next source's, and after the last source the first one's again.
+
+    Where all lanes share a source, an epoch may hold no row for this one, which then skips its turn.
+    """
 
     def __init__(self, names: Sequence[str], epoch_of: Callable[[str], int]):
         """`epoch_of(name)` is the epoch that the source's next row belongs to."""
@@ -53,25 +57,34 @@ class SequentialMixer:
         self.epoch_of = epoch_of
         self.current: str | None = None
         self.until = 0  # the current source's turn ends when it reaches this epoch
+        self.turns = dict.fromkeys(names, 0)  # the epoch that a source's next turn is for
 
     def pick(self, live: Sequence[str]) -> str:
-        if self.current is None:
-            return self._start(live[0])
-        if self.current not in live or self.epoch_of(self.current) >= self.until:
+        after = 0
+        if self.current is not None:
+            if self.current in live and self.epoch_of(self.current) < self.until:
+                return self.current
             after = self.names.index(self.current) + 1
-            return self._start(next(name for name in self.names[after:] + self.names[:after] if name in live))
-        return self.current
+        for name in cycle(self.names[after:] + self.names[:after]):
+            if name in live and self._has_row(name):
+                self.current, self.until = name, self.turns[name]
+                return name
+        raise AssertionError("no source is live")
 
     def charge(self, chosen: str, live: Sequence[str], tokens: int) -> None:
         """Nothing is owed here."""
 
     def state(self) -> MixerState:
-        return {"current": self.current, "until": self.until}
+        return {"current": self.current, "until": self.until, "turns": dict(self.turns)}
 
     def load(self, state: MixerState) -> None:
+        self.turns = {name: epoch for name, epoch in state.get("turns", {}).items() if name in self.names}
         if (current := state.get("current")) in self.names:
             self.current, self.until = current, state.get("until", 0)
 
-    def _start(self, name: str) -> str:
-        self.current, self.until = name, self.epoch_of(name) + 1
-        return name
+    def _has_row(self, name: str) -> bool:
+        """Begin a source's turn; returns whether this lane has a row in it."""
+        epoch = self.epoch_of(name)
+        turn = self.turns.get(name, epoch)  # the state of an older version has none
+        self.turns[name] = min(turn, epoch) + 1  # one that starts again has a lower epoch
+        return epoch <= turn

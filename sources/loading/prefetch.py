@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -24,10 +24,12 @@ from typing import Any, Protocol
 from sources.rows.pipeline import BlockResult, PipelineCallbacks, PipelineState
 from sources.rows.producer import LocalProducer, ProducerSetup
 from sources.source import SourceError
+from storage import digest
 
 READER = "blocks"  # the name of the threads that read sources; the process may end while one waits for a network
 RESTARTS = 3  # of a worker, for one request
 CLOSE_SECONDS = 5.0
+SHARED_BLOCKS = 16  # kept of a chain that all lanes share; lanes whose rows hold fewer labels are a few blocks ahead
 ROOT = Path(__file__).resolve().parents[2]
 
 SourceEvent = dict[str, Any]  # as metrics.jsonl has it: event, name, what, message
@@ -61,13 +63,32 @@ class Prefetcher:
         if not producers:
             producers = [LocalProducer(setup, PipelineCallbacks(self.announce, self._stop.is_set))]
         self.threads = [_ProducerThread(producer, self._stop) for producer in producers]
-        self._by_lane: dict[int, _ProducerThread] = {}
+        self._config = setup.config
+        self._by_lane: dict[int | str, _ProducerThread] = {}  # by its name, a source that all lanes share
+        self._shared: dict[str, OrderedDict[str, Future[BlockResult]]] = {}  # by source and the state before
+
+    def lanes_of_chain(self, name: str) -> int:
+        """Return how many lanes take the rows of one chain of a source's blocks in turn: one, or all."""
+        return self._config.num_lanes if name in self._config.shared else 1
 
     def submit(self, name: str, lane: int, before: PipelineState | None) -> Future[BlockResult]:
-        """Ask for the block behind the state `before`; the future raises SourceError or WorkerError."""
+        """Ask for the block behind the state `before`; the future raises SourceError or WorkerError.
+
+        A block that all lanes share is made once.
+        """
+        if self.lanes_of_chain(name) == 1:
+            return self._thread(lane).submit(name, lane, before)
+        blocks, key = self._shared.setdefault(name, OrderedDict()), digest(before)
+        if key not in blocks:
+            blocks[key] = self._thread(name).submit(name, 0, before)
+        blocks.move_to_end(key)
+        while len(blocks) > SHARED_BLOCKS:
+            blocks.popitem(last=False)
+        return blocks[key]
+
+    def _thread(self, key: int | str) -> "_ProducerThread":
         # In the order of asking: the numbers of one rank's lanes are W apart, and might all be one worker's.
-        thread = self._by_lane.setdefault(lane, self.threads[len(self._by_lane) % len(self.threads)])
-        return thread.submit(name, lane, before)
+        return self._by_lane.setdefault(key, self.threads[len(self._by_lane) % len(self.threads)])
 
     def announce(self, name: str, what: str, message: str, **values: Any) -> None:
         """Add an event of a source; its kind is `what`."""

@@ -10,14 +10,15 @@ from typing import NotRequired, TypedDict
 from sources.rows.packing import Packing
 from sources.rows.pipeline import PipelineState
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
+READABLE_FORMATS = (3, STATE_FORMAT)  # 3: each lane read all of a small source by itself
 
 
 class StreamState(TypedDict):
     """One source in one lane."""
 
     state: PipelineState | None  # before the block in use; None: before the first block
-    taken: int  # rows of that block that were delivered
+    taken: int  # of this lane's rows of that block, those that were delivered
     tokens: int  # labels delivered since the lineage began
 
 
@@ -30,6 +31,7 @@ class MixerState(TypedDict, total=False):
     owed: dict[str, float]  # labels, by source
     current: str | None  # the source whose turn it is
     until: int  # the turn ends when the source reaches this epoch
+    turns: dict[str, int]  # the epoch that a source's next turn is for
 
 
 class LaneState(TypedDict):
@@ -58,9 +60,9 @@ class LoaderState(TypedDict):
     tokens_per_source: NotRequired[dict[str, int]]  # labels delivered; in a merged state
 
 
-def is_current_format(state: Mapping[str, object]) -> bool:
+def is_readable(state: Mapping[str, object]) -> bool:
     """Whether this version of the program can continue `state`."""
-    return state.get("format") == STATE_FORMAT
+    return state.get("format") in READABLE_FORMATS
 
 
 def is_newer_format(state: Mapping[str, object]) -> bool:
@@ -77,9 +79,60 @@ def new_state(seed: int, shuffle: bool, num_lanes: int, rows: RowFormat) -> Load
 
 
 def with_rows(state: LoaderState, rows: RowFormat) -> LoaderState:
-    """Return the state for rows of another format: each lane starts the blocks in use again."""
-    restarted = _with_streams(state, lambda streams: {name: {**streams[name], "taken": 0} for name in streams})
+    """Return the state for rows of another format: each lane starts the blocks in use again, those that share a chain
+    the earliest one."""
+    earliest = {name: _earliest(positions) for name, positions in _positions(state).items() if _is_chain(positions)}
+    restarted = _with_streams(
+        state,
+        lambda streams: {
+            name: {**stream, "state": earliest.get(name, stream["state"]), "taken": 0}
+            for name, stream in streams.items()
+        },
+    )
     return {**restarted, "rows": rows}
+
+
+def with_shared_chains(
+    state: LoaderState, names: Collection[str], start: Callable[[str, int], PipelineState]
+) -> tuple[LoaderState, dict[str, int]]:
+    """Return the state in which all lanes stand in one chain of each of the sources `names`; and the epochs with which
+    those continue of which every lane had a chain of its own, as in older versions.
+
+    An epoch of such a chain was all of the source, so as many are over as the lanes have behind them together.
+    `start(name, epoch)` is the position at the beginning of an epoch.
+    """
+    epochs = {
+        name: sum(position["pass"] for position in positions if position)
+        for name, positions in _positions(state).items()
+        if name in names and any(positions) and not _is_chain(positions)
+    }
+    starts = {name: start(name, epoch) for name, epoch in epochs.items()}
+    moved = _with_streams(
+        state,
+        lambda streams: {
+            name: {**stream, "state": starts[name], "taken": 0} if name in starts else stream
+            for name, stream in streams.items()
+        },
+    )
+    return {**moved, "format": STATE_FORMAT}, epochs
+
+
+def _positions(state: LoaderState) -> dict[str, list[PipelineState | None]]:
+    """Return where each lane stands in each source."""
+    found: dict[str, list[PipelineState | None]] = {}
+    for lane in state["lanes"].values():
+        for name, stream in lane["streams"].items():
+            found.setdefault(name, []).append(stream["state"])
+    return found
+
+
+def _is_chain(positions: list[PipelineState | None]) -> bool:
+    """Whether these are positions in one chain, which all lanes share."""
+    return any(position is not None and "rows" in position for position in positions)
+
+
+def _earliest(positions: list[PipelineState | None]) -> PipelineState | None:
+    return min(positions, key=lambda position: -1 if position is None else position["block"])
 
 
 def without_sources(state: LoaderState, names: Collection[str]) -> LoaderState:

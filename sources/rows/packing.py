@@ -100,6 +100,13 @@ def gather(spans: Sequence[tuple[RowBlock, int, int]]) -> RowBlock:
     return RowBlock(ids, lengths, np.concatenate(pieces))
 
 
+def every(block: RowBlock, first: int, step: int) -> RowBlock:
+    """Return a copy of rows `first`, `first` + `step`, ... of a block; `first` is below `step`."""
+    pieces = block.pieces[block.pieces[:, 0] % step == first]  # a copy
+    pieces[:, 0] //= step
+    return RowBlock(block.ids[first::step].copy(), block.lengths[first::step].copy(), pieces)
+
+
 class Packer:
     """Collects documents and packs them into blocks; `carry` is what another packer's `carry` returned."""
 

@@ -15,7 +15,8 @@ A text's way from a document to the loss:
 Steps 1 to 5 are this file's `RowPipeline`. It packs documents until a block of rows is full, orders the rows by a
 counter-based generator, and goes on behind them with the next block. An epoch flows into the next one, or, with whole
 epochs (sequential mixing), ends with a block that may be short. sharding.py says which shards and documents a lane
-reads in an epoch.
+reads in an epoch. Of a small source there is one chain, made as if there were a single lane, and its rows are dealt to
+the lanes in turn.
 
 A block is a function of the state before it alone: the position in the epoch, the packer's carry, the hashes of recent
 documents. So a run resumes by making one block again, wherever it was stopped, and neither threads, worker processes,
@@ -23,9 +24,9 @@ the number of ranks nor the shard cache change a row. What is read ahead of a bl
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -34,8 +35,8 @@ from sources.rows.filters import RecentHashes, folded_hash
 from sources.rows.near_copies import fold
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
 from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
-from sources.rows.sharding import counter_keys, is_first_reader, share_of_lane
-from sources.rows.tokenizer import TextTokenizer
+from sources.rows.sharding import LaneShare, counter_keys, share_of_lane
+from sources.rows.tokenizer import RememberingEncoder
 from sources.source import Source, SourceError
 from storage import JSON
 
@@ -54,6 +55,8 @@ PipelineState = TypedDict(
         "carry": Carry | None,  # of the packer
         "recent": str,  # RecentHashes, encoded
         "num_shards": int,  # of the source
+        "rows": NotRequired[int],  # made so far; of a chain that all lanes share
+        "cycle": NotRequired[int],  # of share_of_lane in this epoch, of a chain of one lane; older versions: 1
     },
 )
 
@@ -111,11 +114,16 @@ class RowPipeline:
         state: PipelineState | None = None,
     ):
         self.source, self.lane, self.config, self.callbacks = source, lane, config, callbacks
-        state = state or initial_state(source)
+        state = state or initial_state(source, config)
         self.state = state  # behind the last block
+        self._is_shared = source.name in config.shared
+        self._encode = config.tokenizer.encode_batch
+        if self._is_shared:
+            self._encode = RememberingEncoder(config.tokenizer).encode_batch
         dtype = ids_dtype(config.tokenizer.vocab_size)
         self._packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, state["carry"])
         self._filtered: Counter[str] = Counter()
+        self._share: LaneShare | None = None  # what is read in this epoch
         position = Position(state["shard"], state["cursor"], state["seen"], state["part"], state["document"])
         if state["num_shards"] != source.num_shards:
             position = START
@@ -125,7 +133,7 @@ class RowPipeline:
                 f"{source.name} now has {source.num_shards} shards instead of {state['num_shards']}; "
                 f"lane {lane} restarts its epoch",
             )
-        self._start(state["pass"], position, RecentHashes.decode(state["recent"]))
+        self._start(state["pass"], state.get("cycle", 1), position, RecentHashes.decode(state["recent"]))
 
     def next_block(self, *, retry: bool = True) -> BlockResult:
         """Make the next block. Raises SourceError once the source has failed for `retry_minutes`, or, without `retry`,
@@ -137,23 +145,24 @@ class RowPipeline:
         patience = 60 * config.retry_minutes if retry else 0.0
         self._retries = Retries(self.source.name, patience, self.callbacks.announce, self.callbacks.stopping)
         rows = config.block_rows
-        if number == 0:  # of different lengths, so that the lanes do not reach the ends of their blocks together
+        if number == 0 and not self._is_shared:  # so that the lanes do not reach the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // config.num_lanes)
-        epoch_is_over = self._fill(rows)
+        self._fill(rows)
         key = (config.seed, self.source.name, "rows", self.lane, number)
         block = self._packer.block(rows, counter_keys(rows, *key) if config.shuffle else None)
-        if epoch_is_over and not self._packer.tokens and self._position != START:
-            self._start(self._epoch + 1)
+        if config.whole_epochs and self._position != START and self._epoch_is_over():
+            self._start(self._epoch + 1, config.num_lanes)
         number += 1 if len(block) else 0
         carry, recent = self._packer.carry(), self._recent.encode()
-        self.state = _state(self.source, number, self._epoch, self._position, carry, recent)
+        chain = {"rows": self.state.get("rows", 0) + len(block)} if self._is_shared else {"cycle": self._cycle}
+        self.state = _state(self.source, number, self._epoch, self._position, carry, recent, chain)
         return BlockResult(block, self.state, self._take_filtered())
 
-    def _fill(self, rows: int) -> bool:
-        """Pack parts until there is a block of `rows` rows; returns whether it is the last one of a whole epoch."""
+    def _fill(self, rows: int) -> None:
+        """Pack parts until there is a block of `rows` rows, or the rest of a whole epoch."""
         empty_shards: set[int] = set()  # those read since the last text, which hold none for any lane
         while not self._packer.has_block(rows):
-            if (item := next(self._tokenized, None)) is not None:
+            if (item := self._next_part()) is not None:
                 part, ids = item
                 if part.before.part == 0:
                     self._packer.end_document()  # an unfinished one, whose rest has gone from the source
@@ -163,34 +172,48 @@ class RowPipeline:
                     self._recent.add(digest)
                 continue
             if self.config.whole_epochs and self._packer.tokens:
-                return True
+                return
             # A lane's share of one epoch may be empty and that of a later one not: each deals anew.
+            assert self._share is not None
             if self._found_text or self._position != START:
                 empty_shards.clear()
             else:
                 empty_shards.update(self._share.shards)
             if len(empty_shards) == self.source.num_shards:
                 break
-            self._start(self._epoch + 1)
-        return False
+            self._start(self._epoch + 1, self.config.num_lanes)
 
-    def _start(self, epoch: int, position: Position = START, recent: RecentHashes | None = None) -> None:
+    def _start(self, epoch: int, cycle: int, position: Position = START, recent: RecentHashes | None = None) -> None:
         """Set up the chain of steps 1 to 4 from `position` on."""
-        self._epoch, self._position, self._recent = epoch, position, recent or RecentHashes()
-        self._share = share_of_lane(self.source, self.config, self.lane, epoch)
+        self._count_unusable()
+        self._epoch, self._cycle, self._position, self._recent = epoch, cycle, position, recent or RecentHashes()
+        self._share = share_of_lane(self.source, self.config, self.lane, epoch, cycle)
         self._found_text = False  # whether a text passed the filters since here, whichever lane's
-        self._tokenized = tokenize(split(self._filter(self._read())), self.config.tokenizer)
+        self._tokenized = tokenize(split(self._filter(self._read(self._share))), self._encode)
+        self._ahead: tuple[Document, np.ndarray] | None = None  # what `_epoch_is_over` met
 
-    def _read(self) -> Iterator[Document]:
+    def _next_part(self) -> tuple[Document, np.ndarray] | None:
+        """Return the epoch's next part with its ids, or None at its end."""
+        item, self._ahead = self._ahead, None
+        return item or next(self._tokenized, None)
+
+    def _epoch_is_over(self) -> bool:
+        """Whether everything of this epoch is packed: the next block must not be taken for one of it."""
+        if self._packer.tokens:
+            return False
+        self._ahead = self._next_part()
+        return self._ahead is None
+
+    def _read(self, share: LaneShare) -> Iterator[Document]:
         """Step 1: yield the rest of the epoch's documents; retries what fails."""
         first = self._position
-        for index in range(first.shard, len(self._share.shards)):
+        for index in range(first.shard, len(share.shards)):
             position = first if index == first.shard else Position(index)
             while True:
                 try:
-                    for text, cursor in self.source.read(self._share.shards[index], position.cursor):
+                    for text, cursor in self.source.read(share.shards[index], position.cursor):
                         before, position = position, Position(index, cursor, position.seen + 1)
-                        yield Document(text, self._share.owns(before.seen), before, position)
+                        yield Document(text, share.owns(before.seen), before, position)
                         self._retries.succeeded()
                     break
                 except SourceError as error:
@@ -234,23 +257,36 @@ class RowPipeline:
 
     def _take_filtered(self) -> dict[str, int]:
         """Return what was filtered out since the last block, by the reader too."""
-        if is_first_reader(self.source, self.config, self.lane):  # lanes that share a shard all meet the same rows
-            self._filtered.update(self.source.counts)
-        self.source.counts.clear()
+        self._count_unusable()
         filtered, self._filtered = dict(self._filtered), Counter()
         return filtered
 
+    def _count_unusable(self) -> None:
+        """Count what the reader skipped; once, where lanes share a shard and all meet the same rows."""
+        if self._share is None:  # nothing is read yet
+            return
+        if self._share.turn == 0:
+            self._filtered.update(self.source.counts)
+        self.source.counts.clear()
 
-def initial_state(source: Source) -> PipelineState:
-    """Return the state before a chain's first block."""
-    return _state(source, 0, 0, START, None, "")
+
+def initial_state(source: Source, config: PipelineConfig, epoch: int = 0) -> PipelineState:
+    """Return the state before a chain's first block, which begins with this epoch."""
+    chain = {"rows": 0} if source.name in config.shared else {"cycle": config.num_lanes}
+    return _state(source, 0, epoch, START, None, "", chain)
 
 
 def _state(
-    source: Source, blocks: int, epoch: int, position: Position, carry: Carry | None, recent: str
+    source: Source,
+    blocks: int,
+    epoch: int,
+    position: Position,
+    carry: Carry | None,
+    recent: str,
+    chain: dict[str, int],
 ) -> PipelineState:
     state = {"block": blocks, "pass": epoch, **position._asdict(), "carry": carry, "recent": recent}
-    return cast(PipelineState, {**state, "num_shards": source.num_shards})
+    return cast(PipelineState, {**state, "num_shards": source.num_shards, **chain})
 
 
 def split(documents: Iterable[Document]) -> Iterator[Document]:
@@ -281,7 +317,9 @@ def split_text(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def tokenize(parts: Iterable[Document], tokenizer: TextTokenizer) -> Iterator[tuple[Document, np.ndarray]]:
+def tokenize(
+    parts: Iterable[Document], encode: Callable[[Sequence[str]], list[np.ndarray]]
+) -> Iterator[tuple[Document, np.ndarray]]:
     """Step 4: yield parts with their ids."""
     batch: list[Document] = []
     characters = 0
@@ -289,6 +327,6 @@ def tokenize(parts: Iterable[Document], tokenizer: TextTokenizer) -> Iterator[tu
         batch.append(part)
         characters += len(part.text)
         if characters >= ENCODE_CHARACTERS:
-            yield from zip(batch, tokenizer.encode_batch([part.text for part in batch]), strict=True)
+            yield from zip(batch, encode([part.text for part in batch]), strict=True)
             batch, characters = [], 0
-    yield from zip(batch, tokenizer.encode_batch([part.text for part in batch]), strict=True)
+    yield from zip(batch, encode([part.text for part in batch]), strict=True)

@@ -8,6 +8,7 @@ from sources.rows.tokenizer import TextTokenizer
 
 BLOCK_ROWS = 256
 BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
+SMALL_SOURCE = 4_000_000  # characters; below, all lanes share one chain of a source's blocks
 PART_CHARACTERS = 16_000  # longer documents are encoded in parts, which bounds memory and what a resume reads again
 
 
@@ -24,7 +25,7 @@ class PipelineConfig:
     seed: int
     retry_minutes: float  # how long a source may fail; changes no row
     whole_epochs: bool = False  # an epoch ends with a block that may be short; else the next epoch fills it
-    replicated: frozenset[str] = frozenset()  # sources so small that every lane reads all of them
+    shared: frozenset[str] = frozenset()  # small sources, of whose one chain of blocks each lane takes every n-th row
 
     @property
     def block_rows(self) -> int:

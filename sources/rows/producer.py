@@ -35,7 +35,7 @@ class LocalProducer:
         A block that is damaged in the cache, and that the source cannot give again at once, is skipped when the cache
         holds later ones.
         """
-        before = before or initial_state(self.sources[name])
+        before = before or initial_state(self.sources[name], self.config)
         cached = self._cached_lane(name, lane)
         if cached is not None and (found := cached.read(before["block"], digest(before))) is not None:
             self._announce_notices(name)

@@ -1,9 +1,10 @@
 """Which shards and documents of a source a lane reads in an epoch.
 
-Each epoch deals the shards to the lanes by a new permutation. When there are fewer shards than lanes, k lanes share a
-shard: of every k documents in a row each lane takes one, by a permutation too, because the documents that the filters
-drop may stand at equal distances. A replicated source has so few documents that every lane reads all of them, in an
-order of its own.
+A permutation deals the shards to the lanes in parts, which each epoch passes on by one lane. When every lane has had
+every part, the shards are dealt anew. So lanes whose parts differ in length come together again. When there are
+fewer shards than lanes, k lanes share a shard: of every k documents in a row each lane takes one, by a permutation too,
+because the documents that the filters drop may stand at equal distances. A small source is not dealt: the lanes share
+one chain of its blocks, in which each epoch reads the shards in another order.
 """
 
 import hashlib
@@ -34,26 +35,29 @@ class LaneShare:
         return permutation(self.lanes, *self.key, row)[place] == self.turn
 
 
-def share_of_lane(source: Source, config: PipelineConfig, lane: int, epoch: int) -> LaneShare:
-    """Return what `lane` reads of a source in an epoch, counted from 0."""
-    count, replicated = source.num_shards, source.name in config.replicated
-    order: Sequence[int] = range(count)
-    if config.shuffle:
-        own = (lane,) if replicated else ()
-        order = permutation(count, config.seed, source.name, "shards", epoch, *own)
-    key = (config.seed, source.name, "documents", epoch)
-    if replicated:
-        return LaneShare(order, 1, 0, key)
-    place = lane + epoch  # without shuffling, too, every lane comes to every shard
-    if count >= config.num_lanes:
-        return LaneShare(order[place % config.num_lanes :: config.num_lanes], 1, 0, key)
-    sharing = len(range(lane % count, config.num_lanes, count))
-    return LaneShare([order[place % count]], sharing, lane // count, key)
+def share_of_lane(source: Source, config: PipelineConfig, lane: int, epoch: int, cycle: int) -> LaneShare:
+    """Return what `lane` reads of a source in an epoch, counted from 0.
 
+    The deal is another every `cycle` epochs: as many as there are lanes, or one, as in older versions.
+    """
+    name, count, num_lanes = source.name, source.num_shards, config.num_lanes
 
-def is_first_reader(source: Source, config: PipelineConfig, lane: int) -> bool:
-    """Whether no lane of a lower number reads the same shards."""
-    return lane < (1 if source.name in config.replicated else source.num_shards)
+    def order(number: int, *key: str | int) -> Sequence[int]:
+        return permutation(number, config.seed, name, *key) if config.shuffle else range(number)
+
+    if name in config.shared:
+        return LaneShare(order(count, "shards", epoch), 1, 0, ())
+    deal, part = epoch // cycle, (lane + epoch) % num_lanes
+    shards, key = order(count, "shards", deal), (config.seed, name, "documents", deal)
+    if count >= num_lanes:
+        own = shards[part::num_lanes]
+        if cycle > 1:
+            own = [own[place] for place in order(len(own), "part", epoch, part)]
+        return LaneShare(own, 1, 0, key)
+    if cycle == 1:
+        sharing = len(range(lane % count, num_lanes, count))
+        return LaneShare([shards[(lane + epoch) % count]], sharing, lane // count, key)
+    return LaneShare([shards[part % count]], len(range(part % count, num_lanes, count)), part // count, key)
 
 
 def counter_keys(count: int, *key: str | int) -> np.ndarray:

@@ -30,6 +30,7 @@ TOKENIZER_FILE = "tokenizer.json"
 MOST_BYTES = 256_000_000  # of that file; those of large multilingual models have 40 MB
 END_OF_TEXT = "<|endoftext|>"
 FAST_CHARACTERS = 16 * 1024  # tiktoken takes more than linear time for a long text without white space
+REMEMBERED_CHARACTERS = 2**24  # of texts whose ids are kept in memory; four times what a small source holds
 END_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "[SEP]")  # in this order, when no end token is declared
 
 
@@ -170,6 +171,28 @@ class TextTokenizer:
 
     def __reduce__(self) -> tuple:
         return partial(TextTokenizer.from_json, fast=self.is_fast), (self.to_json(), self.eos_id, self.pad_id)
+
+
+class RememberingEncoder:
+    """Encodes a text once: of a small source, every epoch holds the same ones.
+
+    Each rank makes all rows of such a source, and would otherwise encode as much as all ranks train on.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._known: dict[str, np.ndarray] = {}
+        self._characters = 0  # of what is known
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return what the tokenizer's method does."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        found = dict(zip(new, self._tokenizer.encode_batch(new), strict=True))
+        ids = [self._known[text] if text in self._known else found[text] for text in texts]
+        if self._characters < REMEMBERED_CHARACTERS:
+            self._known |= found
+            self._characters += sum(map(len, new))
+        return ids
 
 
 def load_tokenizer(name: str, retries: Retries | None = None) -> TextTokenizer:

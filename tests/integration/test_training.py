@@ -258,7 +258,7 @@ def test_a_batch_that_cannot_fit_says_what_to_lower(tiny, tmp_path: Path):
 
 def test_a_position_of_another_version_is_said_to_be_lost(tiny, tmp_path: Path, monkeypatch, capsys):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    monkeypatch.setattr("engine.run.resume.is_current_format", lambda state: False)  # as after a new version
+    monkeypatch.setattr("engine.run.resume.is_readable", lambda state: False)  # as after a new version
     train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert "with its optimizer and without data position" in printed and "the text starts over" in printed

@@ -12,7 +12,6 @@ from sources.config import DataConfig, FilesSpec
 from sources.readers.files import FilesSource
 from sources.registry import (
     OPENERS,
-    SMALL_SOURCE,
     AllSourcesFailed,
     LazySource,
     OpenedSources,
@@ -26,11 +25,12 @@ from tests.helpers.sources import Flaky, Unreadable
 
 
 @pytest.fixture
-def config(tmp_path, texts, write_json_lines) -> DataConfig:
+def config(tmp_path, texts, write_json_lines, monkeypatch) -> DataConfig:
     """Two sources, the second of which is small."""
     usable = [text for text in texts if not is_held_out(text)]
     write_json_lines(tmp_path / "a", [text[:300] for text in usable], 3)
-    write_json_lines(tmp_path / "b", [*usable[: SMALL_SOURCE - 1], "too short"], 2)
+    write_json_lines(tmp_path / "b", [*(text[:300] for text in usable[:12]), "too short"], 2)
+    monkeypatch.setattr("sources.registry.SMALL_SOURCE", 4_000)
     return DataConfig(sources=[{"type": "files", "path": str(tmp_path / name), "name": name} for name in "ab"])
 
 
@@ -50,12 +50,10 @@ def test_a_source_that_fails_does_not_stop_the_others(config, tmp_path):
     opened.check()
 
 
-def test_a_source_of_few_usable_texts_is_small(config):
+def test_a_source_of_few_characters_is_small(config):
     opened = open_sources(config)
     assert opened.small == {"b"}
-    assert opened.sources["b"].notices == [
-        f"b holds {SMALL_SOURCE - 1} texts to train on: every lane reads all of them, each in an order of its own"
-    ]
+    assert opened.sources["b"].notices == ["b is small: all lanes share one order of its 12 texts to train on"]
 
 
 def test_a_source_without_a_text_is_an_error_that_says_why(config, tmp_path):
@@ -146,7 +144,7 @@ def test_the_cache_knows_which_sources_are_small(tmp_path, tokenizer):
     cache = ShardCache(tmp_path / "cache", 1.0)
     known = {"source": {"commit": "0123"}, "small": True, "num_shards": 3, "fingerprint": "0123"}
     remembered = LazySource("name", known, lambda: None)
-    pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, replicated=frozenset({"name"}))
+    pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, shared=frozenset({"name"}))
     cached_sources(cache, {"name": remembered}, config(), pipeline)
     assert open_sources(config(), cache=cache).small == {"name"}
     pins = {"name": {"source": known["source"], "small": False}}

@@ -119,7 +119,7 @@ def test_before_the_first_step_there_is_no_position(folder, find):
 
 def test_a_position_of_another_version_is_dropped(folder, find):
     older = run_state()
-    older["loader"]["format"] -= 1
+    older["loader"]["format"] = 2
     save(folder, state=older)
     start = find()
     assert start.state is None and start.progress.step == 4

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine import TrainResult
 from engine.config import Preset
 from engine.run.state import Progress, RunState
-from sources.loading.state import is_current_format
+from sources.loading.state import is_readable
 from tests.helpers.folders import data_state, progress
 from tests.helpers.training import TOKENS_PER_STEP
 
@@ -41,7 +41,7 @@ def test_a_run_state_is_json_with_its_keys(trained: tuple[Preset, Path]):
     state: RunState = data_state(trained[1])
     assert state.keys() == RunState.__annotations__.keys()
     assert json.loads(json.dumps(state)) == state
-    assert is_current_format(state["loader"]) and state["loader"]["batch"] == 6
+    assert is_readable(state["loader"]) and state["loader"]["batch"] == 6
     assert state["pins"].keys() == {"topics"} and state["rows_of_pass"] == 8
     assert state["adaptive"] is None and state["curriculum"] is None and len(state["guard"]["losses"]) == 6
 

@@ -1,13 +1,16 @@
 """One lane: whose row is next, what a state resumes with, and sources that fail, end or are absent."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
+from sources.config import DataConfig
 from sources.loading.lanes import Lane, RowSpan, SourceLost
 from sources.loading.prefetch import Prefetcher
+from sources.registry import open_sources
 from sources.rows.filters import Filters
 from sources.rows.producer import ProducerSetup
 from tests.helpers.sources import Flaky
@@ -21,9 +24,9 @@ def open_lane(setup: ProducerSetup) -> Iterator[Callable[..., Lane]]:
     """Opens lane 2 over `setup` with changes; `names` are the open sources."""
     prefetchers: list[Prefetcher] = []
 
-    def make(weights: dict[str, float] | None = EQUAL, names=("many", "few"), state=None, **changes) -> Lane:
+    def make(weights: dict[str, float] | None = EQUAL, names=("many", "few"), state=None, number=2, **changes) -> Lane:
         prefetchers.append(Prefetcher(replace(setup, **changes), 0))
-        return Lane(2, list(names), weights, 32, prefetchers[-1], state)
+        return Lane(number, list(names), weights, 32, prefetchers[-1], state)
 
     yield make
     for prefetcher in prefetchers:
@@ -58,6 +61,34 @@ def test_a_state_resumes_right_after_the_last_row(open_lane, setup, weights):
         rows += take(lane, count)
         lane = open_lane(weights, state=saved(lane), config=config)
     assert rows + take(lane, 99) == whole
+
+
+@pytest.mark.parametrize("whole_epochs", [False, True])
+def test_lanes_take_the_rows_of_a_shared_chain_in_turn(whole_epochs, open_lane, setup):
+    config = replace(setup.config, shared=frozenset({"few"}), whole_epochs=whole_epochs)
+    single = replace(config, num_lanes=1)
+    chain = take(open_lane(names=["few"], config=single, number=0), 1100)
+    lanes = [open_lane(names=["few"], config=config, number=number) for number in range(4)]
+    assert [take(lane, 275) for lane in lanes] == [chain[number::4] for number in range(4)]
+    states = [saved(lane)["streams"]["few"]["state"] for lane in lanes]
+    assert states[0]["pass"] > 1 and states[1:] == states[:-1]
+    again = open_lane(names=["few"], config=config, number=3, state=saved(lanes[3]))
+    assert take(again, 40) == take(lanes[3], 40)
+
+
+def test_an_epoch_of_fewer_rows_than_lanes_is_one_turn_of_all_lanes(open_lane, setup, tmp_path, texts):
+    """In sequential mixing each lane has at most its own rows of the epoch, and often none."""
+    (tmp_path / "tiny.txt").write_text(texts[0][:60])
+    tiny = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "tiny.txt"), "name": "tiny"}])
+    sources = {"many": setup.sources["many"], **open_sources(tiny).sources}
+    config = replace(setup.config, shared=frozenset({"tiny", "many"}), whole_epochs=True)
+    options = {"weights": None, "names": ["many", "tiny"], "config": config, "sources": sources}
+    lanes = [open_lane(number=number, **options) for number in range(4)]
+    given = [name for lane in lanes for name, _ in take(lane, 600)]
+    rounds = 1 + max(lane.queues["many"].epoch for lane in lanes)
+    (ids,) = config.tokenizer.encode_batch([texts[0][:60]])
+    epoch = math.ceil((len(ids) + 1) / config.seq_length)
+    assert rounds > 3 and epoch < 4 and epoch * (rounds - 2) <= given.count("tiny") <= epoch * rounds
 
 
 def test_tokens_are_shared_out_by_weight(open_lane):

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -12,13 +14,22 @@ from sources.config import DataConfig
 from sources.loading.loader import BatchShape, Loader, LoaderOptions, SourceLost, merge_states
 from sources.loading.state import without_sources
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
+from sources.rows.filters import is_held_out
 from tests.helpers.sources import Flaky, Unreadable
 
 T = 32
 
 
+@pytest.fixture(params=["dealt", "shared"])
+def dealing(request, monkeypatch) -> str:
+    """Whether a source of few texts counts as a small one, of which all lanes share a chain of blocks."""
+    if request.param == "dealt":
+        monkeypatch.setattr("sources.registry.SMALL_SOURCE", 0)
+    return request.param
+
+
 @pytest.fixture
-def corpus(tmp_path, texts, write_json_lines):
+def corpus(tmp_path, texts, write_json_lines, dealing):
     """Two sources: 24 shards (more than the lanes) and 3 (fewer)."""
     short = [text[:700] for text in texts] + [text[700:800] for text in texts]
     many = write_json_lines(tmp_path / "many", short[: len(short) // 2], 24)
@@ -239,11 +250,11 @@ def test_sequential_gives_whole_epochs_in_turn(corpus, tokenizer):
         assert turns[:3] == [0, 1, 0]
 
 
-def test_a_lost_source_goes_on_later_where_it_was(corpus, tokenizer):
+def test_a_lost_source_goes_on_later_where_it_was(corpus, tokenizer, dealing):
     config = DataConfig(sources=corpus, retry_minutes=0.0)
     whole, _ = serve(config, tokenizer, 1, 0, 250)
     opened = open_sources(config)
-    opened.sources["few"] = Flaky(opened.sources["few"], 3000, 10**9)
+    opened.sources["few"] = Flaky(opened.sources["few"], 12_000 if dealing == "dealt" else 400, 10**9)
     loader, batches = make(config, tokenizer, opened, micro_batch_size=16, grad_accumulation_steps=1), []
     with pytest.raises(SourceLost, match="few: the connection was lost, token hf_\\*\\*\\*"):
         for batch in loader:
@@ -297,9 +308,66 @@ def test_a_small_source_fills_every_lane(tmp_path, texts, tokenizer, write_json_
     for world_size in (1, 4):
         rows, _ = serve(config, tokenizer, world_size, 0, 10)
         assert all(row[2][0] != -100 for row in rows)
-    assert any(
-        "every lane reads all" in notice for notice in open_sources(config).sources[str(tmp_path / "tiny")].notices
-    )
+    (source,) = open_sources(config).sources.values()
+    assert any("all lanes share one order of its" in notice for notice in source.notices)
+
+
+def numbers_of(rows: list[tuple], tokenizer) -> Counter[int]:
+    """How often each document begins in these rows, by the number that it begins with."""
+    found: Counter[int] = Counter()
+    for _, inputs, labels, segments in rows:
+        begins = [place for place in range(T) if inputs[place] == tokenizer.eos_id and segments[place] >= 0]
+        for place in begins:
+            match = re.match(
+                r"No\. (\d+):", tokenizer.decode([label for label in labels[place : place + 12] if label >= 0])
+            )
+            found.update([int(match[1])] if match else [])
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_small_sources_documents_come_equally_often(world_size, tmp_path, texts, tokenizer, write_json_lines):
+    """Whatever their lengths, and whichever ranks serve them."""
+    documents = [f"No. {number}: {text[: (60, 400, 150)[number % 3]]}" for number, text in enumerate(texts)]
+    documents = [text for text in documents if not is_held_out(text)][:60]
+    write_json_lines(tmp_path / "small", documents, 2)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "small")}])
+    epoch = sum(len(ids) + 1 for ids in tokenizer.encode_batch(documents)) / T
+    rows, _ = serve(config, tokenizer, world_size, 0, round(8 * epoch / 24), rows=24)
+    counts = numbers_of(rows, tokenizer)
+    assert len(counts) > 50 and set(counts.values()) <= {6, 7, 8, 9, 10}
+
+
+def test_lanes_of_an_older_version_come_to_share_a_chain(tmp_path, texts, tokenizer, write_json_lines):
+    write_json_lines(tmp_path / "small", [text[:300] for text in texts[:40]], 2)
+    config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "small"), "name": "small"}])
+    dealt = open_sources(config)
+    dealt.small.clear()  # each lane has a chain of its own, as it had in format 3
+    state = merge_states([take(make(config, tokenizer, dealt, micro_batch_size=64), 40)[-1].state])
+    older = json.loads(json.dumps(state | {"format": 3}))
+    passed = sum(lane["streams"]["small"]["state"]["pass"] for lane in older["lanes"].values())
+    batches = take(make(config, tokenizer, state=older), 10)
+    (notice,) = [
+        event["message"] for batch in batches for event in batch.events if "order of its own" in event["message"]
+    ]
+    assert notice.endswith(f"begin epoch {passed + 1}")
+    after = merge_states([batches[-1].state])
+    assert after["tokens_per_source"]["small"] > state["tokens_per_source"]["small"] and after["format"] == 4
+    again = take(make(config, tokenizer, state=json.loads(json.dumps(batches[3].state))), 6)
+    assert [rows_of(batch) for batch in again] == [rows_of(batch) for batch in batches[4:]]
+    assert not any("order of its own" in event["message"] for batch in again for event in batch.events)
+
+
+@pytest.mark.parametrize("change", ["seq_length", "packing"])
+def test_rows_of_another_form_keep_lanes_on_one_chain(change, tmp_path, texts, tokenizer, write_json_lines):
+    write_json_lines(tmp_path / "small", [text[:300] for text in texts[:40]], 2)
+    values = {"sources": [{"type": "files", "path": str(tmp_path / "small"), "name": "small"}]}
+    batch = take(make(DataConfig(**values), tokenizer, micro_batch_size=7), 44)[-1]
+    changed = DataConfig(**values, packing="pad" if change == "packing" else "best_fit")
+    options = {"seq_length": 16} if change == "seq_length" else {}
+    state = take(make(changed, tokenizer, state=json.loads(json.dumps(batch.state)), **options), 1)[-1].state
+    positions = [lane["streams"]["small"]["state"] for lane in state["lanes"].values()]
+    assert positions[0] is not None and all(position == positions[0] for position in positions)
 
 
 def test_epochs_are_announced_once_with_filtered_documents(corpus, tokenizer):

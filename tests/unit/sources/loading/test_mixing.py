@@ -67,6 +67,29 @@ def test_sequential_follows_whole_epochs():
     assert mixer.pick(["a", "c"]) == "c"  # b is gone
 
 
+def test_a_turn_without_a_row_for_this_lane_is_skipped():
+    epochs = {"a": 0, "b": 2}  # this lane's next row of b belongs to the third epoch
+    mixer, order = SequentialMixer(list(epochs), epochs.get), []
+    for _ in range(6):
+        order.append(mixer.pick(["a", "b"]))
+        epochs[order[-1]] += 1 if order[-1] == "a" else 3
+        saved = json.loads(json.dumps(mixer.state()))
+        mixer = SequentialMixer(list(epochs), epochs.get)
+        mixer.load(saved)
+    assert order == ["a", "a", "a", "b", "a", "a"]
+
+
+def test_a_state_of_an_older_version_finishes_its_turn():
+    epochs = {"a": 5, "b": 3}
+    mixer = SequentialMixer(list(epochs), epochs.get)
+    mixer.load({"current": "a", "until": 6})
+    assert mixer.pick(["a", "b"]) == "a"
+    epochs["a"] = 6
+    assert mixer.pick(["a", "b"]) == "b"
+    epochs["b"] = 4
+    assert mixer.pick(["a", "b"]) == "a"
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(0.1, 10.0), min_size=2, max_size=5),

@@ -1,5 +1,6 @@
 """Blocks made ahead: a thread and worker processes make the same ones, and whatever ends on the way is reported."""
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from shard_cache import ShardCache
 from sources.loading import prefetch
-from sources.loading.prefetch import READER, Prefetcher, ProcessProducer, WorkerError
+from sources.loading.prefetch import READER, SHARED_BLOCKS, Prefetcher, ProcessProducer, WorkerError
 from sources.rows.pipeline import BlockResult, PipelineCallbacks
 from sources.rows.producer import LocalProducer, ProducerSetup
 from sources.source import Source, SourceError
@@ -54,6 +55,21 @@ def test_a_thread_makes_the_blocks_that_are_asked_for(setup, expected):
     assert thread.name == READER and thread.daemon
     prefetcher.close()
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_block_that_all_lanes_share_is_made_once(num_workers, setup):
+    prefetcher = Prefetcher(replace(setup, config=replace(setup.config, shared=frozenset({"few"}))), num_workers)
+    assert (prefetcher.lanes_of_chain("few"), prefetcher.lanes_of_chain("many")) == (4, 1)
+    first = prefetcher.submit("few", 1, None)
+    after = json.loads(json.dumps(first.result().after))
+    assert prefetcher.submit("few", 3, None) is first
+    assert prefetcher.submit("few", 3, after) is prefetcher.submit("few", 0, first.result().after) is not first
+    for _ in range(SHARED_BLOCKS):
+        after = prefetcher.submit("few", 0, after).result().after
+    assert prefetcher.submit("few", 3, None) is not first  # one that far behind has it made again
+    assert same(prefetcher.submit("few", 3, None).result(), first.result())
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("lanes", [(0, 1), LANES], ids=["of one rank", "of two"])

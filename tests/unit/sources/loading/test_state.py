@@ -2,7 +2,14 @@
 
 import copy
 
-from sources.loading.state import is_current_format, is_newer_format, new_state, with_rows, without_sources
+from sources.loading.state import (
+    is_newer_format,
+    is_readable,
+    new_state,
+    with_rows,
+    with_shared_chains,
+    without_sources,
+)
 
 
 def lane(**taken: int) -> dict:
@@ -27,9 +34,42 @@ def test_other_rows_restart_the_blocks_and_keep_the_counts():
     assert after["lanes"]["0"]["streams"]["b"] == {"state": None, "taken": 0, "tokens": 20}
 
 
-def test_only_the_current_format_is_continued():
-    assert is_current_format(STATE)
-    assert not is_current_format({**STATE, "format": 2}) and not is_current_format({"lanes": {}})
+def standing(**positions: list[dict | None]) -> dict:
+    """The state of three lanes that stand at these positions, source by source."""
+    lanes = {
+        str(number): {
+            "streams": {name: {"state": at[number], "taken": 7, "tokens": 9} for name, at in positions.items()},
+            "mixer": {},
+        }
+        for number in range(3)
+    }
+    return {**STATE, "format": 3, "lanes": lanes}
+
+
+def test_other_rows_keep_the_lanes_of_a_chain_together():
+    chain = [{"block": block, "rows": 16 * block} for block in (5, 4, 5)]
+    own = [{"block": block} for block in (8, 9, 7)]
+    after = with_rows(standing(a=chain, b=own), {"seq_length": 64, "packing": "pad"})
+    streams = [lane["streams"] for lane in after["lanes"].values()]
+    assert [stream["a"] for stream in streams] == [{"state": chain[1], "taken": 0, "tokens": 9}] * 3
+    assert [stream["b"]["state"] for stream in streams] == own
+
+
+def test_lanes_with_orders_of_their_own_come_to_share_one():
+    own, chain = [{"pass": 2}, None, {"pass": 3}], [{"pass": 1, "rows": 8}] * 3
+    before = standing(a=own, b=chain, c=own, d=[None] * 3)
+    after, epochs = with_shared_chains(before, {"a", "b", "d", "gone"}, lambda name, epoch: {"pass": epoch, "rows": 0})
+    assert epochs == {"a": 5}  # so often the three lanes together have read all of it
+    streams = [lane["streams"] for lane in after["lanes"].values()]
+    assert [stream["a"] for stream in streams] == [{"state": {"pass": 5, "rows": 0}, "taken": 0, "tokens": 9}] * 3
+    others = [lane["streams"] for lane in before["lanes"].values()]
+    assert all(stream[name] == other[name] for stream, other in zip(streams, others, strict=True) for name in "bcd")
+    assert with_shared_chains(after, {"a", "b", "d"}, None) == (after, {}) and after["format"] == 4
+
+
+def test_only_formats_that_are_known_are_continued():
+    assert is_readable(STATE) and is_readable({**STATE, "format": 3})
+    assert not is_readable({**STATE, "format": 2}) and not is_readable({"lanes": {}})
     later = {**STATE, "format": STATE["format"] + 1}
-    assert is_newer_format(later) and not is_current_format(later)
+    assert is_newer_format(later) and not is_readable(later)
     assert not any(map(is_newer_format, (STATE, {**STATE, "format": 2}, {"lanes": {}}, {"format": "4"})))

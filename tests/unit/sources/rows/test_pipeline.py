@@ -287,6 +287,31 @@ def test_a_lane_is_dry_if_all_texts_are_near_copies(dealing, tmp_path, texts, co
     assert not any(first_blocks(source, config(**dealing | {"filters": filters})))
 
 
+@pytest.mark.parametrize("shared", [frozenset(), frozenset({"files"})], ids=["dealt", "shared"])
+def test_a_block_that_ends_with_its_epoch_is_the_last_of_it(shared, tmp_path, numbered, config, write_json_lines):
+    """Else the next epoch's first block counts as this one's, and a sequential turn reads two."""
+    exact = [text[:60] for text in numbered if len(text[:60].strip()) >= 20 and not is_held_out(text[:60])][:32]
+    source = open_files(write_json_lines(tmp_path / "exact", exact, 1))
+    options = config(num_lanes=1, packing="pad", shared=shared)
+    rows = [len(block) for block in epochs(source, options, 0, 1)[0]]
+    (documents,) = {len(exact)} & {sum(rows)}  # each fits into a row
+    pipeline = open_pipeline(source, 0, replace(options, seq_length=64 * 256))  # blocks of 16 rows: two an epoch
+    reached = [pipeline.next_block().after["pass"] for _ in range(4)]
+    assert documents == 32 and reached == [0, 1, 1, 2]
+
+
+def test_an_older_state_is_dealt_in_cycles_from_its_next_epoch_on(tmp_path, numbered, config, write_json_lines):
+    source = open_files(write_json_lines(tmp_path / "many", numbered, 5))
+    pipeline = open_pipeline(source, 3, config())
+    older = pipeline.next_block().after
+    del older["cycle"]
+    pipeline, cycles = open_pipeline(source, 3, config(), older), {}
+    while len(cycles) < 3:
+        after = pipeline.next_block().after
+        cycles.setdefault(after["pass"], after["cycle"])
+    assert cycles == {0: 1, 1: 16, 2: 16} or cycles == {1: 16, 2: 16, 3: 16}
+
+
 def first_blocks(source, config) -> list[int]:
     """How many rows each lane's first block has."""
     return [len(open_pipeline(source, lane, config).next_block().block) for lane in range(config.num_lanes)]
@@ -320,7 +345,7 @@ def test_every_lane_gets_some_of_fewer_texts_than_lanes(dealing, tmp_path, texts
     some = [text for text in texts if not is_held_out(text)][:2]
     source = open_files(write_json_lines(tmp_path / "tiny", some, 1))
     assert all(first_blocks(source, config(**dealing)))
-    assert all(first_blocks(source, config(**dealing, replicated=frozenset({"files"}))))
+    assert all(first_blocks(source, config(**dealing, shared=frozenset({"files"}))))
 
 
 def test_a_lane_is_dry_if_no_shard_holds_text(dealing, tmp_path, config, write_json_lines):

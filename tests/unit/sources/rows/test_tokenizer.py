@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sources.config import TrainBPE
 from sources.rows.tokenizer import (
+    RememberingEncoder,
     TextTokenizer,
     TokenizerError,
     load_tokenizer,
@@ -32,6 +34,15 @@ def test_trained_bpe_is_lossless_and_small_enough(tokenizer, texts):
         (ids,) = tokenizer.encode_batch([text])
         assert tokenizer.decode(ids) == text
         assert ids.dtype == np.uint32 and max(ids) < tokenizer.vocab_size
+
+
+def test_texts_that_come_again_are_encoded_once(tokenizer, texts):
+    calls: list[str] = []
+    counting = SimpleNamespace(encode_batch=lambda texts: calls.extend(texts) or tokenizer.encode_batch(texts))
+    encoder = RememberingEncoder(counting)
+    for some in (texts[:6], [*texts[3:9], *texts[:3], texts[8]], []):
+        assert equal(encoder.encode_batch(some), tokenizer.encode_batch(some))
+    assert calls == texts[:9]
 
 
 def test_little_text_gives_a_small_vocabulary():
