@@ -5,7 +5,8 @@
 The text is the Python sources of this machine (its standard library and packages), written as parquet once; --corpus
 adds folders in hub layout (column `text`). Everything but the last row runs on one core (RAYON_NUM_THREADS and torch's
 threads are set to 1); rounds of the rivals take turns and medians are told, so a shared machine's noise meets all
-alike. litdata takes part where it is installed (pip install litdata).
+alike. litdata takes part where it is installed (pip install litdata). packing, waits, mixing and counts measure no
+time: for the same text they give the same figures on every machine.
 """
 
 import argparse
@@ -34,17 +35,23 @@ from engine.device import machine
 from model import ModelConfig
 from shard_cache import ShardCache
 from sources.config import DataConfig
+from sources.loading.lanes import Lane
 from sources.loading.loader import BatchShape, Loader, LoaderOptions, configure_pipeline, merge_states
+from sources.loading.prefetch import Prefetcher
 from sources.loading.state import new_state
 from sources.readers.pdf.reader import extract_text
 from sources.readers.pdf.sandbox import Sandbox
 from sources.readers.python_packages import PythonPackagesSource
 from sources.registry import open_sources
+from sources.rows.filters import is_held_out
 from sources.rows.held_out import sample_training_texts
+from sources.rows.packing import Packer
 from sources.rows.pipeline import PipelineCallbacks, RowPipeline, split_text
+from sources.rows.pipeline_config import BLOCK_ROWS, BLOCK_TOKENS
+from sources.rows.producer import ProducerSetup
 from sources.rows.tokenizer import TextTokenizer, load_tokenizer
 
-ROWS = ("encode", "stream", "cached", "resume", "packing", "mixing", "pdf", "wait")
+ROWS = ("encode", "stream", "cached", "resume", "packing", "waits", "mixing", "counts", "pdf", "wait")
 SHARDS, GROUP = 32, 200
 SEQUENCE, BATCH = 256, 128  # the reference preset's
 
@@ -88,7 +95,9 @@ def main() -> None:
             ("cached", lambda: cached(tokenizer, sets["Python"][0], Path(folder), arguments.rounds)),
             ("resume", lambda: resume(tokenizer, sets["Python"][0], arguments.pass_tokens)),
             ("packing", lambda: packing(tokenizer, sets)),
+            ("waits", lambda: waits(tokenizer, sets)),
             ("mixing", lambda: mixing(tokenizer, sets)),
+            ("counts", lambda: counts(Path(folder))),
             ("pdf", lambda: pdf(arguments.pdf, arguments.rounds)),
             ("wait", lambda: wait(tokenizer, sets["Python"][0], arguments)),
         ):
@@ -371,6 +380,57 @@ def packing(tokenizer: TextTokenizer, sets: dict) -> None:
     table("Positions that hold a label, best_fit (aim: 99.5%)", rows)
 
 
+def waits(tokenizer: TextTokenizer, sets: dict) -> None:
+    """How long the packer keeps documents, of lengths that fit badly, well, hardly ever or always."""
+    draw = np.random.default_rng(0)
+    lengths = {
+        "60 to 160 tokens, rows of 256": (256, lambda: draw.integers(60, 161)),
+        "lognormal (median 400), rows of 1024": (1024, lambda: 10 + draw.lognormal(np.log(400), 1.0)),
+        "lognormal (median 20,000), rows of 256": (256, lambda: 10 + draw.lognormal(np.log(20_000), 1.0)),
+        "5 to 40 tokens, rows of 2048": (2048, lambda: draw.integers(5, 41)),
+    }
+    for name, (_, texts) in sets.items():
+        real = itertools.cycle([len(ids) for ids in tokenizer.encode_batch(texts)])
+        lengths[f"{name}, rows of 256"] = 256, real.__next__
+    rows = []
+    for name, (seq_length, draw_length) in lengths.items():
+        waited, used = waited_blocks(seq_length, draw_length, number=200)
+        rows.append((name, f"{max(waited):3d} blocks, {np.mean(waited):5.2f} on average, {used:7.2%} used"))
+    table(
+        "Blocks packed without a document after all of it was there, best_fit (aim: 2; 3 where documents fill rows)",
+        rows,
+    )
+
+
+def waited_blocks(seq_length: int, draw_length: Callable[[], float], number: int) -> tuple[list[int], float]:
+    """Each document's wait in the first `number` blocks, and the share of positions used; its number is all its ids."""
+    block_rows = max(16, min(BLOCK_ROWS, BLOCK_TOKENS // seq_length))
+    packer, made, used = Packer(seq_length, 0, np.uint32), 0, 0
+    left: dict[int, int] = {}  # ids that are in no block yet
+    complete: dict[int, int] = {}  # blocks made before all of a document was there
+    waited: list[int] = []
+    for document in itertools.count(1):
+        length = left[document] = int(draw_length())
+        for start in range(0, length, 4000):  # in parts, as a stream does
+            end = min(start + 4000, length)
+            packer.add(np.full(end - start, document, dtype=np.uint32), finished=end == length)
+            if end == length:
+                complete[document] = made
+            while packer.has_block(block_rows):
+                block = packer.block(block_rows, None)
+                used += int(block.lengths.sum())
+                for packed, count in zip(*np.unique(block.ids[block.ids > 0], return_counts=True), strict=True):
+                    left[int(packed)] -= int(count)
+                    if not left[int(packed)] and int(packed) in complete:
+                        waited.append(made - complete[int(packed)])
+                        del left[int(packed)]
+                made += 1
+        if made >= number:
+            waited += [made - 1 - complete[packed] for packed in left if packed in complete]
+            return waited, used / (made * block_rows * seq_length)
+    raise AssertionError
+
+
 def mixing(tokenizer: TextTokenizer, sets: dict) -> None:
     sources = [config.sources[0].model_dump(exclude_none=True) for config, _ in sets.values()]
     weights = {source["name"]: 1.0 + 2.0 * number for number, source in enumerate(sources)}
@@ -386,6 +446,69 @@ def mixing(tokenizer: TextTokenizer, sets: dict) -> None:
         errors = [abs(found[name] / sum(found.values()) - w / sum(weights.values())) for name, w in weights.items()]
         rows.append((f"{packing}, weights {':'.join(f'{w:g}' for w in weights.values())}", f"{max(errors):.4%}"))
     table("Largest error of a source's share after 10 M tokens (aim: 0.1 percentage point)", rows)
+
+
+class NumberTokenizer:
+    """Gives every word of a text the number that the text begins with, so that rows show their documents."""
+
+    eos_id, vocab_size = 0, 2**20
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.full(text.count(" ") + 1, int(text[: text.index(" ")]), dtype=np.uint32) for text in texts]
+
+
+def counts(folder: Path) -> None:
+    rows = []
+    for documents, files, epochs in ((100, 1, 10), (1_000, 1, 10), (20_000, 1, 3), (100_000, 24, 3)):
+        corpus = folder / f"counts-{documents}-{files}"
+        tokens = write_numbered(corpus, documents, files)
+        config = DataConfig(sources=[{"type": "files", "path": str(corpus), "name": "numbered"}], deduplicate=False)
+        found = met(config, documents, round(epochs * tokens / SEQUENCE / 16))
+        few, median, many = np.quantile(found, [0.0, 0.5, 1.0]).astype(int)
+        near = np.mean(np.abs(found - epochs) <= 1)
+        figure = f"{few:2d} to {many:2d} times, median {median}, {near:6.1%} within one"
+        rows.append((f"{documents:,} documents in {files} files, after {epochs} epochs of tokens", figure))
+    table("How often each document came, lengths lognormal (median 60 words), 16 lanes (aim: to within one)", rows)
+
+
+def write_numbered(folder: Path, documents: int, files: int) -> int:
+    """Numbered documents, spread over files; returns the tokens of those that are not held out."""
+    folder.mkdir()
+    draw, lines, tokens = np.random.default_rng(1), [[] for _ in range(files)], 0
+    for number in range(1, documents + 1):
+        words = min(3000, int(20 + draw.lognormal(np.log(60), 1.0)))  # below what is encoded in parts
+        text = f"{number} " + "word " * words + "end"
+        lines[number % files].append(json.dumps({"text": text}))
+        tokens += 0 if is_held_out(text) else text.count(" ") + 2
+    for file, written in enumerate(lines):
+        (folder / f"{file:02}.jsonl").write_text("\n".join(written))
+    return tokens
+
+
+def met(config: DataConfig, documents: int, rows_of_lane: int) -> np.ndarray:
+    """How often each document that is not held out begins in the first rows of 16 lanes."""
+    opened = open_sources(config)
+    start = new_state(1, True, 16, {"seq_length": SEQUENCE, "packing": config.packing})
+    pipeline = configure_pipeline(opened, config, NumberTokenizer(), start)
+    prefetcher = Prefetcher(ProducerSetup(opened.sources, pipeline, {}), 0)
+    lanes = [Lane(number, ["numbered"], {"numbered": 1.0}, SEQUENCE, prefetcher) for number in range(16)]
+    found, left = np.zeros(documents + 1, dtype=np.int64), rows_of_lane
+    while left:
+        rows = min(64, left)
+        for lane in lanes:
+            for span in lane.take(list(range(rows))):
+                block, last = span.block, span.first + len(span.places)
+                row, column, before = block.pieces[block.offsets[span.first] : block.offsets[last]].T
+                np.add.at(found, block.ids[row, column][before == NumberTokenizer.eos_id], 1)
+        left -= rows
+    prefetcher.close()
+    texts = (
+        text
+        for source in opened.sources.values()
+        for shard in range(source.num_shards)
+        for text, _ in source.read(shard, None)
+    )
+    return found[[int(text.split(" ", 1)[0]) for text in texts if not is_held_out(text)]]
 
 
 def pdf(path: str | None, rounds: int) -> None:
