@@ -29,7 +29,7 @@ from storage import digest
 READER = "blocks"  # the name of the threads that read sources; the process may end while one waits for a network
 RESTARTS = 3  # of a worker, for one request
 CLOSE_SECONDS = 5.0
-SHARED_BLOCKS = 16  # kept of a chain that all lanes share; lanes whose rows hold fewer labels are a few blocks ahead
+SHARED_BLOCKS = 64  # kept of a chain that all lanes share; lanes whose rows hold fewer labels are a few blocks ahead
 ROOT = Path(__file__).resolve().parents[2]
 
 SourceEvent = dict[str, Any]  # as metrics.jsonl has it: event, name, what, message

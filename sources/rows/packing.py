@@ -136,11 +136,16 @@ class Packer:
         if self._open is not None:
             self.add(self._open.ids[:0])
 
+    @property
+    def rows_ready(self) -> int:
+        """How many rows a block may have now: full ones, with pieces left to choose the last of them from."""
+        if self.packing == "pad":
+            return len(self._full) + len(self._short)
+        return self.tokens // self.seq_length - SLACK_ROWS
+
     def has_block(self, rows: int) -> bool:
         """Whether enough is collected for a block of `rows` rows."""
-        if self.packing == "pad":
-            return len(self._full) + len(self._short) >= rows
-        return self.tokens >= (rows + SLACK_ROWS) * self.seq_length
+        return self.rows_ready >= rows
 
     def block(self, rows: int, keys: np.ndarray | None) -> RowBlock:
         """Pack up to `rows` rows, fewer only when that uses everything up. `keys` (rows,) orders them; None keeps
@@ -148,8 +153,11 @@ class Packer:
         waste = MAX_WASTE * min(rows * self.seq_length, self.tokens)
         begun = self._begin_rows(rows, waste)
         packed = [[self._full.popleft()] for _ in range(min(rows - len(begun), len(self._full)))]
-        fill = self._pad if self.packing == "pad" else self._best_fit
-        packed += fill(begun, rows - len(packed), waste)
+        if self.packing == "pad":
+            packed += begun
+            packed += [[self._short.popleft()] for _ in range(min(rows - len(packed), len(self._short)))]
+        else:
+            packed += self._best_fit(begun, rows - len(packed), waste)
         self._blocks += 1
         self.tokens -= sum(len(piece.ids) for row in packed for piece in row)
         return _layout(packed, keys, self.seq_length, self.eos_id, self.dtype)
@@ -231,10 +239,6 @@ class Packer:
         taken = {id(piece) for row in begun for piece in row}
         self._short = deque(piece for piece in self._short if id(piece) not in taken)
         return begun
-
-    def _pad(self, begun: list[list[Piece]], rows: int, waste: float) -> list[list[Piece]]:
-        """Return `begun` and short pieces, one a row, `rows` in all; padding is no waste here."""
-        return begun + [[self._short.popleft()] for _ in range(min(rows - len(begun), len(self._short)))]
 
     def _best_fit(self, begun: list[list[Piece]], rows: int, waste: float) -> list[list[Piece]]:
         """Pack short pieces into up to `rows` rows, `begun` first, of which `waste` positions may stay empty."""

@@ -34,7 +34,7 @@ from sources.retries import Retries
 from sources.rows.filters import RecentHashes, folded_hash
 from sources.rows.near_copies import fold
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
-from sources.rows.pipeline_config import PART_CHARACTERS, PipelineConfig
+from sources.rows.pipeline_config import MIN_BLOCK_ROWS, PART_CHARACTERS, PipelineConfig
 from sources.rows.sharding import LaneShare, counter_keys, share_of_lane
 from sources.rows.tokenizer import RememberingEncoder
 from sources.source import Source, SourceError
@@ -147,19 +147,23 @@ class RowPipeline:
         rows = config.block_rows
         if number == 0 and not self._is_shared:  # so that the lanes do not reach the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // config.num_lanes)
-        self._fill(rows)
+        rows = self._fill(rows)
         key = (config.seed, self.source.name, "rows", self.lane, number)
         block = self._packer.block(rows, counter_keys(rows, *key) if config.shuffle else None)
         if config.whole_epochs and self._position != START and self._epoch_is_over():
             self._start(self._epoch + 1, config.num_lanes)
         number += 1 if len(block) else 0
-        carry, recent = self._packer.carry(), self._recent.encode()
         chain = {"rows": self.state.get("rows", 0) + len(block)} if self._is_shared else {"cycle": self._cycle}
-        self.state = _state(self.source, number, self._epoch, self._position, carry, recent, chain)
+        counts = {"block": number, "pass": self._epoch, **chain}
+        self.state = _state(self.source, counts, self._position, self._packer.carry(), self._recent.encode())
         return BlockResult(block, self.state, self._take_filtered())
 
-    def _fill(self, rows: int) -> None:
-        """Pack parts until there is a block of `rows` rows, or the rest of a whole epoch."""
+    def _fill(self, rows: int) -> int:
+        """Pack parts until there is a block of `rows` rows, or the rest of a whole epoch; returns the block's rows.
+
+        Blocks of a chain that all lanes share end with an epoch if they can: rows are permuted, and pieces wait, in
+        blocks, which for a very small source would be many epochs.
+        """
         empty_shards: set[int] = set()  # those read since the last text, which hold none for any lane
         while not self._packer.has_block(rows):
             if (item := self._next_part()) is not None:
@@ -172,7 +176,7 @@ class RowPipeline:
                     self._recent.add(digest)
                 continue
             if self.config.whole_epochs and self._packer.tokens:
-                return
+                return rows
             # A lane's share of one epoch may be empty and that of a later one not: each deals anew.
             assert self._share is not None
             if self._found_text or self._position != START:
@@ -182,6 +186,9 @@ class RowPipeline:
             if len(empty_shards) == self.source.num_shards:
                 break
             self._start(self._epoch + 1, self.config.num_lanes)
+            if self._is_shared and self._packer.has_block(MIN_BLOCK_ROWS):
+                return self._packer.rows_ready
+        return rows
 
     def _start(self, epoch: int, cycle: int, position: Position = START, recent: RecentHashes | None = None) -> None:
         """Set up the chain of steps 1 to 4 from `position` on."""
@@ -273,20 +280,14 @@ class RowPipeline:
 def initial_state(source: Source, config: PipelineConfig, epoch: int = 0) -> PipelineState:
     """Return the state before a chain's first block, which begins with this epoch."""
     chain = {"rows": 0} if source.name in config.shared else {"cycle": config.num_lanes}
-    return _state(source, 0, epoch, START, None, "", chain)
+    return _state(source, {"block": 0, "pass": epoch, **chain}, START, None, "")
 
 
 def _state(
-    source: Source,
-    blocks: int,
-    epoch: int,
-    position: Position,
-    carry: Carry | None,
-    recent: str,
-    chain: dict[str, int],
+    source: Source, counts: dict[str, int], position: Position, carry: Carry | None, recent: str
 ) -> PipelineState:
-    state = {"block": blocks, "pass": epoch, **position._asdict(), "carry": carry, "recent": recent}
-    return cast(PipelineState, {**state, "num_shards": source.num_shards, **chain})
+    state = {**counts, **position._asdict(), "carry": carry, "recent": recent, "num_shards": source.num_shards}
+    return cast(PipelineState, state)
 
 
 def split(documents: Iterable[Document]) -> Iterator[Document]:

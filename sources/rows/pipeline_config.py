@@ -9,6 +9,7 @@ from sources.rows.tokenizer import TextTokenizer
 BLOCK_ROWS = 256
 BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
 SMALL_SOURCE = 4_000_000  # characters; below, all lanes share one chain of a source's blocks
+MIN_BLOCK_ROWS = 16
 PART_CHARACTERS = 16_000  # longer documents are encoded in parts, which bounds memory and what a resume reads again
 
 
@@ -29,4 +30,4 @@ class PipelineConfig:
 
     @property
     def block_rows(self) -> int:
-        return max(16, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length))
+        return max(MIN_BLOCK_ROWS, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length))
