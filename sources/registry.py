@@ -185,15 +185,15 @@ def _cached_source(spec: SourceSpec, known: CachedPin) -> LazySource:
 
 
 def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
-    """Whether a source holds fewer than SMALL_SOURCE characters; stops reading there. Raises SourceError where it holds
-    no text to train on."""
+    """Whether a source holds fewer than SMALL_SOURCE characters; stops reading there, once it has met a usable text.
+    Raises SourceError where it holds none."""
     filters, characters = Filters(config.min_text_length), 0
     reasons: Counter[str] = Counter()
     for shard in range(source.num_shards):
         for text, _ in read_on(source, shard, retries):
             reasons[filters.reject(text, text_hash(text)) or ""] += 1
             characters += len(text)
-            if characters >= SMALL_SOURCE:
+            if characters >= SMALL_SOURCE and reasons[""]:
                 return False
     if not (found := reasons.pop("", 0)):
         reasons.update(source.counts)

@@ -28,8 +28,8 @@ from sources.loading.state import (
     is_readable,
     merge_states,
     new_state,
+    upgraded,
     with_rows,
-    with_shared_chains,
 )
 from sources.registry import OpenedSources
 from sources.rows.filters import Filters
@@ -117,10 +117,12 @@ class Loader:
         if has_other_rows:
             self._state = with_rows(self._state, rows)
         pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies, options.cache)
-        self._state, moved = with_shared_chains(
+        self._state, moved = upgraded(
             self._state,
             opened.small & opened.sources.keys(),
-            lambda name, epoch: initial_state(opened.sources[name], pipeline, epoch),
+            lambda name, epoch: (
+                initial_state(source, pipeline, epoch) if (source := opened.sources.get(name)) else None
+            ),
         )
         self._eos_id = tokenizer.eos_id
         self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))

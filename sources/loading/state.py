@@ -92,29 +92,39 @@ def with_rows(state: LoaderState, rows: RowFormat) -> LoaderState:
     return {**restarted, "rows": rows}
 
 
-def with_shared_chains(
-    state: LoaderState, names: Collection[str], start: Callable[[str, int], PipelineState]
+def upgraded(
+    state: LoaderState, small: Collection[str], start: Callable[[str, int], PipelineState | None]
 ) -> tuple[LoaderState, dict[str, int]]:
-    """Return the state in which all lanes stand in one chain of each of the sources `names`; and the epochs with which
-    those continue of which every lane had a chain of its own, as in older versions.
+    """Return the state in today's format, in which all lanes stand in one chain of each of the sources `small`; and the
+    epochs with which those continue of which every lane had a chain of its own.
 
     An epoch of such a chain was all of the source, so as many are over as the lanes have behind them together.
-    `start(name, epoch)` is the position at the beginning of an epoch.
+    `start(name, epoch)` is the position at the beginning of an epoch, None for a source that is not open.
     """
+    is_older = state["format"] != STATE_FORMAT
     epochs = {
         name: sum(position["pass"] for position in positions if position)
         for name, positions in _positions(state).items()
-        if name in names and any(positions) and not _is_chain(positions)
+        if name in small and (is_older or any(positions)) and not _is_chain(positions)
     }
     starts = {name: start(name, epoch) for name, epoch in epochs.items()}
-    moved = _with_streams(
-        state,
-        lambda streams: {
-            name: {**stream, "state": starts[name], "taken": 0} if name in starts else stream
-            for name, stream in streams.items()
-        },
-    )
-    return {**moved, "format": STATE_FORMAT}, epochs
+
+    def change(streams: Streams) -> Streams:
+        changed: Streams = {}
+        for name, stream in streams.items():
+            if name in starts:
+                stream = StreamState(state=starts[name], taken=0, tokens=stream["tokens"])
+            elif is_older and stream["state"] is None:  # within its first block
+                first = start(name, 0)
+                if first is None:
+                    stream = StreamState(state=None, taken=0, tokens=stream["tokens"])
+                else:
+                    first.pop("cycle", None)  # as an older version dealt its first epoch
+                    stream = StreamState(state=first, taken=stream["taken"], tokens=stream["tokens"])
+            changed[name] = stream
+        return changed
+
+    return {**_with_streams(state, change), "format": STATE_FORMAT}, epochs
 
 
 def _positions(state: LoaderState) -> dict[str, list[PipelineState | None]]:

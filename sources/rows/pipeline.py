@@ -185,7 +185,9 @@ class RowPipeline:
                 empty_shards.update(self._share.shards)
             if len(empty_shards) == self.source.num_shards:
                 break
-            self._start(self._epoch + 1, self.config.num_lanes)
+            # A block that an older version began must hold the same rows, as some of them were trained on.
+            is_older = not self._is_shared and "cycle" not in self.state
+            self._start(self._epoch + 1, 1 if is_older else self.config.num_lanes)
             if self._is_shared and self._packer.has_block(MIN_BLOCK_ROWS):
                 return self._packer.rows_ready
         return rows

@@ -161,7 +161,7 @@ def remember(tmp_path, tokenizer) -> Callable[[OpenedSources, DataConfig], Shard
     def remember(opened: OpenedSources, config: DataConfig) -> ShardCache:
         cache = ShardCache(tmp_path / "cache", 1.0)
         small = frozenset(opened.small)
-        pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, replicated=small)
+        pipeline = PipelineConfig(tokenizer, 16, "best_fit", Filters(50), 16, True, 3, 10.0, shared=small)
         cached_sources(cache, opened.sources, config, pipeline)
         return cache
 

@@ -6,8 +6,8 @@ from sources.loading.state import (
     is_newer_format,
     is_readable,
     new_state,
+    upgraded,
     with_rows,
-    with_shared_chains,
     without_sources,
 )
 
@@ -56,15 +56,27 @@ def test_other_rows_keep_the_lanes_of_a_chain_together():
 
 
 def test_lanes_with_orders_of_their_own_come_to_share_one():
-    own, chain = [{"pass": 2}, None, {"pass": 3}], [{"pass": 1, "rows": 8}] * 3
-    before = standing(a=own, b=chain, c=own, d=[None] * 3)
-    after, epochs = with_shared_chains(before, {"a", "b", "d", "gone"}, lambda name, epoch: {"pass": epoch, "rows": 0})
-    assert epochs == {"a": 5}  # so often the three lanes together have read all of it
+    own, first = [{"pass": 2}, None, {"pass": 3}], [None] * 3
+    before = standing(small=own, begun=first, large=own, absent=own)
+
+    def start(name: str, epoch: int) -> dict | None:
+        return None if name == "absent" else {"pass": epoch, **({"cycle": 3} if name == "large" else {"rows": 0})}
+
+    after, epochs = upgraded(before, {"small", "begun", "gone"}, start)
+    assert epochs == {"small": 5, "begun": 0}  # so often the three lanes together have read all of it
     streams = [lane["streams"] for lane in after["lanes"].values()]
-    assert [stream["a"] for stream in streams] == [{"state": {"pass": 5, "rows": 0}, "taken": 0, "tokens": 9}] * 3
-    others = [lane["streams"] for lane in before["lanes"].values()]
-    assert all(stream[name] == other[name] for stream, other in zip(streams, others, strict=True) for name in "bcd")
-    assert with_shared_chains(after, {"a", "b", "d"}, None) == (after, {}) and after["format"] == 4
+    for name, epoch in epochs.items():
+        expected = {"state": {"pass": epoch, "rows": 0}, "taken": 0, "tokens": 9}
+        assert [stream[name] for stream in streams] == [expected] * 3
+    assert [stream["large"]["state"] for stream in streams] == [own[0], {"pass": 0}, own[2]]
+    assert {stream["large"]["taken"] for stream in streams} == {7}
+    assert [stream["absent"]["taken"] for stream in streams] == [7, 0, 7]  # the second begins again
+    assert after["format"] == 4 and upgraded(after, {"small", "begun"}, start) == (after, {})
+
+
+def test_lanes_in_the_first_block_of_a_chain_stay_there():
+    state = {**standing(small=[None] * 3), "format": 4}
+    assert upgraded(state, {"small"}, lambda name, epoch: {"pass": epoch, "rows": 0}) == (state, {})
 
 
 def test_only_formats_that_are_known_are_continued():
