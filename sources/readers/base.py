@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Literal, TypeVar
 
 from sources.readers.fields import Columns, FieldError, Template
@@ -92,12 +92,16 @@ class Reader:
             yield from ((text, position) for text, position in rows if text is not None)
             return
         rows = iter(rows)
-        while together := list(islice(rows, self.join_rows)):
-            texts = [text for text, _ in together if text is not None]
-            if sum(map(len, texts)) > LONGEST_TEXT:
+        for row in rows:
+            texts, length, end = [], 0, row[1]
+            for text, end in chain([row], islice(rows, self.join_rows - 1)):  # noqa: B007 # the last one's
+                length += len(text or "")
+                if text is not None and length <= LONGEST_TEXT:
+                    texts.append(text)
+            if length > LONGEST_TEXT:
                 self.skip_long(file, "text")
             elif texts:
-                yield "\n".join(texts), together[-1][1]
+                yield "\n".join(texts), end
 
     def _is_new(self, file: str, fact: str) -> bool:
         known = (file, fact) in self._noted

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from pyarrow import ArrowException
-
 from sources.config import FilesSpec
+from sources.readers.damage import is_damage
 from sources.readers.fields import compile_template
 from sources.readers.folder import File, FolderPin, FolderSource, list_files
 from sources.readers.packed import PACKED, open_file
@@ -33,7 +32,7 @@ class FilesSource(FolderSource):
         found = list_files(spec.path, spec.glob)
         files = [file for file in found if file.size > 0]
         if not files:
-            empty = f'{spec.path} holds empty files only; put text there or correct "path".'
+            empty = f'{spec.path} holds no file but empty ones; put text there or correct "path".'
             none = f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".'
             raise SourceError(empty) if found else SourceGone(none)
         super().__init__(spec.source_name, spec.path, files, pin)
@@ -65,13 +64,9 @@ class FilesSource(FolderSource):
                     yield from self.joined(self._json_rows(file, stream, start), file.key)
                 else:
                     yield from self._pieces(file, stream, start)
-        # ValueError: a text in a parquet file that is not UTF-8, or what is packed is damaged
-        except (ArrowException, ValueError, OverflowError) as error:
-            self.skip(file.key, "damaged files", f"is damaged ({first_line(error)}); what follows is skipped")
-        except OSError as error:
-            if error.errno is not None:
+        except Exception as error:
+            if not is_damage(error):
                 raise
-            # pyarrow's, of what a page holds
             self.skip(file.key, "damaged files", f"is damaged ({first_line(error)}); what follows is skipped")
 
     def _pieces(self, file: File, stream: BinaryIO, start: int) -> Iterator[tuple[str, int]]:

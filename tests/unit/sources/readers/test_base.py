@@ -1,7 +1,10 @@
 """What all readers share: each fact is announced once, each skipped file is counted once per reason."""
 
+import weakref
+
 import pytest
 
+from sources.readers import base
 from sources.readers.base import Reader
 from sources.readers.fields import compile_template
 from sources.readers.parquet import Batch
@@ -61,3 +64,27 @@ def test_rows_become_texts_with_the_number_of_the_next_row(reader: Reader):
     assert rows == [("<one>", 1), (None, 2), ("<two>", 3), (None, 8), ("<three>", 9)]
     assert list(reader.joined(rows, "a.parquet")) == [("<one>", 1), ("<two>", 3), ("<three>", 9)]
     assert reader.counts == {"rows without text": 2}
+
+
+def test_joining_holds_no_more_than_a_text_may_have(reader: Reader, monkeypatch):
+    """A thousand rows of just under the bound would be gigabytes."""
+    monkeypatch.setattr(base, "LONGEST_TEXT", 100)
+    reader.join_rows = 5
+    held: weakref.WeakSet[Text] = weakref.WeakSet()
+    most = 0
+
+    def rows():
+        nonlocal most
+        for number in range(12):
+            text = Text(f"{number:060}" if number < 10 else f"short {number}")  # a set has equal ones once
+            held.add(text)
+            yield text, number + 1
+            del text
+            most = max(most, len(held))
+
+    assert list(reader.joined(rows(), "a.parquet")) == [("short 10\nshort 11", 12)]
+    assert reader.counts == {"texts that are too long": 2} and most <= 3
+
+
+class Text(str):
+    """A text that can be referred to weakly."""

@@ -120,7 +120,7 @@ def test_files_without_rows_are_named(tmp_path, texts):
     assert not list(source.read(0, {"file": "good.jsonl", "at": 10**6}))
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "a.jsonl").touch()
-    with pytest.raises(SourceError, match=r"bare holds empty files only; put text there"):
+    with pytest.raises(SourceError, match=r"bare holds no file but empty ones; put text there"):
         open_files(tmp_path / "bare")
 
 
