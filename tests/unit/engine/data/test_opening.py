@@ -58,7 +58,7 @@ def test_notices_are_shown_and_taken(tmp_path: Path, data, log, said):
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "a.txt").write_text("Now is better than never. " * 9)
     opened = open_on_all_ranks(data({"type": "files", "path": str(tmp_path / "few")}), {}, None, ALONE, log)
-    assert "holds 1 texts to train on: every lane reads all of them" in said()
+    assert "few is small: all lanes share one order of its 1 texts to train on" in said()
     assert not any(source.notices for source in opened.sources.values())
 
 
