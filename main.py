@@ -18,6 +18,7 @@ from engine.device.ranks import join, leave
 from engine.errors import RunError
 from engine.screen import menu
 from engine.screen.console import Console
+from engine.screen.conversation import Conversation
 from engine.screen.streams import prepare_streams
 from engine.screen.text import printable
 
@@ -43,8 +44,8 @@ def main() -> int:
             if chosen is not None:
                 result = train(parse_preset(chosen), ranks=ranks, may_archive=menu.may_archive, watch=watch)
                 console.say(result.summary())
-            elif ranks.is_main:
-                menu.converse()
+        if chosen is None and ranks.is_main:
+            Conversation(menu.CHECKPOINTS).run()
     except RunError as error:
         console.error(str(error))
         return error.status

@@ -11,7 +11,7 @@ Notable here
 - Training on a CPU computes attention of short rows in bf16 by two batched products (`attend`): SDPA's kernel runs at a
   quarter of their speed (benchmarks/LOG.md). That keeps every attention weight for the backward pass, so long rows use
   SDPA.
-- KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
+- A KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
 import torch
@@ -21,27 +21,61 @@ from torch import Tensor, nn
 from .positions import rotate
 
 NORM_EPS = 1e-6
+Attended = tuple[Tensor, Tensor, Tensor | None]  # keys, values, mask
 SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 
 
 class KeyValueCache:
     """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid."""
 
-    def __init__(self, num_layers: int, batch_size: int, num_heads: int, seq_length: int, head_size: int, like: Tensor):
-        shape = (num_layers, batch_size, num_heads, seq_length, head_size)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
-        self.length = 0
+    def __init__(self, keys: Tensor, values: Tensor, length: int = 0):
+        self.keys, self.values, self.length = keys, values, length
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, T, D/H) of new tokens behind `length`; return those of all tokens.
+    @property
+    def positions(self) -> Tensor | None:
+        """Of the next token, (B,); None where it is `length` for all rows."""
+        return None
 
+    def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
+        """Store keys and values (B, H, T, D/H) of new tokens behind `length`.
+
+        Returns those of all tokens, and the mask of attention: None where the new tokens see all, or are the first.
         `length` itself moves once per forward pass, after the last layer: see TransformerLM.states.
         """
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        start, end = self.length, self.length + keys.shape[2]
+        self.keys[layer, :, :, start:end] = keys
+        self.values[layer, :, :, start:end] = values
+        mask = None
+        if start > 0 and end > start + 1:
+            assert causal_mask is not None, "several tokens that continue a cache need the causal mask"
+            mask = causal_mask[start:end, :end]
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end], mask
+
+
+class RowCache(KeyValueCache):
+    """A cache of rows of different lengths, to which one token a row is appended at a time."""
+
+    def __init__(self, cache: KeyValueCache):
+        super().__init__(cache.keys, cache.values)
+        self.window = cache.keys.shape[3]  # columns that are attended to; may be set to fewer
+        self._columns = torch.arange(self.window, device=cache.keys.device)
+        self._rows = torch.arange(cache.keys.shape[1], device=cache.keys.device)
+        self._positions = torch.zeros_like(self._rows)
+
+    @property
+    def positions(self) -> Tensor:
+        """Of the next token of each row, (B,): fill it before each forward pass."""
+        return self._positions
+
+    def row(self, number: int, length: int) -> KeyValueCache:
+        """One row by itself, of which `length` tokens are valid."""
+        return KeyValueCache(self.keys[:, number : number + 1], self.values[:, number : number + 1], length)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
+        self.keys[layer, self._rows, :, self._positions] = keys[:, :, 0]
+        self.values[layer, self._rows, :, self._positions] = values[:, :, 0]
+        mask = (self._columns[: self.window] <= self._positions[:, None])[:, None, None]
+        return self.keys[layer, :, :, : self.window], self.values[layer, :, :, : self.window], mask
 
 
 class HeadNorm(nn.RMSNorm):
@@ -95,13 +129,9 @@ class CausalSelfAttention(nn.Module):
 
         mask, is_causal = segment_mask, segment_mask is None
         if cache is not None:
-            start = cache.length
-            key, value = cache.append(self.layer, key, value)
-            if start > 0:
-                is_causal = False  # is_causal would align the triangle with the first key, not with the last
-                if length > 1:
-                    assert causal_mask is not None, "several tokens that continue a cache need the causal mask"
-                    mask = causal_mask[start : start + length, : start + length]
+            # is_causal would align the triangle with the first key, not with the last
+            is_causal = cache.length == 0 and cache.positions is None
+            key, value, mask = cache.append(self.layer, key, value, causal_mask)
 
         dropout = self.dropout if self.training else 0.0
         if causal_mask is not None and cache is None and dropout == 0 and attend_is_faster(value):

@@ -5,19 +5,20 @@ token is predicted too. Text that looks like a special token is plain text.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, Unpack, overload
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from .config import ModelConfig
+from .decoding.decoder import Precision
 from .decoding.forecast import forecast
-from .decoding.generate import generate_tokens
-from .decoding.sampling import SamplingOptions
+from .decoding.settings import GenerationSettings, Settings
+from .decoding.writing import Generation, Writer
 from .loss import IGNORE_INDEX
 from .snapshot import SnapshotError, learned_positions, read, restore
 from .tokenizer import panics_as_errors, read_tokenizer
@@ -49,7 +50,13 @@ class LanguageModel:
     Raises ValueError when that cannot be read or knows more ids than the model.
     """
 
-    def __init__(self, model: TransformerLM, tokenizer_json: str, eos_token_id: int):
+    def __init__(
+        self,
+        model: TransformerLM,
+        tokenizer_json: str,
+        eos_token_id: int,
+        precision: Precision | Literal["auto"] = "auto",
+    ):
         self.model = model
         self.eos_token_id = eos_token_id
         self.tokenizer = read_tokenizer(tokenizer_json)
@@ -59,6 +66,7 @@ class LanguageModel:
                 f"the tokenizer's {num_ids} ids or the end-of-text id {eos_token_id} do not fit the model's vocabulary "
                 f"of {model.vocab_size}; use the tokenizer it was trained with."
             )
+        self._writer = Writer(model, self.tokenizer, eos_token_id, _available(precision, model))
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an unpaired surrogate, which is not text, becomes U+FFFD.
@@ -69,47 +77,72 @@ class LanguageModel:
         with panics_as_errors():
             return self.tokenizer.encode(whole, add_special_tokens=False).ids
 
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = 64, **settings: Unpack[Settings]) -> Generation: ...
+    @overload
     def generate(
-        self,
-        prompt: str,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        no_repeat_ngram: int = 0,
-        seed: int | None = None,
-        stop_at_eos: bool = True,
-    ) -> str:
-        """The continuation of `prompt`, without the prompt. Raises ValueError for an argument outside its range.
+        self, prompt: list[str], max_new_tokens: int = 64, **settings: Unpack[Settings]
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: str | list[str], max_new_tokens: int = 64, **settings: Unpack[Settings]
+    ) -> Generation | list[Generation]:
+        """The continuation of a prompt, without the prompt; of a list, one for each, in order.
 
-        temperature 0 is greedy; no_repeat_ngram = n forbids n tokens in a row that occurred before, prompt included.
+        The settings are those of GenerationSettings, by name: temperature (0: greedy), top_p, top_k, min_p,
+        repetition_penalty, no_repeat_ngram, stop, seed, stop_at_eos, logprobs, num_samples, echo, logits_processors,
+        num_beams, length_penalty. With num_samples = n > 1 there are n texts for each prompt, one after the other.
+
+        A Generation is a str with `tokens`, `logprobs` and `stopped`. Raises ValueError for a setting that does not
+        exist or makes no sense, and for an empty list.
         """
-        return "".join(self.stream(prompt, max_new_tokens, temperature, top_p, no_repeat_ngram, seed, stop_at_eos))
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 0.9,
-        no_repeat_ngram: int = 0,
-        seed: int | None = None,
-        stop_at_eos: bool = True,
-    ) -> Iterator[str]:
-        """Like `generate`, but yields text as soon as it is decided, in whole characters."""
-        options = SamplingOptions(max_new_tokens, temperature, top_p, no_repeat_ngram, seed, stop_at_eos)
-        return self._pieces(prompt, options)  # no generator function itself: bad arguments raise at once
-
-    def _pieces(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
-        prompt_ids = self.encode(prompt)
+        checked = GenerationSettings.of(max_new_tokens, settings)
         with self._evaluating(), panics_as_errors():
-            # The decoder reads the prompt, so that spaces join correctly; a final U+FFFD would look like half a
-            # character.
-            known = [] if self.tokenizer.decode(prompt_ids).endswith("\N{REPLACEMENT CHARACTER}") else prompt_ids
-            decoder = DecodeStream(ids=known, skip_special_tokens=True)
-            for token in generate_tokens(self.model, prompt_ids, options, self.eos_token_id):
-                piece = decoder.step(self.tokenizer, token)
-                if piece:
-                    yield piece
+            texts = self._writer.generate(self._encode_all(prompt), checked)
+        generations = [generation for some in texts for generation in some]
+        return generations[0] if isinstance(prompt, str) and checked.num_samples == 1 else generations
+
+    @overload
+    def stream(
+        self, prompt: str, max_new_tokens: int = 64, **settings: Unpack[Settings]
+    ) -> Generator[str, None, Generation]: ...
+    @overload
+    def stream(
+        self, prompt: list[str], max_new_tokens: int = 64, **settings: Unpack[Settings]
+    ) -> Generator[tuple[int, str], None, list[Generation]]: ...
+    def stream(
+        self, prompt: str | list[str], max_new_tokens: int = 64, **settings: Unpack[Settings]
+    ) -> Generator[Any, None, Any]:
+        """Like `generate`, but yields text as soon as it is decided, in whole characters; of a list, with the number
+        of the prompt that it continues. What `generate` returns is the value that the generator returns at its end.
+        Beam search, echo, logprobs and several samples are for `generate`."""
+        checked = GenerationSettings.of(max_new_tokens, settings)
+        for name in ("num_beams", "num_samples", "echo", "logprobs"):
+            if getattr(checked, name) not in (1, False, None):
+                raise ValueError(
+                    f"{name} is {getattr(checked, name)!r}, which text as it is decided cannot have; use generate."
+                )
+        return self._pieces(self._encode_all(prompt), checked, isinstance(prompt, str))
+
+    def _pieces(
+        self, prompts: list[list[int]], settings: GenerationSettings, single: bool
+    ) -> Generator[Any, None, Any]:
+        with self._evaluating(), panics_as_errors():
+            if not single:
+                return (yield from self._writer.stream(prompts, settings))
+            pieces = self._writer.stream(prompts, settings)
+            while True:
+                try:
+                    yield next(pieces)[1]
+                except StopIteration as end:
+                    return end.value[0]
+
+    def _encode_all(self, prompt: str | list[str]) -> list[list[int]]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("the list of prompts is empty; give at least one text.")
+        if not all(isinstance(text, str) for text in prompts):
+            raise ValueError("a prompt is no text; give a string, or a list of strings.")
+        return [self.encode(text) for text in prompts]
 
     @torch.no_grad()
     def score(self, text: str) -> Score:
@@ -176,10 +209,26 @@ class LanguageModel:
             self.model.train(training)
 
 
-def load(path: str | os.PathLike, device: str | torch.device | None = None) -> LanguageModel:
+def _available(precision: str, model: TransformerLM) -> Precision:
+    """The precision of the weights that are read while text is written. Raises ValueError for one that is unknown."""
+    if precision == "auto":
+        on_gpu = model.final_norm.weight.device.type == "cuda"
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision in ("fp32", "bf16", "int8"):
+        return precision
+    raise ValueError(f'precision is {precision!r}; give "auto", "fp32", "bf16" or "int8".')
+
+
+def load(
+    path: str | os.PathLike,
+    device: str | torch.device | None = None,
+    precision: Precision | Literal["auto"] = "auto",
+) -> LanguageModel:
     """Read a snapshot file that training wrote, and return its LanguageModel.
 
-    The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU. All of the
+    The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU.
+    `precision` is that of their copies from which text is written: "auto" is bf16 on a GPU that has it, else fp32;
+    "int8" has one scale for each row of a matrix and is the fastest on a CPU. Scores are always fp32's. All of the
     model is built from the file: weights, configuration, tokenizer and lookahead core. `.model` of the result is the
     TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
 
@@ -206,7 +255,7 @@ def load(path: str | os.PathLike, device: str | torch.device | None = None) -> L
     restore(model, contents.model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id)
+        return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id, precision)
     except ValueError as error:
         raise SnapshotError(f"{path}: {error}") from error
 

@@ -130,16 +130,19 @@ class TransformerLM(nn.Module):
             )
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
         x = self.tokens(input_ids)
+        rows = None if cache is None else cache.positions
         if self.positions is not None:
-            x = x + self.positions(self.positions.ids_at(length, start, segment_ids))
-        rotations = None if self.rotary is None else self.rotary(length, start)
+            x = x + self.positions(self.positions.ids_at(length, start, segment_ids) if rows is None else rows[:, None])
+        rotations = None
+        if self.rotary is not None:
+            rotations = self.rotary(length, start) if rows is None else self.rotary.of_rows(rows)
         x = second_layer = before_last = self.dropout(x)
         for index, block in enumerate(self.blocks):
             before_last = x
             x = block(x, cache, self.causal_mask, mask, rotations)
             if index < 2:
                 second_layer = x
-        if cache is not None:
+        if cache is not None and rows is None:
             cache.length += length
         return States(self.final_norm(x), second_layer, before_last)
 
@@ -151,9 +154,9 @@ class TransformerLM(nn.Module):
         """An empty cache for one window of seq_length tokens."""
         config = self.config
         head_size = config.hidden_size // config.num_heads
-        return KeyValueCache(
-            config.num_layers, batch_size, config.num_heads, config.seq_length, head_size, like=self.final_norm.weight
-        )
+        shape = (config.num_layers, batch_size, config.num_heads, config.seq_length, head_size)
+        like = self.final_norm.weight
+        return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape))
 
     def extend_max_seq_len(self, new_length: int) -> None:
         """Let the model read `new_length` tokens; learned positions keep their bits, new ones: see positions.py.

@@ -29,7 +29,6 @@ from engine.errors import PresetError, first_line
 from engine.formatting import count, duration
 from engine.screen.streams import OUTPUT
 from engine.screen.text import literal, printable
-from model import load
 from model.config import AuxiliaryConfig, ModelConfig
 from model.snapshot import SnapshotError
 from model.snapshot import read as read_snapshot
@@ -78,22 +77,6 @@ def may_archive(sentence: str) -> bool:
     """Asks a person whether checkpoints that do not fit may be moved away; without a terminal the answer is no."""
     question = f"{sentence}\nMove the old checkpoints to {CHECKPOINTS}/archive/ and train a new model? [y/N] "
     return sys.stdin.isatty() and _line(question).strip().lower() in ("y", "yes")
-
-
-def converse(checkpoint_dir: Path = CHECKPOINTS) -> None:
-    """Reads prompts and streams the newest model's continuations, until an empty line or the end of input."""
-    snapshot = checkpoint_dir / CURRENT
-    if not snapshot.exists():
-        raise PresetError(f"{snapshot} does not exist yet: train a preset first.")
-    try:
-        lm = load(snapshot)
-    except ValueError as error:
-        raise PresetError(str(error)) from None
-    _say(f"{snapshot}: {count(lm.model.num_parameters())} parameters. Type a prompt; an empty line ends.")
-    while prompt := _line("> "):
-        for piece in lm.stream(prompt, max_new_tokens=200, temperature=0.8, top_p=0.9, no_repeat_ngram=4):
-            _say(piece, end="")
-        _say()
 
 
 def _ask(files: list[Path], tokens_per_run: int, checkpoint_dir: Path) -> Preset | None:

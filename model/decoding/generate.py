@@ -1,48 +1,136 @@
-"""Decoding token by token with a key-value cache.
+"""Writing token by token, several rows at a time; each row gets the tokens that it would get alone.
 
-When the window of seq_length tokens is full, its last half is kept and the cache is rebuilt from it: learned positions
-cannot slide, and rebuilding once per half window costs far less than reading the whole window again for every token.
+A document follows an end-of-text token, as in training; only the last tokens of a longer prompt are read. When a row's
+window of seq_length tokens is full, its last half is read anew: learned positions cannot slide, and reading half a
+window once costs far less than reading the whole window for every token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..attention import KeyValueCache
-from ..transformer import TransformerLM
-from .sampling import RepeatedNgrams, SamplingOptions, choose
+from .decoder import Decoder
+from .processing import Penalties, draw, probabilities
+from .settings import GenerationSettings
+
+Stopped = Literal["eos", "length", "stop", "exhausted"]
+UNIFORMS_AT_A_TIME = 64
+
+
+class Token(NamedTuple):
+    """One step of one row. `id` is None where the row ends without one: `stopped` says why."""
+
+    row: int
+    id: int | None
+    stopped: Stopped | None  # None: the row goes on
+    logprob: float | None = None  # nats of the chosen token under the model, before any setting; None: not asked for
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities
+
+
+class _Row:
+    """A document that grows."""
+
+    def __init__(self, number: int, prompt: Sequence[int], settings: GenerationSettings, sample: int, vocab_size: int):
+        self.number, self.settings = number, settings
+        self.penalties = Penalties(settings, prompt, vocab_size)
+        self.written = 0
+        self._generator = None if settings.greedy else settings.generator(sample)
+        self._uniforms: list[float] = []
+
+    def add(self, token: int) -> None:
+        self.written += 1
+        self.penalties.add(token)
+
+    def uniform(self) -> float:
+        """The next random number in [0, 1)."""
+        if not self._uniforms:
+            drawn = torch.rand(UNIFORMS_AT_A_TIME, generator=self._generator, dtype=torch.float64)
+            self._uniforms = drawn.tolist()[::-1]
+        return self._uniforms.pop()
 
 
 def generate_tokens(
-    model: TransformerLM, prompt: list[int], options: SamplingOptions, eos_token_id: int
-) -> Iterator[int]:
-    """Yield up to max_new_tokens token ids that continue the document that begins with `prompt`, which may be empty.
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    eos_token_id: int,
+    samples: Sequence[int],
+    ended: set[int],
+) -> Iterator[Token]:
+    """Yield the tokens that continue `prompts`, of which any may be empty, as they are decided, row by row.
 
-    The document follows an end-of-text token, as in training. Only the last seq_length tokens of a longer prompt are
-    read. With stop_at_eos the end-of-text token stops generation and is not yielded.
+    The decoder has a slot for each prompt; samples[i] is the number of text i among those of one prompt. Rows whose
+    numbers the caller adds to `ended` get no more tokens.
     """
-    seq_length = model.config.seq_length
-    generator = options.generator()
-    repeated = RepeatedNgrams(options.no_repeat_ngram, prompt)  # without the end-of-text token, which may repeat
-    tokens = [eos_token_id, *prompt][-seq_length:]
-    cache = model.new_cache()
-    unread = tokens
-    for _ in range(options.max_new_tokens):
-        token = choose(_next_logits(model, unread, cache), options, repeated.forbidden(), generator)
-        if token is None or (options.stop_at_eos and token == eos_token_id):
-            return
-        yield token
-        repeated.add(token)
-        tokens.append(token)
-        unread = [token]
-        if cache.length == seq_length:
-            unread = tokens[-max(1, seq_length // 2) :]
-            cache.length = 0
+    rows = [_Row(i, prompt, settings, samples[i], decoder.vocab_size) for i, prompt in enumerate(prompts)]
+    pending: list[Tensor] = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        decoder.lengths[row.number] = 0
+        pending.append(decoder.read(row.number, [eos_token_id, *prompt][-decoder.window :])[0].clone())
+    logits = torch.stack(pending)
+    while rows:
+        for row, token in zip(rows, _choose(logits, rows, settings), strict=True):
+            if token.id == eos_token_id and settings.stop_at_eos:
+                token = token._replace(id=None, stopped="eos")
+            elif token.id is not None:
+                row.add(token.id)
+                if row.written == settings.max_new_tokens:
+                    token = token._replace(stopped="length")
+            if token.stopped:
+                ended.add(row.number)
+            yield token
+        rows = [row for row in rows if row.number not in ended]
+        if rows:
+            logits = _read(decoder, rows, eos_token_id)
 
 
-@torch.no_grad()
-def _next_logits(model: TransformerLM, tokens: list[int], cache: KeyValueCache) -> Tensor:
-    """(vocab_size,): the distribution after `tokens`, which are added to the cache."""
-    input_ids = torch.tensor([tokens], device=cache.keys.device)
-    return model.logits(model.hidden_states(input_ids, cache)[0, -1])
+def _read(decoder: Decoder, rows: Sequence[_Row], eos_token_id: int) -> Tensor:
+    """The logits (len(rows), V) after each row's newest token."""
+    full = [row for row in rows if decoder.lengths[row.number] == decoder.window]
+    going = [row for row in rows if decoder.lengths[row.number] < decoder.window]
+    by_row = {}
+    if going:
+        logits = decoder.step([row.number for row in going], [row.penalties.tokens[-1] for row in going])
+        if not full:
+            return logits
+        by_row = {row.number: line.clone() for row, line in zip(going, logits, strict=True)}
+    for row in full:
+        document = [eos_token_id, *row.penalties.tokens]
+        decoder.lengths[row.number] = 0
+        by_row[row.number] = decoder.read(row.number, document[-max(1, decoder.window // 2) :])[0].clone()
+    return torch.stack([by_row[row.number] for row in rows])
+
+
+def _choose(logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings) -> list[Token]:
+    """One token for each row from logits (len(rows), V), which may be overwritten."""
+    logits = logits.float()
+    logprobs = None if settings.logprobs is None else logits.log_softmax(-1)
+    if rows[0].penalties.active:
+        logits = torch.stack([row.penalties.apply(line) for row, line in zip(rows, logits, strict=True)])
+        exhausted = torch.isneginf(logits).all(-1).tolist()
+        logits = logits.masked_fill(torch.tensor(exhausted, device=logits.device)[:, None], 0)
+    else:
+        exhausted = [False] * len(rows)
+    if settings.greedy:
+        chosen = logits.argmax(-1)
+    else:
+        uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64)
+        chosen = draw(probabilities(logits, settings), uniforms.to(logits.device))
+    ids = chosen.tolist()
+    tokens = [
+        Token(row.number, None, "exhausted") if none else Token(row.number, id, None)
+        for row, id, none in zip(rows, ids, exhausted, strict=True)
+    ]
+    if logprobs is None:
+        return tokens
+    return [
+        token._replace(**_told(line, token.id, settings.logprobs)) for token, line in zip(tokens, logprobs, strict=True)
+    ]
+
+
+def _told(logprobs: Tensor, chosen: int | None, most: int | None) -> dict:
+    top = logprobs.topk(min(most or 0, len(logprobs)))
+    likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return {"logprob": None if chosen is None else logprobs[chosen].item(), "top": likeliest}

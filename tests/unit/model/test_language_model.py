@@ -47,16 +47,6 @@ def test_the_stream_is_the_text_in_whole_characters(language_model):
     assert len(pieces) > 100 and all(pieces)
 
 
-def test_a_character_of_several_tokens_comes_out_in_one_piece(trained, tokenizer, monkeypatch):
-    lm = LanguageModel(trained, tokenizer.to_str(), EOS)
-    ids = lm.encode("a世🙂é")
-    assert len(ids) > 4  # more tokens than characters
-    monkeypatch.setattr("model.language_model.generate_tokens", lambda *_: iter(ids))
-    assert list(lm.stream("")) == ["a", "世", "🙂", "é"]
-    monkeypatch.setattr("model.language_model.generate_tokens", lambda *_: iter(ids[:-1]))
-    assert lm.generate("") == "a世🙂"  # the last character was not finished
-
-
 def test_a_seed_decides_and_global_randomness_is_untouched(language_model):
     state = torch.get_rng_state()
     first = language_model.generate("The", seed=1)

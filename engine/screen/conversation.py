@@ -1,0 +1,191 @@
+"""The menu's `g`: prompts in, continuations out, with settings in lines such as `/temperature 0.7`.
+
+Ctrl-C ends an answer; an empty line, /quit or the end of input ends the conversation.
+"""
+
+import contextlib
+import difflib
+import json
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.load import CURRENT, NAMES
+from engine.errors import PresetError
+from engine.formatting import count
+from engine.screen.streams import OUTPUT
+from engine.screen.text import printable
+from model import LanguageModel, load
+from model.decoding.settings import GenerationSettings
+
+DEFAULTS: dict[str, Any] = {"max_new_tokens": 200, "temperature": 0.8, "top_p": 0.9, "no_repeat_ngram": 4}
+SETTINGS = {
+    "max_new_tokens": "tokens of an answer, at most",
+    "temperature": "0: always the likeliest token; higher: more varied",
+    "top_p": "draw from the likeliest tokens that add up to this share",
+    "top_k": "draw from this many of the likeliest tokens; 0: all",
+    "min_p": "leave out tokens below this share of the likeliest one's probability",
+    "repetition_penalty": "above 1: tokens that occurred become less likely",
+    "no_repeat_ngram": "never the same n tokens in a row twice; 0: off",
+    "stop": 'an answer ends before this text, such as "\\n"',
+    "seed": "the same answer each time; none: another one each time",
+}
+COMMANDS = {
+    "help": "this list",
+    "settings": "the settings as they are now",
+    "reset": "the settings as they were at the start",
+    "model": "the snapshots here, or another one: /model lm_prev.pth",
+    "quit": "end; so does an empty line",
+}
+
+
+class Conversation:
+    """One model at a time from `folder`, and the settings of its answers."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.settings = dict(DEFAULTS)
+        self._model = self._load(CURRENT)
+
+    def run(self) -> None:
+        """Ask, and answer, until there is nothing more."""
+        _say("Type a prompt, and Enter; /help shows what else there is, an empty line ends.")
+        with _interruptible(), _line_editing():
+            while (line := _read_line()) is not None:
+                if line.startswith("/") and not line.startswith("//"):
+                    if line.strip() == "/quit":
+                        return
+                    _say(self._command(line[1:].strip()))
+                else:
+                    self._answer(line.removeprefix("/"))
+
+    def _answer(self, prompt: str) -> None:
+        """Stream a continuation; Ctrl-C ends it."""
+        settings = dict(self.settings)
+        pieces = self._model.stream(prompt, settings.pop("max_new_tokens"), **settings)
+        begin, generation = time.perf_counter(), None
+        with warnings.catch_warnings(record=True) as notes:
+            try:
+                while generation is None:
+                    try:
+                        _say(next(pieces), end="")
+                    except StopIteration as end:
+                        generation = end.value
+            except KeyboardInterrupt:
+                pieces.close()
+                _say("\n(stopped)")
+                return
+        tokens, seconds = len(generation.tokens), time.perf_counter() - begin
+        _say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second)")
+        for note in notes:
+            _say(f"({note.message})")
+
+    def _command(self, line: str) -> str:
+        """Carry out a command or a setting; returns what to say."""
+        name, _, value = line.partition(" ")
+        value = value.strip()
+        if name == "help":
+            rows = {**COMMANDS, **{f"{setting} VALUE": meaning for setting, meaning in SETTINGS.items()}}
+            return (
+                "\n".join(f"  /{name:<26} {meaning}" for name, meaning in rows.items()) + "\n  //...  a prompt with /"
+            )
+        if name == "settings":
+            return ", ".join(f"{setting} {self.settings.get(setting)!r}" for setting in SETTINGS)
+        if name == "reset":
+            self.settings = dict(DEFAULTS)
+            return "The settings are as they were at the start."
+        if name == "model":
+            return self._choose(value)
+        if name in SETTINGS:
+            return self._set(name, value)
+        near = difflib.get_close_matches(name, [*COMMANDS, *SETTINGS], 1)
+        return f"There is no /{name}{f'; did you mean /{near[0]}?' if near else ': /help lists what there is.'}"
+
+    def _set(self, name: str, value: str) -> str:
+        if not value:
+            return f"/{name} is {self.settings.get(name)!r}: {SETTINGS[name]}."
+        try:
+            parsed = None if value == "none" else json.loads(value)
+        except ValueError:
+            parsed = value.encode().decode("unicode_escape") if name == "stop" else value
+        changed = {**self.settings, name: parsed}
+        if parsed is None:
+            del changed[name]
+        try:
+            GenerationSettings.of(changed.get("max_new_tokens", DEFAULTS["max_new_tokens"]), _without_length(changed))
+        except (ValueError, TypeError) as error:
+            return str(error)
+        self.settings = {"max_new_tokens": DEFAULTS["max_new_tokens"], **changed}
+        return f"{name} is {parsed!r} now."
+
+    def _choose(self, name: str) -> str:
+        there = [other for other in NAMES if (self.folder / other).exists()]
+        there += sorted(path.name for path in self.folder.glob("*.pth") if path.name not in there)
+        if not name:
+            return f"{self.folder} holds {', '.join(there)}."
+        if name not in there:
+            return f"{self.folder} holds no {name}; there are {', '.join(there)}."
+        try:
+            self._model = self._load(name)
+        except PresetError as error:
+            return str(error)
+        return f"{name} answers now."
+
+    def _load(self, name: str) -> LanguageModel:
+        path = self.folder / name
+        if not path.exists():
+            raise PresetError(f"{path} does not exist yet: train a preset first.")
+        try:
+            model = load(path)
+        except ValueError as error:
+            raise PresetError(str(error)) from None
+        _say(f"{path}: {count(model.model.num_parameters())} parameters.")
+        return model
+
+
+def _without_length(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "max_new_tokens"}
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, which elsewhere in the program it does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _line_editing() -> Iterator[None]:
+    """Arrow keys, and a history of this conversation, where the terminal and this Python have them."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    readline.set_auto_history(True)
+    yield
+
+
+def _read_line() -> str | None:
+    """A prompt or a command; None at the end. Ctrl-C begins the line anew."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            _say()
+            return None
+        except KeyboardInterrupt:
+            _say("\n(an empty line ends)")
+            continue
+        return line if line.strip() else None
+
+
+def _say(text: str = "", end: str = "\n") -> None:
+    print(printable(text), end=end, file=OUTPUT, flush=True)

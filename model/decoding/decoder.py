@@ -1,0 +1,251 @@
+"""A model that reads tokens into slots, each of which holds the keys and values of one row.
+
+`KernelDecoder` is for CPUs: one call of kernel.c a step. `TorchDecoder` runs the model itself, on any device, and a
+step on a GPU as a CUDA graph. Both keep the same promises: a token's logits depend on its slot's tokens alone.
+"""
+
+import copy
+import ctypes
+from collections.abc import Sequence
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import RowCache
+from ..block import Norm, TransformerBlock
+from ..transformer import TransformerLM
+from . import kernel
+
+Precision = Literal["fp32", "bf16", "int8"]
+_FORMATS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+_MLPS = {"gelu": 0, "squared_relu": 1, "swiglu": 2}
+
+
+class Decoder(Protocol):
+    """Slots of up to `window` tokens. `lengths` says how many each holds; lowering one forgets the tokens after it."""
+
+    window: int
+    vocab_size: int
+    lengths: list[int]
+
+    def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
+        """Append tokens to a slot. Returns the logits (1, V) after the last one, or (len(tokens), V) after each; they
+        are overwritten by the next call."""
+        ...
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Append one token to each of some slots. Returns logits (len(slots), V), overwritten by the next call."""
+        ...
+
+    def reorder(self, slots: Sequence[int]) -> None:
+        """Let slot i hold what slots[i] holds."""
+        ...
+
+
+class Weights:
+    """A model's weights in the form in which a decoder reads them; made once, used by many decoders."""
+
+    def __init__(self, model: TransformerLM, precision: Precision):
+        self.precision: Precision = precision
+        self.on_kernel = model.final_norm.weight.device.type == "cpu" and kernel.library() is not None
+        self.model = model
+        self._kept: list[Tensor] = []  # what the structures point to
+        if self.on_kernel:
+            self._pack(model)
+        elif precision != "fp32":
+            self.model = _converted(model, precision)
+
+    def decoder(self, slots: int) -> Decoder:
+        """A decoder of `slots` empty slots."""
+        return KernelDecoder(self, slots) if self.on_kernel else TorchDecoder(self.model, slots)
+
+    def _pack(self, model: TransformerLM) -> None:
+        blocks = [cast(TransformerBlock, block) for block in model.blocks]
+        layers = (kernel.Layer * len(blocks))()
+        for layer, block in zip(layers, blocks, strict=True):
+            attention, mlp = block.attention, block.mlp
+            layer.attention_norm, layer.mlp_norm = self._norm(block.attention_norm), self._norm(block.mlp_norm)
+            layer.query_norm, layer.key_norm = self._norm(attention.query_norm), self._norm(attention.key_norm)
+            layer.qkv = self._linear(attention.in_proj_weight, attention.in_proj_bias)
+            layer.out = self._linear(attention.out_proj.weight, attention.out_proj.bias)
+            layer.up = self._linear(mlp.up.weight, mlp.up.bias)
+            layer.down = self._linear(mlp.down.weight, mlp.down.bias)
+        config = model.config
+        rotary = None if model.rotary is None else model.rotary(config.seq_length)
+        self.layers = layers
+        self.structure = kernel.Model(
+            layers=config.num_layers, hidden=config.hidden_size, heads=config.num_heads,
+            inner=blocks[0].mlp.down.in_features, vocab=model.vocab_size, window=config.seq_length,
+            format=_FORMATS[self.precision], rms_norm=config.norm == "rms", mlp=_MLPS[config.mlp],
+            threads=torch.get_num_threads(), embedding=self._plain(model.tokens.weight),
+            learned=self._plain(None if model.positions is None else model.positions.weight),
+            rotary=self._plain(rotary), layer=layers, final_norm=self._norm(model.final_norm),
+            head=self._linear(model.head_weight, None),
+        )  # fmt: skip
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> kernel.Linear:
+        """Weights (out, in) with rows up to a multiple of four, which the kernel reads at a time."""
+        weight = weight.detach()
+        missing = -len(weight) % 4
+        if missing:
+            weight = nn.functional.pad(weight, (0, 0, 0, missing))
+        scale = None
+        if self.precision == "int8":
+            weight, scale = quantized(weight)
+        elif self.precision == "bf16":
+            weight = weight.bfloat16()
+        return kernel.Linear(self._pointer(weight), self._plain(scale), self._plain(bias))
+
+    def _norm(self, norm: Norm | None) -> kernel.Norm:
+        if norm is None:
+            return kernel.Norm()
+        return kernel.Norm(self._plain(norm.weight), self._plain(getattr(norm, "bias", None)), norm.eps)
+
+    def _plain(self, tensor: Tensor | None) -> int | None:
+        return None if tensor is None else self._pointer(tensor.detach().float())
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self._kept.append(tensor.contiguous())
+        return self._kept[-1].data_ptr()
+
+
+class KernelDecoder:
+    """See Decoder."""
+
+    def __init__(self, weights: Weights, slots: int):
+        library = kernel.library()
+        assert library is not None
+        self._weights, self._library = weights, library
+        config = weights.model.config
+        self.window, self.vocab_size, self.lengths = config.seq_length, weights.model.vocab_size, [0] * slots
+        head = config.hidden_size // config.num_heads
+        # Not zeroed: no position is read before it is written.
+        self._cache = torch.empty(2, config.num_layers, slots, config.num_heads, self.window, head)
+        self._structure = kernel.Model.from_buffer_copy(weights.structure)
+        self._structure.slots = slots
+        self._structure.keys, self._structure.values = (part.data_ptr() for part in self._cache)
+        self._make_room(max(1, slots))
+
+    def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
+        start = self.lengths[slot]
+        assert 0 < len(tokens) <= self.window - start
+        self.lengths[slot] += len(tokens)
+        positions = range(start, start + len(tokens))
+        return self._forward(tokens, [slot] * len(tokens), positions, len(tokens) if every else 1)
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        positions = [self.lengths[slot] for slot in slots]
+        for slot in slots:
+            self.lengths[slot] += 1
+        return self._forward(tokens, slots, positions, len(slots))
+
+    def reorder(self, slots: Sequence[int]) -> None:
+        self.lengths = [self.lengths[slot] for slot in slots]
+        longest = max(self.lengths)
+        self._cache[..., :longest, :] = self._cache[:, :, list(slots), :, :longest]
+
+    def _forward(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], wanted: int) -> Tensor:
+        count = len(tokens)
+        if count > len(self._tokens):
+            self._make_room(count)
+        self._tokens[:count], self._slots[:count], self._positions[:count] = tokens, slots, positions
+        if wanted > len(self._logits):
+            self._logits = torch.empty(wanted, self.vocab_size)
+        self._library.forward(
+            self._structure, count, self._tokens, self._slots, self._positions, wanted,
+            self._logits.data_ptr(), self._scratch.data_ptr(),
+        )  # fmt: skip
+        return self._logits[:wanted]
+
+    def _make_room(self, count: int) -> None:
+        """For calls of `count` tokens."""
+        self._tokens = (ctypes.c_int64 * count)()
+        self._slots, self._positions = (ctypes.c_int32 * count)(), (ctypes.c_int32 * count)()
+        self._logits = torch.empty(min(count, len(self.lengths)), self.vocab_size)
+        self._scratch = torch.empty(self._library.scratch_size(self._structure, count))
+
+
+class TorchDecoder:
+    """See Decoder. A step computes all slots, whichever are asked for: shapes never change."""
+
+    def __init__(self, model: TransformerLM, slots: int):
+        self.model = model
+        self.window, self.vocab_size, self.lengths = model.config.seq_length, model.vocab_size, [0] * slots
+        self.cache = RowCache(model.new_cache(slots))
+        self._tokens = torch.zeros(slots, 1, dtype=torch.int64, device=self.cache.keys.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: Tensor | None = None
+
+    @torch.inference_mode()
+    def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
+        row = self.cache.row(slot, self.lengths[slot])
+        ids = torch.tensor([list(tokens)], device=self._tokens.device)
+        hidden = self.model.hidden_states(ids, row)[0]
+        self.lengths[slot] = row.length
+        return self.model.logits(hidden if every else hidden[-1:])
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        positions = [min(length, self.window - 1) for length in self.lengths]
+        rows = [0] * len(self.lengths)
+        for slot, token in zip(slots, tokens, strict=True):
+            rows[slot] = token
+            self.lengths[slot] += 1
+        self.cache.positions.copy_(torch.tensor(positions), non_blocking=True)
+        self._tokens.copy_(torch.tensor(rows)[:, None], non_blocking=True)
+        logits = self._replay() if self._tokens.is_cuda else self._forward(max(positions) + 1)
+        return logits if list(slots) == list(range(len(self.lengths))) else logits[list(slots)]
+
+    def reorder(self, slots: Sequence[int]) -> None:
+        self.lengths = [self.lengths[slot] for slot in slots]
+        for part in (self.cache.keys, self.cache.values):
+            part.copy_(part[:, list(slots)])
+
+    def _forward(self, window: int) -> Tensor:
+        self.cache.window = window
+        return self.model.logits(self.model.hidden_states(self._tokens, self.cache)[:, -1])
+
+    def _replay(self) -> Tensor:
+        """A step as one launch. What is written during warm-up and capture is written again by the replay."""
+        if self._graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._forward(self.window)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._logits = self._forward(self.window)
+        self._graph.replay()
+        assert self._logits is not None
+        return self._logits
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (out, in) as int8 and one fp32 scale a row (out,): weight is about int8 * scale."""
+    scale = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+@torch.no_grad()
+def _converted(model: TransformerLM, precision: Precision) -> TransformerLM:
+    """A copy of the trunk in bf16, or with weights rounded to int8: the same numbers as the kernel's, unpacked."""
+    latent, model.latent = model.latent, None
+    try:
+        converted = copy.deepcopy(model)
+    finally:
+        model.latent = latent
+    if precision == "bf16":
+        return converted.bfloat16()
+    if converted.lm_head is None:  # the embedding is looked up as it is
+        converted.lm_head = nn.Linear(*reversed(converted.tokens.weight.shape), bias=False)
+        converted.lm_head.weight = nn.Parameter(converted.tokens.weight.clone())
+    matrices = [
+        p for name, p in converted.named_parameters() if p.ndim == 2 and "tokens" not in name and "pos" not in name
+    ]
+    for parameter in matrices:
+        weight, scale = quantized(parameter)
+        parameter.copy_(weight * scale[:, None])
+    return converted

@@ -1,0 +1,272 @@
+/* The trunk's forward pass over single tokens on a CPU, in one call: what torch needs a hundred calls for.
+
+   Notable here
+   - A token is (slot, position): it reads the keys and values of its slot up to its position. So one function serves a
+     prompt, a batch of rows at different positions, and several tokens of one row.
+   - Every number is summed in the same order whatever else is in the call: a token's logits have the same bits alone and
+     in a batch.
+   - Weights are fp32, bf16, or int8 with one scale a row; everything else is fp32. Reading them bounds the speed, so they
+     are read once a call, in order.
+   - kernel.py has the structures' other half; transformer.py, block.py and attention.py have the same mathematics. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+enum { FP32, BF16, INT8 };
+enum { GELU, SQUARED_RELU, SWIGLU };
+
+typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (out, in), (out), (out) */
+typedef struct { const float *weight, *bias; float eps; } Norm;           /* weight NULL: there is no norm */
+typedef struct { Norm attention_norm, query_norm, key_norm, mlp_norm; Linear qkv, out, up, down; } Layer;
+
+typedef struct {
+    int32_t layers, hidden, heads, inner, vocab, window, slots, format, rms_norm, mlp, threads;
+    const float *embedding; /* (vocab, hidden) */
+    const float *learned;   /* (window, hidden) or NULL */
+    const float *rotary;    /* (2, window, head / 2): cosines, sines; or NULL */
+    const Layer *layer;
+    Norm final_norm;
+    Linear head;
+    float *keys, *values;   /* (layers, slots, heads, window, head) */
+} Model;
+
+#ifdef __AVX512F__
+enum { LANES = 16, TOKENS = 4 }; /* of a vector; read at a time, as registers allow */
+#else
+enum { LANES = 8, TOKENS = 2 };
+#endif
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static inline Vector load_fp32(const float *from) { return *(const Vector *)from; }
+#if defined(__AVX512F__) /* gcc's own conversions go number by number */
+static inline Vector load_bf16(const uint16_t *from) {
+    return (Vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from)), 16);
+}
+static inline Vector load_int8(const int8_t *from) {
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
+}
+#elif defined(__AVX2__)
+static inline Vector load_bf16(const uint16_t *from) {
+    return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from)), 16);
+}
+static inline Vector load_int8(const int8_t *from) {
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from)));
+}
+#else
+static inline Vector load_bf16(const uint16_t *from) {
+    return (Vector)(__builtin_convertvector(*(const Halves *)from, Words) << 16);
+}
+static inline Vector load_int8(const int8_t *from) { return __builtin_convertvector(*(const Bytes *)from, Vector); }
+#endif
+static inline float one_fp32(float value) { return value; }
+static inline float one_int8(int8_t value) { return value; }
+static inline float one_bf16(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+static inline float sum_of(Vector v) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+}
+
+/* Four rows of weights (4, k) by COUNT vectors (COUNT, k): y[t][i] = sum_k w[i][k] x[t][k]. Each sum has its own
+   accumulator, so that its order depends on k alone. */
+#define PRODUCT(NAME, TYPE, FORMAT, COUNT)                                                                             \
+    static inline void NAME(const TYPE *w, const float *x, int k, float (*y)[4]) {                                     \
+        Vector sums[COUNT][4] = {0};                                                                                   \
+        int done = 0;                                                                                                  \
+        for (; done + LANES <= k; done += LANES) {                                                                     \
+            for (int i = 0; i < 4; i++) {                                                                              \
+                Vector weights = load_##FORMAT(w + (int64_t)i * k + done);                                             \
+                for (int t = 0; t < COUNT; t++) sums[t][i] += weights * load_fp32(x + (int64_t)t * k + done);          \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (int t = 0; t < COUNT; t++) {                                                                              \
+            for (int i = 0; i < 4; i++) {                                                                              \
+                float sum = sum_of(sums[t][i]);                                                                        \
+                for (int j = done; j < k; j++) sum += one_##FORMAT(w[(int64_t)i * k + j]) * x[(int64_t)t * k + j];     \
+                y[t][i] = sum;                                                                                         \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+PRODUCT(one_token_fp32, float, fp32, 1)
+PRODUCT(one_token_bf16, uint16_t, bf16, 1)
+PRODUCT(one_token_int8, int8_t, int8, 1)
+PRODUCT(tokens_fp32, float, fp32, TOKENS)
+PRODUCT(tokens_bf16, uint16_t, bf16, TOKENS)
+PRODUCT(tokens_int8, int8_t, int8, TOKENS)
+
+/* x (n, in) -> y (n, out), or y += where `add`. The weights have rows up to a multiple of four. */
+static void linear(const Model *m, Linear linear, const float *x, int n, int in, float *y, int out, int add) {
+    static const int bytes[] = {4, 2, 1};
+    #pragma omp for schedule(static)
+    for (int block = 0; block < (out + 3) / 4; block++) {
+        int first = 4 * block, rows = out - first < 4 ? out - first : 4, count;
+        const void *w = (const char *)linear.weight + (int64_t)first * in * bytes[m->format];
+        for (int token = 0; token < n; token += count) {
+            float sums[TOKENS][4];
+            const float *from = x + (int64_t)token * in;
+            count = n - token < TOKENS ? 1 : TOKENS;
+            if (count == 1) {
+                if (m->format == FP32) one_token_fp32(w, from, in, sums);
+                else if (m->format == BF16) one_token_bf16(w, from, in, sums);
+                else one_token_int8(w, from, in, sums);
+            } else if (m->format == FP32) tokens_fp32(w, from, in, sums);
+            else if (m->format == BF16) tokens_bf16(w, from, in, sums);
+            else tokens_int8(w, from, in, sums);
+            for (int t = 0; t < count; t++) {
+                float *to = y + (int64_t)(token + t) * out + first;
+                for (int i = 0; i < rows; i++) {
+                    float value = linear.scale ? sums[t][i] * linear.scale[first + i] : sums[t][i];
+                    if (linear.bias) value += linear.bias[first + i];
+                    to[i] = add ? to[i] + value : value;
+                }
+            }
+        }
+    }
+}
+
+static void normalise(Norm norm, int rms, const float *x, float *y, int width) {
+    float mean = 0, squares = 0;
+    if (!rms) {
+        #pragma omp simd reduction(+ : mean)
+        for (int i = 0; i < width; i++) mean += x[i];
+        mean /= width;
+    }
+    #pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
+    float factor = 1 / sqrtf(squares / width + norm.eps);
+    for (int i = 0; i < width; i++) {
+        float value = (x[i] - mean) * factor * norm.weight[i];
+        y[i] = norm.bias ? value + norm.bias[i] : value;
+    }
+}
+
+static void normalise_all(const Model *m, Norm norm, const float *x, float *y, int n) {
+    #pragma omp for schedule(static)
+    for (int token = 0; token < n; token++) {
+        normalise(norm, m->rms_norm, x + (int64_t)token * m->hidden, y + (int64_t)token * m->hidden, m->hidden);
+    }
+}
+
+/* One head's query or key (head,): normalised, then rotated to its position. */
+static void place(const Model *m, Norm norm, float *x, int head, int position) {
+    if (norm.weight) normalise(norm, 1, x, x, head);
+    if (!m->rotary) return;
+    int half = head / 2;
+    const float *cosine = m->rotary + (int64_t)position * half, *sine = cosine + (int64_t)m->window * half;
+    for (int i = 0; i < half; i++) {
+        float first = x[i], second = x[i + half];
+        x[i] = first * cosine[i] - second * sine[i];
+        x[i + half] = second * cosine[i] + first * sine[i];
+    }
+}
+
+/* One head of one token: query (head,) over the keys and values (position + 1, head) of its slot. */
+static void attend(const float *query, const float *keys, const float *values, int head, int position, float *scores,
+                   float *mixed) {
+    float scale = 1 / sqrtf((float)head), largest = -INFINITY, total = 0;
+    for (int t = 0; t <= position; t++) {
+        float score = 0;
+        const float *key = keys + (int64_t)t * head;
+        #pragma omp simd reduction(+ : score)
+        for (int i = 0; i < head; i++) score += query[i] * key[i];
+        scores[t] = score * scale;
+        largest = fmaxf(largest, scores[t]);
+    }
+    for (int t = 0; t <= position; t++) total += scores[t] = expf(scores[t] - largest);
+    memset(mixed, 0, head * sizeof *mixed);
+    for (int t = 0; t <= position; t++) {
+        float share = scores[t] / total;
+        const float *value = values + (int64_t)t * head;
+        for (int i = 0; i < head; i++) mixed[i] += share * value[i];
+    }
+}
+
+static void activate(const Model *m, const float *up, float *inner, int n) {
+    int width = m->inner;
+    #pragma omp for schedule(static)
+    for (int token = 0; token < n; token++) {
+        const float *x = up + (int64_t)token * (m->mlp == SWIGLU ? 2 * width : width);
+        float *y = inner + (int64_t)token * width;
+        for (int i = 0; i < width; i++) {
+            if (m->mlp == GELU) y[i] = 0.5f * x[i] * (1 + erff(x[i] * (float)M_SQRT1_2));
+            else if (m->mlp == SQUARED_RELU) y[i] = x[i] > 0 ? x[i] * x[i] : 0;
+            else y[i] = x[i] / (1 + expf(-x[i])) * x[i + width];
+        }
+    }
+}
+
+/* Floats of scratch for n tokens. */
+int64_t scratch_size(const Model *m, int n) {
+    int64_t up = (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner;
+    return n * (2 * (int64_t)m->hidden + 3 * (int64_t)m->hidden + m->hidden + up + m->inner) +
+           (int64_t)m->threads * m->window;
+}
+
+/* Reads n tokens, tokens of one slot in order, and writes the logits (wanted, vocab) of the last `wanted` ones. */
+void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots, const int32_t *positions, int wanted,
+             float *logits, float *scratch) {
+    int width = m->hidden, head = width / m->heads;
+    float *x = scratch, *normed = x + (int64_t)n * width, *qkv = normed + (int64_t)n * width;
+    float *mixed = qkv + (int64_t)n * 3 * width, *inner = mixed + (int64_t)n * width;
+    float *up = inner + (int64_t)n * m->inner;
+    float *all_scores = up + n * (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner;
+    #pragma omp parallel num_threads(m->threads)
+    {
+#ifdef _OPENMP
+        extern int omp_get_thread_num(void);
+        float *scores = all_scores + (int64_t)omp_get_thread_num() * m->window;
+#else
+        float *scores = all_scores;
+#endif
+        #pragma omp for schedule(static)
+        for (int token = 0; token < n; token++) {
+            const float *embedding = m->embedding + tokens[token] * width;
+            const float *learned = m->learned ? m->learned + (int64_t)positions[token] * width : 0;
+            for (int i = 0; i < width; i++) {
+                x[(int64_t)token * width + i] = learned ? embedding[i] + learned[i] : embedding[i];
+            }
+        }
+        for (int number = 0; number < m->layers; number++) {
+            const Layer *layer = m->layer + number;
+            normalise_all(m, layer->attention_norm, x, normed, n);
+            linear(m, layer->qkv, normed, n, width, qkv, 3 * width, 0);
+            #pragma omp for schedule(static)
+            for (int job = 0; job < n * m->heads; job++) {
+                int token = job / m->heads, h = job % m->heads, position = positions[token];
+                int64_t cache = (((int64_t)number * m->slots + slots[token]) * m->heads + h) * m->window * head;
+                float *query = qkv + (int64_t)token * 3 * width + h * head, *key = query + width;
+                place(m, layer->query_norm, query, head, position);
+                place(m, layer->key_norm, key, head, position);
+                memcpy(m->keys + cache + (int64_t)position * head, key, head * sizeof *key);
+                memcpy(m->values + cache + (int64_t)position * head, key + width, head * sizeof *key);
+            }
+            #pragma omp for schedule(static)
+            for (int job = 0; job < n * m->heads; job++) {
+                int token = job / m->heads, h = job % m->heads;
+                int64_t cache = (((int64_t)number * m->slots + slots[token]) * m->heads + h) * m->window * head;
+                attend(qkv + (int64_t)token * 3 * width + h * head, m->keys + cache, m->values + cache, head,
+                       positions[token], scores, mixed + (int64_t)token * width + h * head);
+            }
+            linear(m, layer->out, mixed, n, width, x, width, 1);
+            normalise_all(m, layer->mlp_norm, x, normed, n);
+            linear(m, layer->up, normed, n, width, up, m->mlp == SWIGLU ? 2 * m->inner : m->inner, 0);
+            activate(m, up, inner, n);
+            linear(m, layer->down, inner, n, m->inner, x, width, 1);
+        }
+        normalise_all(m, m->final_norm, x + (int64_t)(n - wanted) * width, normed, wanted);
+        linear(m, m->head, normed, wanted, width, logits, m->vocab, 0);
+    }
+}

@@ -1,0 +1,102 @@
+"""kernel.c as a Python function: compiled once for this machine, kept in the user's cache, and called by ctypes.
+
+Without a C compiler there is no kernel, and decoding uses torch.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernel.c")
+# Sums may be reordered, so that they use vectors; infinities and NaN stay what they are.
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
+COMPILE_SECONDS = 60
+
+
+class Linear(Structure):
+    _fields_ = [("weight", c_void_p), ("scale", c_void_p), ("bias", c_void_p)]
+
+
+class Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
+
+
+class Layer(Structure):
+    _fields_ = [
+        *((name, Norm) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
+        *((name, Linear) for name in ("qkv", "out", "up", "down")),
+    ]
+
+
+class Model(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("layers", "hidden", "heads", "inner", "vocab", "window", "slots")),
+        *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads")),
+        *((name, c_void_p) for name in ("embedding", "learned", "rotary")),
+        ("layer", POINTER(Layer)),
+        ("final_norm", Norm),
+        ("head", Linear),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel; None where there is no compiler, or where it fails."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    loaded.scratch_size.argtypes = [POINTER(Model), c_int32]
+    loaded.scratch_size.restype = c_int64
+    loaded.forward.argtypes = [POINTER(Model), c_int32, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    loaded.forward.restype = None
+    return loaded
+
+
+def _compiled(compiler: str) -> Path:
+    """The path of the library. Raises OSError or SubprocessError where it can be neither found nor made."""
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + " ".join((compiler, *FLAGS, _processor())).encode()).hexdigest()[:16]
+    folder = _cache_folder()
+    path = folder / f"decoding-{key}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch, path.name)
+            command = [compiler, *FLAGS, "-shared", "-fPIC", "-x", "c", str(SOURCE), "-o", str(made), "-lm"]
+            if subprocess.run([*command, "-fopenmp"], capture_output=True, timeout=COMPILE_SECONDS).returncode:
+                subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=True)  # one thread then
+            made.rename(path)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user can write: whoever can write it could have code run here."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "forethought"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others")
+    return folder

@@ -1,0 +1,99 @@
+"""What happens to a row's logits before a token is chosen; in the order, and with the results, of transformers:
+
+    repetition_penalty, no_repeat_ngram, logits_processors      `Penalties`, of what the row holds so far
+    temperature, top_k, top_p, min_p                            `probabilities`, where tokens are drawn
+
+The end-of-text token that every document begins with is no part of what a row holds: it may be repeated.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .settings import GenerationSettings
+
+LEAST_TEMPERATURE = 1e-30  # at which all but the likeliest token have probability 0; less could be 0 in fp32
+
+
+class Penalties:
+    """One row's tokens, and what they do to its next logits."""
+
+    def __init__(self, settings: GenerationSettings, tokens: Sequence[int], vocab_size: int):
+        self.tokens: list[int] = []
+        self._settings, self._size = settings, settings.no_repeat_ngram
+        self._followers: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)  # of n - 1 tokens
+        self._seen = torch.zeros(vocab_size if settings.repetition_penalty != 1 else 0, dtype=torch.bool)
+        for token in tokens:
+            self.add(token)
+
+    @property
+    def active(self) -> bool:
+        settings = self._settings
+        return bool(settings.repetition_penalty != 1 or settings.no_repeat_ngram or settings.logits_processors)
+
+    def add(self, token: int) -> None:
+        """The row holds one more token."""
+        if self._size and len(self.tokens) >= self._size - 1:
+            self._followers[self._tail()].add(token)
+        self.tokens.append(token)
+        if len(self._seen):
+            self._seen[token] = True
+
+    def apply(self, scores: Tensor) -> Tensor:
+        """scores (V,), which may be overwritten -> (V,)."""
+        if len(self._seen):
+            seen, penalty = self._seen.to(scores.device), self._settings.repetition_penalty
+            scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+        if self._size and (forbidden := self._followers.get(self._tail())):
+            scores[list(forbidden)] = -torch.inf
+        if self._settings.logits_processors:
+            ids, scores = torch.tensor([self.tokens], dtype=torch.int64, device=scores.device), scores[None]
+            for processor in self._settings.logits_processors:
+                scores = processor(ids, scores)
+            scores = scores[0]
+        return scores
+
+    def copy(self) -> "Penalties":
+        """For a row that goes on differently from here."""
+        return Penalties(self._settings, self.tokens, len(self._seen))
+
+    def _tail(self) -> tuple[int, ...]:
+        return tuple(self.tokens[len(self.tokens) - self._size + 1 :])
+
+
+def probabilities(scores: Tensor, settings: GenerationSettings) -> Tensor:
+    """scores (B, V) -> (B, V): what tokens are drawn from, up to a factor for each row; 0 for what is cut off.
+
+    Tokens that are exactly as likely as the last one that top_k or top_p keeps are kept, too. (top_p: arXiv 1904.09751;
+    min_p: arXiv 2407.01082.)
+    """
+    # Relative to the largest, so that dividing by a tiny temperature overflows to -inf only.
+    scores = (scores - scores.amax(-1, keepdim=True)) / max(settings.temperature, LEAST_TEMPERATURE)
+    if 0 < settings.top_k < scores.shape[-1]:
+        least = scores.topk(settings.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    shares = scores.softmax(-1)
+    if settings.top_p < 1:
+        ascending = _sort(shares)
+        left_out = (ascending.cumsum(-1) <= 1 - settings.top_p).sum(-1, keepdim=True)
+        least = ascending.gather(-1, left_out.clamp(max=scores.shape[-1] - 1))
+        shares = torch.where(shares < least, 0, shares)
+    if settings.min_p > 0:
+        shares = torch.where(shares < settings.min_p * shares.amax(-1, keepdim=True), 0, shares)
+    return shares
+
+
+def draw(shares: Tensor, uniforms: Tensor) -> Tensor:
+    """shares (B, V), uniforms (B,) in [0, 1) -> (B,) int64: by inversion of the cumulative sums, which are in fp64 so
+    that no share is lost in rounding."""
+    sums = shares.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(sums, uniforms[:, None].double() * sums[:, -1:], right=True)[:, 0]
+
+
+def _sort(shares: Tensor) -> Tensor:
+    if shares.device.type == "cpu":  # numpy's sort uses vectors, and takes a twentieth of torch's time
+        return torch.from_numpy(np.sort(shares.numpy(), axis=-1))
+    return shares.sort(dim=-1).values

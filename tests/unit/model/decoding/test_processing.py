@@ -1,0 +1,125 @@
+"""model/decoding/processing.py: the distributions of transformers, and draws that follow them."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.decoding.processing import Penalties, draw, probabilities
+from model.decoding.settings import GenerationSettings
+
+LOGITS = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
+
+
+def processed(logits: torch.Tensor, settings: GenerationSettings, tokens: list[int]) -> torch.Tensor:
+    shares = probabilities(Penalties(settings, tokens, logits.shape[-1]).apply(logits[0].clone())[None], settings)
+    return shares / shares.sum()
+
+
+def by_transformers(logits: torch.Tensor, settings: GenerationSettings, tokens: list[int]) -> torch.Tensor:
+    chain = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.no_repeat_ngram:
+        chain.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram))
+    chain += settings.logits_processors
+    if settings.temperature != 1:
+        chain.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k:
+        chain.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        chain.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        chain.append(MinPLogitsWarper(settings.min_p))
+    return chain(torch.tensor([tokens]), logits.clone()).softmax(-1)
+
+
+def halve(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Depends on all that a processor may see."""
+    return scores / 2 + (ids.sum() % 7) * torch.arange(scores.shape[-1]) / 1000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distributions_equal_those_of_transformers(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(1, 200, generator=generator)
+    tokens = torch.randint(20, (60,), generator=generator).tolist()
+    kinds = itertools.product(
+        (0.7, 1.0, 1.9), (1.0, 0.9, 0.3), (0, 20), (0.0, 0.1), (1.0, 1.3, 0.8), (0, 1, 3), ((), (halve,))
+    )
+    compared = 0
+    for temperature, top_p, top_k, min_p, penalty, ngram, processors in kinds:
+        settings = GenerationSettings(
+            temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=penalty,
+            no_repeat_ngram=ngram, logits_processors=processors,
+        )  # fmt: skip
+        expected = by_transformers(logits, settings, tokens)
+        torch.testing.assert_close(processed(logits, settings, tokens), expected, rtol=1e-4, atol=1e-7)
+        compared += 1
+    assert compared == 648
+
+
+def test_top_p_keeps_the_fewest_tokens_that_reach_it():
+    def kept(top_p: float) -> torch.Tensor:
+        return processed(LOGITS, GenerationSettings(top_p=top_p), [])[0]
+
+    torch.testing.assert_close(kept(0.6), torch.tensor([5 / 7, 2 / 7, 0, 0, 0]))
+    torch.testing.assert_close(kept(0.8), torch.tensor([0.5, 0.2, 0.15, 0, 0]) / 0.85)
+    torch.testing.assert_close(kept(1.0), LOGITS[0].exp())
+    assert kept(1e-9).tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-30, 1e30])
+def test_temperatures_at_the_edges(temperature):
+    shares = processed(torch.tensor([[1.0, 3.0, 2.0]]), GenerationSettings(temperature=temperature, top_p=1.0), [])
+    torch.testing.assert_close(shares[0], torch.full((3,), 1 / 3) if temperature > 1 else torch.tensor([0.0, 1, 0]))
+
+
+def test_draws_follow_the_shares():
+    shares = torch.tensor([[0.2, 0.0, 0.5, 0.0, 0.1]])  # of 0.8
+    uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = torch.bincount(draw(shares.expand(4000, 5), uniforms), minlength=5)
+    expected = shares[0] / 0.8 * 4000
+    assert counts[1] == counts[3] == 0
+    chi_square = ((counts - expected) ** 2 / expected)[[0, 2, 4]].sum()
+    assert chi_square < 13.8  # p = 0.001 at two degrees of freedom
+
+
+def test_no_uniform_draws_what_has_no_share():
+    shares = torch.tensor([[0.0, 0.3, 0.0, 1e-12, 0.0]])
+    ends = torch.tensor([0.0, 1 - 2**-53, 0.5], dtype=torch.float64)
+    assert draw(shares.expand(3, 5), ends).tolist() == [1, 3, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_forbidden_tokens_equal_the_definition_of_an_ngram(size):
+    tokens = [1, 2, 3, 1, 2, 4, 1, 2, 1, 1, 2, 3, 1, 1, 2, 4]
+    settings = GenerationSettings(no_repeat_ngram=size)
+    penalties = Penalties(settings, tokens[:3], 6)
+    for end in range(3, len(tokens) + 1):
+        seen = tokens[:end]
+        ngrams = {tuple(seen[i : i + size]) for i in range(len(seen) - size + 1)}
+        tail = tuple(seen[len(seen) - size + 1 :])
+        forbidden = torch.isneginf(penalties.apply(torch.zeros(6)))
+        assert forbidden.nonzero()[:, 0].tolist() == [token for token in range(6) if (*tail, token) in ngrams]
+        if end < len(tokens):
+            penalties.add(tokens[end])
+
+
+def test_a_copy_goes_on_by_itself():
+    settings = GenerationSettings(no_repeat_ngram=2, repetition_penalty=2.0)
+    penalties = Penalties(settings, [1, 2, 1], 4)
+    other = penalties.copy()
+    other.add(3)
+    assert penalties.tokens == [1, 2, 1] and other.tokens == [1, 2, 1, 3]
+    assert penalties.apply(torch.ones(4)).tolist() == [1, 0.5, -torch.inf, 1]
+    assert other.apply(torch.ones(4)).tolist() == [1, 0.5, 0.5, 0.5]
