@@ -77,7 +77,7 @@ def measure(root: Path) -> Shape:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef):
                 methods = [part for part in node.body if isinstance(part, DEFINITIONS)]
-                shape.methods[f"{name}:{node.name}"] = len(methods)
+                shape.methods[f"{name}:{node.name}"] = len({method.name for method in methods})  # overloads are one
                 for method in methods:
                     if method.name == "__init__":
                         shape.constructors[f"{name}:{node.name}"] = len(arguments(method))

@@ -75,7 +75,7 @@ class Writer:
         """For each prompt num_samples texts."""
         if settings.num_beams > 1:
             return [self._search(prompt, settings) for prompt in prompts]
-        texts = self._texts(prompts, settings)
+        texts = _begin(prompts, settings, self.tokenizer)
         for _ in self._write(prompts, settings, texts):
             pass
         echoes = [self._echo(prompt, settings) for prompt in prompts]
@@ -86,13 +86,9 @@ class Writer:
         self, prompts: Sequence[list[int]], settings: GenerationSettings
     ) -> Generator[tuple[int, str], None, list[Generation]]:
         """Yield (number of the prompt, piece of its text) as soon as it is decided; return the whole texts."""
-        texts = self._texts(prompts, settings)
+        texts = _begin(prompts, settings, self.tokenizer)
         yield from self._write(prompts, settings, texts)
         return [self._generation(text, _Text(text.stream), settings) for text in texts]
-
-    def _texts(self, prompts: Sequence[list[int]], settings: GenerationSettings) -> list[_Text]:
-        rows = [prompt for prompt in prompts for _ in range(settings.num_samples)]
-        return [_Text(TextStream(self.tokenizer, prompt, settings.stop)) for prompt in rows]
 
     def _write(
         self, prompts: Sequence[list[int]], settings: GenerationSettings, texts: list[_Text]
@@ -147,7 +143,7 @@ class Writer:
             echo.tokens, echo.pieces = prompt, [self.tokenizer.decode(prompt)]
             if settings.logprobs is not None and prompt:
                 echo.logprobs = [
-                    self._logprob(id, line[id].item(), self._top(line, settings.logprobs))
+                    self._logprob(id, line[id].item(), _top(line, settings.logprobs))
                     for id, line in zip(prompt, self._prompt_logprobs(prompt), strict=True)
                 ]
         return echo
@@ -162,11 +158,6 @@ class Writer:
                 logits = decoder.read(0, document[start : start + decoder.window], every=True)
                 yield from logits.float().log_softmax(-1)[known - start :]
                 known = start + len(logits)
-
-    @staticmethod
-    def _top(line: Tensor, most: int) -> list[tuple[int, float]]:
-        top = line.topk(min(most, len(line)))
-        return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
     def _search(self, prompt: list[int], settings: GenerationSettings) -> list[Generation]:
         echo = self._echo(prompt, settings)
@@ -185,7 +176,7 @@ class Writer:
             if settings.logprobs is not None:
                 lines = list(self._prompt_logprobs([*prompt, *text.tokens]))[len(prompt) :]
                 text.logprobs = [
-                    self._logprob(id, line[id].item(), self._top(line, settings.logprobs))
+                    self._logprob(id, line[id].item(), _top(line, settings.logprobs))
                     for id, line in zip(text.tokens, lines, strict=True)
                 ]
             found.append(self._generation(text, echo, settings))
@@ -213,3 +204,15 @@ class Writer:
                 f"{max(1, window // 2)} of them.",
                 stacklevel=4,
             )
+
+
+def _begin(prompts: Sequence[list[int]], settings: GenerationSettings, tokenizer: Tokenizer) -> list[_Text]:
+    """Empty texts: num_samples for each prompt in turn."""
+    rows = [prompt for prompt in prompts for _ in range(settings.num_samples)]
+    return [_Text(TextStream(tokenizer, prompt, settings.stop)) for prompt in rows]
+
+
+def _top(logprobs: Tensor, most: int) -> list[tuple[int, float]]:
+    """The likeliest tokens of (V,), the likeliest first."""
+    top = logprobs.topk(min(most, len(logprobs)))
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
