@@ -13,7 +13,7 @@ from engine.events import EventLog
 from engine.formatting import count
 from engine.run.state import Progress, RunState
 from model.config import ModelConfig
-from model.snapshot import architecture_differences, learned_positions, restore
+from model.snapshot import architecture_differences, has_biases, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.config import DataConfig, TrainBPE
 from sources.loading.state import is_newer_format, is_readable, without_sources
@@ -26,7 +26,7 @@ class Start:
 
     progress: Progress
     state: RunState | None  # None where the text starts over
-    seq_length: int  # of the model, which never loses positions
+    model: ModelConfig  # the preset's, with what a lineage keeps: its positions, and biases or none
     is_new: bool  # a new lineage
     restored: RestoredCheckpoint | None
 
@@ -50,7 +50,8 @@ def find_start(
     def find() -> dict[str, Any]:
         nonlocal restored
         restored = folder.newest()
-        if restored is not None and (differences := _differences(restored, model, data)):
+        kept = model if restored is None else _with_what_is_kept(restored, model)
+        if restored is not None and (differences := _differences(restored, kept, data)):
             sentence = f"{restored.path} does not fit this preset: {'; '.join(differences)}."
             if not may_archive(sentence):
                 raise PresetError(
@@ -60,19 +61,23 @@ def find_start(
             restored = None
         if restored is None:
             folder.require_writable()
-            return {"progress": asdict(Progress()), "state": None, "seq_length": model.seq_length, "is_new": True}
+            return {"progress": asdict(Progress()), "state": None, "model": model.model_dump(), "is_new": True}
         state = _valid_state(restored, data)
         restored.notes.extend(folder.repair(restored))
         folder.require_writable()
+        if kept.bias != model.bias:
+            has = "biases, which it keeps" if kept.bias else "no biases and gets none"
+            restored.notes.append(f"Its model has {has}: the preset's model.bias counts for new models.")
         return {
             "progress": asdict(_next_progress(restored, token_budget)),
             "state": state,
-            "seq_length": max(model.seq_length, _trained_length(restored, model)),
+            "model": kept.model_dump(),
             "is_new": False,
         }
 
     found = ranks.on_main(find)
-    return Start(Progress(**found.pop("progress")), **found, restored=restored)
+    progress, shape = Progress(**found.pop("progress")), ModelConfig(**found.pop("model"))
+    return Start(progress, model=shape, **found, restored=restored)
 
 
 def restore_weights(model: TransformerLM, start: Start, folder: CheckpointFolder, ranks: Ranks) -> str | None:
@@ -134,6 +139,12 @@ def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, An
         "loader": None if loader is None else without_sources(loader, changed),
         "pins": {name: pin for name, pin in state["pins"].items() if name not in changed},
     }
+
+
+def _with_what_is_kept(restored: RestoredCheckpoint, model: ModelConfig) -> ModelConfig:
+    """`model` as it continues this checkpoint: positions are never cut, and biases neither come nor go."""
+    length = max(model.seq_length, _trained_length(restored, model))
+    return model.model_copy(update={"seq_length": length, "bias": has_biases(restored.snapshot.model)})
 
 
 def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:

@@ -270,12 +270,11 @@ def _make_model(
     preset: Preset, start: Start, tokenizer: TextTokenizer, shape: BatchShape, folder: CheckpointFolder, ranks: Ranks
 ) -> tuple[TransformerLM, str | None]:
     """Return the model with its first or restored weights, the same on every rank, and what was resumed."""
-    config = preset.model.model_copy(update={"seq_length": start.seq_length})
     with torch.device("meta"):
-        on_meta = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
+        on_meta = TransformerLM(start.model, tokenizer.vocab_size, preset.auxiliary)
     require_memory_for_weights(on_meta, shape)
     torch.manual_seed(preset.train.seed)
-    model = TransformerLM(config, tokenizer.vocab_size, preset.auxiliary)
+    model = TransformerLM(start.model, tokenizer.vocab_size, preset.auxiliary)
     return model, restore_weights(model, start, folder, ranks)
 
 

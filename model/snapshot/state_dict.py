@@ -94,6 +94,11 @@ def learned_positions(state_dict: Mapping[str, Tensor]) -> int:
     return next((len(rows) for name, rows in state_dict.items() if _bare_name(name) == "positions.weight"), 0)
 
 
+def has_biases(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the linear layers of the blocks have biases in it."""
+    return any(_bare_name(name) == "blocks.0.mlp.up.bias" for name in state_dict)
+
+
 def _bare_name(name: str) -> str:
     return _WRAPPERS.sub("", name).replace("._orig_mod.", ".")
 

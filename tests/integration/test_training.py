@@ -187,6 +187,21 @@ def test_stages_continue_one_another(tiny, tmp_path: Path):
     assert all(after < before + 0.1 for before, after in itertools.pairwise(losses)), losses
 
 
+def test_a_preset_without_biases_continues_a_model_with_them(tiny, tmp_path: Path):
+    """The presets have had biases: their lineages go on as they are."""
+    runs = {}
+    for name, later in (("same", True), ("changed", False)):
+        folder = tmp_path / name
+        train(tiny(), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=folder)
+        result = train(tiny(model={"bias": later}), token_budget=4 * TOKENS_PER_STEP, checkpoint_dir=folder)
+        runs[name] = torch.load(result.snapshot, weights_only=True)
+    (message,) = [event["message"] for event in events_of(tmp_path / "changed", "resume")]
+    assert "with its optimizer and data position" in message and "biases, which it keeps" in message
+    assert runs["changed"]["config"] == runs["same"]["config"] and runs["changed"]["config"]["bias"]
+    assert runs["changed"]["model"].keys() == runs["same"]["model"].keys()
+    assert all(torch.equal(runs["changed"]["model"][name], rows) for name, rows in runs["same"]["model"].items())
+
+
 def test_longer_rows_extend_the_positions_and_keep_the_weights(tiny, tmp_path: Path):
     train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     longer = tiny(model={"seq_length": 64}, train={"per_gpu_batch_size": 4})

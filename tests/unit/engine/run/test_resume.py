@@ -70,7 +70,7 @@ def find(folder: CheckpointFolder) -> Callable[..., Start]:
 
 def test_an_empty_folder_begins_a_lineage(find):
     start = find()
-    assert start == Start(Progress(), None, SHAPE.seq_length, is_new=True, restored=None)
+    assert start == Start(Progress(), None, SHAPE, is_new=True, restored=None)
 
 
 def test_a_checkpoint_is_continued_where_it_stood(folder, find):
@@ -142,11 +142,30 @@ def test_a_position_of_a_later_version_is_not_dropped(folder, find):
 def test_learned_positions_are_never_cut(folder, find, asked: int, kept: int):
     save(folder)
     shape = SHAPE.model_copy(update={"seq_length": asked})
-    assert find(shape).seq_length == kept
+    assert find(shape).model.seq_length == kept
     for path in folder.folder.glob("*.pth"):
         path.unlink()
     torch.save(TransformerLM(SHAPE, 64).state_dict(), folder.current)  # a bare state dict: by its shapes
-    assert find(shape).seq_length == kept
+    assert find(shape).model.seq_length == kept
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_lineage_keeps_its_biases_or_none(folder, find, biases: bool):
+    model = TransformerLM(SHAPE.model_copy(update={"bias": biases}), 64)
+    snapshot = checkpoints.snapshot(40)
+    preset = {"data": DATA.model_dump(mode="json")}
+    config = {**snapshot.config, "bias": biases}
+    folder.save(replace(snapshot, model=model.state_dict(), config=config, preset=preset), {"moments": {}}, run_state())
+    for asked in (biases, not biases):
+        start = find(SHAPE.model_copy(update={"bias": asked}))
+        assert not start.is_new and start.model.bias == biases
+        message = restore_weights(TransformerLM(start.model, 64), start, folder, ALONE)
+        assert "starting fresh" not in message and "not used" not in message
+        assert ("the preset's model.bias counts for new models" in message) == (asked != biases)
+    for path in folder.folder.glob("*.pth"):
+        path.unlink()
+    torch.save(model.state_dict(), folder.current)  # a bare state dict: by its names
+    assert find(SHAPE.model_copy(update={"bias": not biases})).model.bias == biases
 
 
 def test_a_configuration_cannot_ask_for_positions_that_are_not_there(folder, find):
