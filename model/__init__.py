@@ -8,16 +8,22 @@ lm.generate("Q: Who wrote Hamlet?\\nA:", max_new_tokens=64)
 
 from . import snapshot
 from .config import AuxiliaryConfig, ModelConfig
-from .language_model import LanguageModel, Score, TokenForecast, load
+from .decoding.writing import Generation
+from .export import ExportError
+from .language_model import LanguageModel, Score, TokenForecast
+from .loading import from_transformers, load
 from .transformer import TransformerLM
 
 __all__ = [
     "AuxiliaryConfig",
+    "ExportError",
+    "Generation",
     "LanguageModel",
     "ModelConfig",
     "Score",
     "TokenForecast",
     "TransformerLM",
+    "from_transformers",
     "load",
     "snapshot",
 ]

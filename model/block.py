@@ -21,7 +21,7 @@ class MLP(nn.Module):
     def __init__(self, hidden_size: int, kind: str, bias: bool = True):
         super().__init__()
         self.kind = kind
-        inner = 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
+        inner = inner_size(hidden_size, kind)
         self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
         self.down = nn.Linear(inner, hidden_size, bias)
 
@@ -37,6 +37,11 @@ class MLP(nn.Module):
             return F.relu(x).square()
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
+
+
+def inner_size(hidden_size: int, kind: str) -> int:
+    """The number of inputs of an MLP's `down`."""
+    return 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
 
 
 class TransformerBlock(nn.Module):

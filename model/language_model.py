@@ -8,20 +8,19 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
 from .decoding.decoder import Precision
 from .decoding.forecast import forecast
 from .decoding.settings import GenerationSettings, Settings
 from .decoding.writing import Generation, Writer
+from .export import Exported, export
 from .loss import IGNORE_INDEX
-from .snapshot import SnapshotError, learned_positions, read, restore
-from .tokenizer import panics_as_errors, read_tokenizer
+from .snapshot import Snapshot, write
+from .snapshot.tokenizer import panics_as_errors, read_tokenizer
 from .transformer import TransformerLM
 
 
@@ -45,7 +44,8 @@ class TokenForecast:
 
 
 class LanguageModel:
-    """A TransformerLM that reads and writes text. `tokenizer_json` is the contents of a tokenizer.json.
+    """A TransformerLM that reads and writes text. `tokenizer_json` is the contents of a tokenizer.json, `preset` and
+    `progress` are those of its snapshot.
 
     Raises ValueError when that cannot be read or knows more ids than the model.
     """
@@ -55,10 +55,13 @@ class LanguageModel:
         model: TransformerLM,
         tokenizer_json: str,
         eos_token_id: int,
+        preset: Mapping[str, Any] | None = None,
+        progress: Mapping[str, Any] | None = None,
         precision: Precision | Literal["auto"] = "auto",
     ):
         self.model = model
         self.eos_token_id = eos_token_id
+        self.preset, self.progress = dict(preset or {}), dict(progress or {})
         self.tokenizer = read_tokenizer(tokenizer_json)
         num_ids = max(self.tokenizer.get_vocab().values()) + 1
         if num_ids > model.vocab_size or not 0 <= eos_token_id < model.vocab_size:
@@ -198,6 +201,22 @@ class LanguageModel:
             forecasts.append(TokenForecast(pieces[token], guesses, expected, realised))
         return forecasts
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a snapshot, which `load` reads and a run continues. Raises SnapshotError, a ValueError."""
+        write(path, _snapshot(self))
+
+    def export(
+        self, target: str | os.PathLike, dtype: str = "float32", licences: Mapping[str, str] | None = None
+    ) -> Exported:
+        """Write the model for other programs: a folder that transformers opens or, where `target` ends in .gguf, a file
+        for llama.cpp.
+
+        dtype: "float32", "float16" or "bfloat16"; in a GGUF file "q8_0" too. licences: those of the sources, by name,
+        for the model card. Raises ExportError, a ValueError, where the other program has no such model, `target` exists
+        already, or it cannot be written; nothing is then left on the disk.
+        """
+        return export(_snapshot(self), target, dtype, licences)
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Turns dropout off inside: the model may be in the middle of its training."""
@@ -219,57 +238,6 @@ def _available(precision: str, model: TransformerLM) -> Precision:
     raise ValueError(f'precision is {precision!r}; give "auto", "fp32", "bf16" or "int8".')
 
 
-def load(
-    path: str | os.PathLike,
-    device: str | torch.device | None = None,
-    precision: Precision | Literal["auto"] = "auto",
-) -> LanguageModel:
-    """Read a snapshot file that training wrote, and return its LanguageModel.
-
-    The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU.
-    `precision` is that of their copies from which text is written: "auto" is bf16 on a GPU that has it, else fp32;
-    "int8" has one scale for each row of a matrix and is the fastest on a CPU. Scores are always fp32's. All of the
-    model is built from the file: weights, configuration, tokenizer and lookahead core. `.model` of the result is the
-    TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
-
-    Raises SnapshotError, a ValueError, when the file is damaged or does not hold a whole model.
-    """
-    path = Path(path)
-    contents = read(path)
-    if contents.config is None or contents.tokenizer is None:
-        raise SnapshotError(
-            f"{path}: holds weights only, without configuration and tokenizer; give a checkpoint that training wrote."
-        )
-    config = dict(contents.config)
-    vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
-    try:
-        parts = ModelConfig(**config), vocab_size, contents.auxiliary()
-        with torch.device("meta"):
-            sketch = TransformerLM(*parts)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of sizes that no tensor has
-        raise SnapshotError(
-            f"{path}: its configuration does not describe a model of this version; use the version that wrote it."
-        ) from error
-    _require_match(path, sketch, contents.model)
-    model = TransformerLM(*parts)
-    restore(model, contents.model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return LanguageModel(model.to(device).eval(), contents.tokenizer, eos_token_id, precision)
-    except ValueError as error:
-        raise SnapshotError(f"{path}: {error}") from error
-
-
-def _require_match(path: Path, sketch: TransformerLM, weights: Mapping[str, Tensor]) -> None:
-    """Raise SnapshotError unless `weights` are those of `sketch`, a model on the meta device.
-
-    Compared before anything is allocated: a configuration of a few bytes can ask for any size.
-    """
-    seq_length = sketch.config.seq_length
-    missing = sketch.positions is not None and learned_positions(weights) < seq_length
-    report = restore(sketch, {name: tensor.to("meta") for name, tensor in weights.items()})
-    if report.new or report.left_out or missing:
-        raise SnapshotError(f"{path}: weights and configuration do not match. {report.summary()}")
-    size = sum(tensor.nbytes for tensor in (*sketch.parameters(), *sketch.buffers()))
-    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # masks and rotations are in no file
-        raise SnapshotError(f"{path}: the model takes {size / 1e9:,.0f} GB, more than this machine has.")
+def _snapshot(lm: LanguageModel) -> Snapshot:
+    config = lm.model.config.model_dump() | {"vocab_size": lm.model.vocab_size, "eos_token_id": lm.eos_token_id}
+    return Snapshot(lm.model.state_dict(), config, lm.tokenizer.to_str(), lm.preset, lm.progress)

@@ -7,7 +7,7 @@ from engine.checkpoint.folder import RestoredCheckpoint
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError, SourcesFailed
 from engine.events import EventLog
-from model.tokenizer import tokenizer_problem
+from model.snapshot.tokenizer import tokenizer_problem
 from sources.caching import NotACache, ShardCache, open_cache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
 from sources.readers.hub.endpoint import is_local

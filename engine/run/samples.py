@@ -15,7 +15,7 @@ from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from model.language_model import LanguageModel
-from model.tokenizer import TokenizerFailure
+from model.snapshot.tokenizer import TokenizerFailure
 from model.transformer import TransformerLM
 from sources.rows.held_out import ValidationSet
 from sources.rows.tokenizer import TextTokenizer, TokenizerError

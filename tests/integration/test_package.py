@@ -21,7 +21,7 @@ from tests.helpers.text import REPOSITORY
 ROOM = REPOSITORY / "model"
 OWN = {"main", "storage", "engine", "model", "sources", "shard_cache", "tests", "benchmarks"}
 COMES_WITH = {"triton": "torch"}
-PEERS = {"lightning", "litgpt", "litdata"}  # trainers and loaders that a benchmark compares with, where they are there
+PEERS = {"lightning", "litgpt", "litdata", "ctranslate2", "llama_cpp"}  # what a benchmark runs where it is installed
 NEEDS = {"torch>=2.11,<3", "tokenizers>=0.22,<1", "pydantic>=2.12,<3", "pydantic_core>=2,<3", "numpy>=2,<3"}
 PROGRAM = """
 import json, sys
@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_model_room_alone(wheel: Path):
         (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
         assert archive.read(licence) == (REPOSITORY / "LICENSE").read_bytes()
     room = {path.relative_to(ROOM).as_posix() for path in ROOM.rglob("*.py")}
-    assert names == {f"forethought/{name}" for name in room | {"py.typed"}}
+    assert names == {f"forethought/{name}" for name in room | {"py.typed", "decoding/kernel.c"}}
 
 
 def test_the_metadata_says_what_it_needs(wheel: Path):
@@ -87,7 +87,8 @@ def test_the_metadata_says_what_it_needs(wheel: Path):
     requirements = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist", [])]
     needs = {line for line in requirements if ";" not in line}
     assert {normal(line) for line in needs} == {normal(line) for line in NEEDS}
-    assert metadata.get_all("Provides-Extra") == ["dev"]  # nothing that no module imports
+    extras = {normal(line.split(";")[0])[0] for line in requirements if 'extra=="export"' in line}
+    assert extras == {"safetensors", "gguf"}
     assert (metadata["Name"], metadata["License-Expression"]) == ("forethought", "Apache-2.0")
     assert metadata["Requires-Python"] == ">=3.11"
 

@@ -73,7 +73,7 @@ def test_any_split_with_a_cache_equals_one_call():
     attention, _, x = pair()
     expected = attention(x)
     for lengths in ([10], [1] * 10, [4, 6], [4, 1, 3, 2]):
-        cache = KeyValueCache(1, 3, 4, 10, 8, like=x)
+        cache = KeyValueCache(x.new_zeros(1, 3, 4, 10, 8), x.new_zeros(1, 3, 4, 10, 8))
         outputs = []
         for part in x.split(lengths, dim=1):
             outputs.append(attention(part, cache, causal_mask(10)))
@@ -83,7 +83,7 @@ def test_any_split_with_a_cache_equals_one_call():
 
 def test_a_shorter_length_forgets_the_tokens_after_it():
     attention, _, x = pair()
-    cache = KeyValueCache(1, 3, 4, 10, 8, like=x)
+    cache = KeyValueCache(x.new_zeros(1, 3, 4, 10, 8), x.new_zeros(1, 3, 4, 10, 8))
     attention(x[:, :4], cache, causal_mask(10))
     cache.length = 4
     attention(torch.ones_like(x[:, :5]), cache, causal_mask(10))  # tokens that are taken back

@@ -1,4 +1,4 @@
-"""model/tokenizer.py: what a tokenizer.json may do to a text."""
+"""model/snapshot/tokenizer.py: what a tokenizer.json may do to a text."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from model import LanguageModel
-from model.tokenizer import TokenizerFailure, read_tokenizer, tokenizer_problem
+from model.snapshot.tokenizer import TokenizerFailure, read_tokenizer, tokenizer_problem
 from tests.helpers.text import REPOSITORY
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -44,7 +44,7 @@ GROWING = {
 }
 CHECK = """
 import resource, sys
-from model.tokenizer import read_tokenizer
+from model.snapshot.tokenizer import read_tokenizer
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for line in sys.stdin:
     try:

@@ -1,0 +1,14 @@
+"""Options of ModelConfig, by the architectures of other programs that such models have."""
+
+ROTARY = {"positions": "rotary", "norm": "rms"}
+KINDS = {
+    "gpt2": {},
+    "gpt2 relu2, untied": {"mlp": "squared_relu", "tie_embeddings": False, "dropout": 0.1},
+    "apertus": {**ROTARY, "qk_norm": True, "mlp": "squared_relu", "bias": False},
+    "apertus gelu, untied": {**ROTARY, "qk_norm": True, "bias": False, "tie_embeddings": False},
+    "qwen3": {**ROTARY, "qk_norm": True, "mlp": "swiglu", "bias": False},
+    "arcee": {**ROTARY, "mlp": "squared_relu", "bias": False},
+    "arcee biases": {**ROTARY, "mlp": "squared_relu", "dropout": 0.1},
+    "llama": {**ROTARY, "mlp": "swiglu", "bias": False, "init_std": 0.1},
+    "llama biases, untied": {**ROTARY, "mlp": "swiglu", "tie_embeddings": False},
+}
