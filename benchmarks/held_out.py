@@ -37,11 +37,11 @@ import torch
 from engine.device import machine
 from sources.config import DataConfig
 from sources.registry import open_sources
+from sources.retries import Retries, read_on
 from sources.rows.filters import HELD_OUT_SHARE, ngram_hashes, text_hash
 from sources.rows.near_copies import NearCopies, fold
 from sources.rows.pipeline import split_text
 from sources.rows.tokenizer import load_tokenizer
-from sources.source import read_on
 
 ONE_IN = round(1 / HELD_OUT_SHARE)
 WORDS = ("altogether", "surely", "window", "therefore", "number", "seven")
@@ -110,7 +110,9 @@ def documents(name: str, number: int, generator: random.Random) -> list[str]:
     """Different texts of a source, at most `number` of them."""
     spec = {"type": "hf", "dataset": str(Path(name).resolve())} if name != "python" else "python_packages"
     (source,) = open_sources(DataConfig(sources=[spec])).sources.values()
-    texts = [text for shard in range(source.num_shards) for text, _ in read_on(source, shard)]
+    texts = [
+        text for shard in range(source.num_shards) for text, _ in read_on(source, shard, Retries(source.name, 0.0))
+    ]
     different = list(
         {text_hash(text): text for text in texts if len(text.strip()) >= 50 and len(text) < 500_000}.values()
     )

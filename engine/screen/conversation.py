@@ -55,13 +55,17 @@ class Conversation:
         """Ask, and answer, until there is nothing more."""
         _say("Type a prompt, and Enter; /help shows what else there is, an empty line ends.")
         with _interruptible(), _line_editing():
-            while (line := _read_line()) is not None:
-                if line.startswith("/") and not line.startswith("//"):
-                    if line.strip() == "/quit":
+            while True:
+                try:
+                    line = _read_line()
+                    if line is None or line.strip() == "/quit":
                         return
-                    _say(self._command(line[1:].strip()))
-                else:
-                    self._answer(line.removeprefix("/"))
+                    if line.startswith("/") and not line.startswith("//"):
+                        _say(self._command(line[1:].strip()))
+                    else:
+                        self._answer(line.removeprefix("/"))
+                except KeyboardInterrupt:
+                    _say("\n(an empty line ends)")
 
     def _answer(self, prompt: str) -> None:
         """Stream a continuation; Ctrl-C ends it."""
@@ -174,17 +178,13 @@ def _line_editing() -> Iterator[None]:
 
 
 def _read_line() -> str | None:
-    """A prompt or a command; None at the end. Ctrl-C begins the line anew."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            _say()
-            return None
-        except KeyboardInterrupt:
-            _say("\n(an empty line ends)")
-            continue
-        return line if line.strip() else None
+    """A prompt or a command; None at the end."""
+    try:
+        line = input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        _say()
+        return None
+    return line if line.strip() else None
 
 
 def _say(text: str = "", end: str = "\n") -> None:

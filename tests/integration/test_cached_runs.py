@@ -32,7 +32,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_topics(folder / "files", every=3)
     (folder / "files" / "empty.gz").write_bytes(b"\0")  # which is skipped, and counted
     rows = [{"text": paragraph} for text in TEXTS[::4] for paragraph in text.split("\n\n") if len(paragraph) > 60]
-    (folder / "hub" / "data" / "train-0.parquet").write_bytes(parquet([*rows, {"text": None}]))
+    (folder / "hub" / "data" / "train-0.parquet").write_bytes(parquet([{"text": None}, *rows]))
     lines = [line.strip() for line in TEXTS[7].encode("ascii", "ignore").decode().splitlines() if line.strip()]
     (folder / "pdf" / "one.pdf").write_bytes(plain_book(["\n".join(lines[n : n + 40]) for n in range(0, 400, 40)]))
     write_topics(folder / "packages", every=5)

@@ -225,7 +225,7 @@ def test_interrupted_among_bad_steps_comes_to_the_same_bits(tiny, spoil, tmp_pat
     assert values(parts, "step", "step", "loss") == values(undisturbed, "step", "step", "loss")
     (model, optimizer, data), theirs = whole(parts), whole(undisturbed)
     assert equal((model, optimizer), theirs[:2])
-    assert data["guard"] == theirs[2]["guard"] and len(data["guard"]["losses"]) == 60
+    assert data["guard"] == theirs[2]["guard"] and len(data["guard"]["losses"]) >= 60
     assert data["loader"] == theirs[2]["loader"]
 
 

@@ -174,7 +174,7 @@ def test_a_configuration_cannot_ask_for_positions_that_are_not_there(folder, fin
         snapshot, config={**snapshot.config, "seq_length": 2**20}, preset={"data": DATA.model_dump(mode="json")}
     )
     folder.save(snapshot, checkpoints.optimizer(40), run_state())
-    assert find().seq_length == SHAPE.seq_length
+    assert find().model.seq_length == SHAPE.seq_length
 
 
 LARGER = SHAPE.model_copy(update={"hidden_size": 32})

@@ -47,6 +47,13 @@ def piped(folder: Path, lines: str) -> tuple[int, str]:
     return finished.returncode, finished.stdout
 
 
+def select_for(terminal: int) -> bool:
+    """Whether there is something to read within half a second; for descriptors of any number."""
+    poll = select.poll()
+    poll.register(terminal, select.POLLIN)
+    return bool(poll.poll(500))
+
+
 def test_prompts_settings_and_snapshots_in_lines(folder):
     lines = [
         "/help", "/temperature", "/temperature 0", "/top_p 2", "/temprature 1", "/stop \\n", "/max_new_tokens 7",
@@ -94,7 +101,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(folder):
     def until(text: str) -> str:
         seen, deadline = "", time.monotonic() + 90
         while text not in seen and time.monotonic() < deadline:
-            if select.select([terminal], [], [], 0.5)[0]:
+            if select_for(terminal):
                 seen += os.read(terminal, 65536).decode(errors="replace")
         assert text in seen, seen[-2000:]
         return seen
