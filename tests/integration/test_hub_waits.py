@@ -55,6 +55,7 @@ def test_a_start_waits_for_as_long_as_it_is_asked_to(hub, home: Path, topics_fol
     assert job.process.wait(30) == 143
 
 
+@pytest.mark.slow
 def test_a_start_gives_up_at_retry_minutes(hub, home: Path, topics_folder: Path, tmp_path: Path):
     """A source that is asked to wait is dropped then, and the run goes on with the others."""
     files = {"type": "files", "path": str(topics_folder), "glob": "*.txt", "name": "topics"}
