@@ -25,9 +25,10 @@ def load(
 
     The weights are in fp32 and in evaluation mode, on `device`; None means CUDA if available, else the CPU.
     `precision` is that of their copies from which text is written: "auto" is bf16 on a GPU that has it, else fp32;
-    "int8" has one scale for each row of a matrix and is the fastest on a CPU. Scores are always fp32's. All of the
-    model is built from the file: weights, configuration, tokenizer and lookahead core. `.model` of the result is the
-    TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
+    "int8" has one scale for each row of a matrix. Scores are always fp32's.
+
+    All of the model is built from the file: weights, configuration, tokenizer and lookahead core. `.model` of the
+    result is the TransformerLM, `.tokenizer` the tokenizers.Tokenizer.
 
     Raises SnapshotError, a ValueError, when the file is damaged or does not hold a whole model.
     """

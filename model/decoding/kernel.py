@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: the user has no home folder
         return None
     loaded.scratch_size.argtypes = [POINTER(Model), c_int32]
     loaded.scratch_size.restype = c_int64

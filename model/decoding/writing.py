@@ -17,6 +17,8 @@ from .generate import Stopped, Token, generate_tokens
 from .settings import GenerationSettings
 from .text import TextStream
 
+ROWS_AT_A_TIME = 64  # of a long list of prompts; each row has keys and values in memory
+
 
 class TokenLogprob(NamedTuple):
     """How likely the model found a token, before any setting changed that; log-probabilities in nats."""
@@ -53,6 +55,8 @@ class _Text:
     """A row's text while it is written."""
 
     stream: TextStream
+    prompt: list[int] = field(default_factory=list)
+    sample: int = 0  # which of the texts of its prompt it is
     pieces: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -76,8 +80,9 @@ class Writer:
         if settings.num_beams > 1:
             return [self._search(prompt, settings) for prompt in prompts]
         texts = _begin(prompts, settings, self.tokenizer)
-        for _ in self._write(prompts, settings, texts):
-            pass
+        for first in range(0, len(texts), ROWS_AT_A_TIME):
+            for _ in self._write(texts[first : first + ROWS_AT_A_TIME], settings):
+                pass
         echoes = [self._echo(prompt, settings) for prompt in prompts]
         done = [self._generation(text, echoes[i // settings.num_samples], settings) for i, text in enumerate(texts)]
         return [done[first : first + settings.num_samples] for first in range(0, len(done), settings.num_samples)]
@@ -87,19 +92,16 @@ class Writer:
     ) -> Generator[tuple[int, str], None, list[Generation]]:
         """Yield (number of the prompt, piece of its text) as soon as it is decided; return the whole texts."""
         texts = _begin(prompts, settings, self.tokenizer)
-        yield from self._write(prompts, settings, texts)
+        yield from self._write(texts, settings)
         return [self._generation(text, _Text(text.stream), settings) for text in texts]
 
-    def _write(
-        self, prompts: Sequence[list[int]], settings: GenerationSettings, texts: list[_Text]
-    ) -> Iterator[tuple[int, str]]:
-        """Write into `texts`, and yield the pieces."""
-        rows = [prompt for prompt in prompts for _ in range(settings.num_samples)]
-        samples = [sample for _ in prompts for sample in range(settings.num_samples)]
+    def _write(self, texts: Sequence[_Text], settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+        """Write into `texts`, all at the same time, and yield the pieces."""
+        prompts, samples = [text.prompt for text in texts], [text.sample for text in texts]
         self._announce(max(map(len, prompts)) + settings.max_new_tokens)
         ended: set[int] = set()
-        with self._slots(len(rows)) as decoder:
-            tokens = generate_tokens(decoder, rows, settings, self.eos_token_id, samples, ended)
+        with self._slots(len(texts)) as decoder:
+            tokens = generate_tokens(decoder, prompts, settings, self.eos_token_id, samples, ended)
             while True:
                 with torch.inference_mode():  # not across a yield: the caller's own code runs there
                     token = next(tokens, None)
@@ -208,8 +210,11 @@ class Writer:
 
 def _begin(prompts: Sequence[list[int]], settings: GenerationSettings, tokenizer: Tokenizer) -> list[_Text]:
     """Empty texts: num_samples for each prompt in turn."""
-    rows = [prompt for prompt in prompts for _ in range(settings.num_samples)]
-    return [_Text(TextStream(tokenizer, prompt, settings.stop)) for prompt in rows]
+    return [
+        _Text(TextStream(tokenizer, prompt, settings.stop), prompt, sample)
+        for prompt in prompts
+        for sample in range(settings.num_samples)
+    ]
 
 
 def _top(logprobs: Tensor, most: int) -> list[tuple[int, float]]:

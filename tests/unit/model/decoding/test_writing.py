@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import LanguageModel, TransformerLM
+from model.decoding.decoder import Weights
 from model.decoding.writing import Generation
 
 EOS = 0
@@ -28,6 +29,16 @@ def test_a_list_gets_a_list_with_what_each_prompt_gets_alone(language_model):
         language_model.generate([])
     with pytest.raises(ValueError, match="a prompt is no text"):
         language_model.generate(["a", 3])
+
+
+def test_a_long_list_is_written_in_groups(language_model, monkeypatch):
+    prompts = ["The", "A", "In", "", "x"]
+    together = language_model.generate(prompts, 6, seed=4, num_samples=2)
+    sizes, begin = [], Weights.decoder
+    monkeypatch.setattr(Weights, "decoder", lambda self, slots: sizes.append(slots) or begin(self, slots))
+    monkeypatch.setattr("model.decoding.writing.ROWS_AT_A_TIME", 3)
+    assert language_model.generate(prompts, 6, seed=4, num_samples=2) == together and len(together) == 10
+    assert max(sizes) == 3
 
 
 def test_samples_are_what_the_next_seeds_give(language_model):
