@@ -53,7 +53,7 @@ class KeyValueCache:
 
 
 class RowCache(KeyValueCache):
-    """A cache of rows of different lengths, to which one token a row is appended at a time."""
+    """A cache of rows of different lengths, to which as many tokens of each row are appended at a time."""
 
     def __init__(self, cache: KeyValueCache):
         super().__init__(cache.keys, cache.values)
@@ -64,7 +64,7 @@ class RowCache(KeyValueCache):
 
     @property
     def positions(self) -> Tensor:
-        """Of the next token of each row, (B,): fill it before each forward pass."""
+        """Of the first new token of each row, (B,): fill it before each forward pass."""
         return self._positions
 
     def row(self, number: int, length: int) -> KeyValueCache:
@@ -72,9 +72,10 @@ class RowCache(KeyValueCache):
         return KeyValueCache(self.keys[:, number : number + 1], self.values[:, number : number + 1], length)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
-        self.keys[layer, self._rows, :, self._positions] = keys[:, :, 0]
-        self.values[layer, self._rows, :, self._positions] = values[:, :, 0]
-        mask = (self._columns[: self.window] <= self._positions[:, None])[:, None, None]
+        positions = self._positions[:, None] + self._columns[: keys.shape[2]]
+        self.keys[layer, self._rows[:, None], :, positions] = keys.transpose(1, 2)
+        self.values[layer, self._rows[:, None], :, positions] = values.transpose(1, 2)
+        mask = (self._columns[: self.window] <= positions[..., None])[:, None]
         return self.keys[layer, :, :, : self.window], self.values[layer, :, :, : self.window], mask
 
 

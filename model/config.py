@@ -74,6 +74,9 @@ class AuxiliaryConfig(BaseModel):
     enable_span_contrastive: bool = Field(
         default=False, description="tell the next span from all other spans of the micro-batch"
     )
+    enable_draft: bool = Field(
+        default=False, description="train a drafter of several next tokens, which speeds up generation"
+    )
     enable_adaptive_sources: bool = Field(
         default=False, description="source weights follow the losses: sources with a higher loss are read more"
     )
@@ -85,6 +88,7 @@ class AuxiliaryConfig(BaseModel):
     )
     dynamics_weight: float = Field(default=0.4, ge=0.0, description="weight of the dynamics")
     span_contrastive_weight: float = Field(default=0.1, ge=0.0, description="weight of the contrast of spans")
+    draft_weight: float = Field(default=0.1, ge=0.0, description="weight of the drafter")
     policy_detach_trunk: bool = Field(default=True, description=_DETACHED)
     value_detach_trunk: bool = Field(default=True, description=_DETACHED)
     dynamics_detach_trunk: bool = Field(default=True, description=_DETACHED)
@@ -122,6 +126,15 @@ class AuxiliaryConfig(BaseModel):
     span_contrastive_temperature: float = Field(default=0.1, gt=0.0, description="temperature of the contrast")
     span_l2_normalize: bool = Field(
         default=True, description="compare spans by cosine; else by the dot product over sqrt(hidden_size)"
+    )
+
+    draft_length: int = Field(default=3, ge=2, le=4, description="tokens that the drafter writes at once")
+    draft_rollouts: int = Field(
+        default=4,
+        ge=0,
+        le=16,
+        validate_default=True,
+        description="rollouts of the transition that teach the drafter, beside the tokens that come; 0: these alone",
     )
 
     adaptive_interval_tokens: int = Field(
@@ -166,10 +179,23 @@ class AuxiliaryConfig(BaseModel):
             )
         return horizons
 
+    @field_validator("draft_rollouts")
+    @classmethod
+    def _rollouts_need_a_transition(cls, rollouts: int, info: ValidationInfo) -> int:
+        transition = info.data.get("enable_policy") or info.data.get("enable_dynamics")
+        if rollouts and info.data.get("enable_draft") and not transition:
+            raise PydanticCustomError(
+                "draft_rollouts",
+                "{rollouts} rollouts need enable_policy or enable_dynamics, which train what is rolled out; "
+                "turn one of them on or set draft_rollouts to 0.",
+                {"rollouts": rollouts},
+            )
+        return rollouts
+
     @property
     def looks_ahead(self) -> bool:
         """Whether any part of the lookahead core is on."""
-        return self.rolls_out or self.enable_value or self.enable_span_contrastive
+        return self.rolls_out or self.enable_value or self.enable_span_contrastive or self.enable_draft
 
     @property
     def rolls_out(self) -> bool:

@@ -58,9 +58,14 @@ class RotaryPositions(nn.Module):
         table = self.table if end <= self.table.shape[1] else self._make(end).to(self.table.device)
         return table[:, start:end]
 
+    def at(self, positions: Tensor, most: int) -> Tensor:
+        """The rotations (2, N, head_size / 2) of positions (N,), each below `most`, which may exceed seq_length."""
+        table = self.table if most <= self.table.shape[1] else self._make(most).to(self.table.device)
+        return table[:, positions]
+
     def of_rows(self, positions: Tensor) -> Tensor:
-        """The rotations (2, B, 1, 1, head_size / 2) of one position (B,) for each row."""
-        return self.table[:, positions, None, None]
+        """The rotations (2, B, 1, T, head_size / 2) of positions (B, T)."""
+        return self.table[:, positions, :].unsqueeze(2)
 
     def _apply(self, fn, recurse=True):
         """Move with the model, and stay in fp32 where the model goes to another dtype."""
@@ -80,8 +85,8 @@ class RotaryPositions(nn.Module):
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + d / 2) of queries or keys x (B, H, T, d) by rotations (2, T, d / 2), or one
-    of each row (2, B, 1, 1, d / 2), in fp32; the result has the dtype of x."""
+    """Rotate the pairs (i, i + d / 2) of queries or keys x (B, H, T, d) by rotations (2, T, d / 2), or those
+    of each row (2, B, 1, T, d / 2), in fp32; the result has the dtype of x."""
     cosine, sine = rotations
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)

@@ -27,6 +27,8 @@ class LookAhead(NamedTuple):
     spans: Tensor  # (S,) int64: the column before each span, the same columns in all rows
     weights: Tensor  # (len(OBJECTIVES),) fp32: the weight of each objective beside the cross-entropy
     depth: Tensor  # () int64: how many steps of a rollout count
+    draft_columns: Tensor  # (C,) int64: where the drafter starts, in each of those rows; empty without one
+    draft_uniforms: Tensor  # (places - 1, J, R * C) in [0, 1): what draws the tokens of J rollouts at each of these
 
     def to(self, device: torch.device) -> "LookAhead":
         """The same on `device`."""

@@ -64,7 +64,7 @@ class TransformerLM(nn.Module):
         self.register_buffer("output_bias", output_bias, persistent=False)
         self.register_buffer("causal_mask", causal_mask(config.seq_length), persistent=False)
         initialise_weights(self, config)
-        self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary)
+        self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
 
     @property
     def head_weight(self) -> Tensor:
@@ -131,8 +131,10 @@ class TransformerLM(nn.Module):
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
         x = self.tokens(input_ids)
         rows = None if cache is None else cache.positions
+        if rows is not None:
+            rows = rows[:, None] + torch.arange(length, device=rows.device)
         if self.positions is not None:
-            x = x + self.positions(self.positions.ids_at(length, start, segment_ids) if rows is None else rows[:, None])
+            x = x + self.positions(self.positions.ids_at(length, start, segment_ids) if rows is None else rows)
         rotations = None
         if self.rotary is not None:
             rotations = self.rotary(length, start) if rows is None else self.rotary.of_rows(rows)

@@ -1,7 +1,8 @@
 """A model that reads tokens into slots, each of which holds the keys and values of one row.
 
 `KernelDecoder` is for CPUs: one call of kernel.c a step. `TorchDecoder` runs the model itself, on any device, and a
-step on a GPU as a CUDA graph. Both keep the same promises: a token's logits depend on its slot's tokens alone.
+step on a GPU as a CUDA graph. Both keep the same promises: a token's logits depend on its slot's tokens alone. What the
+lookahead core's drafter drafts, decoders draft too: see speculation.py.
 """
 
 import copy
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attention import RowCache
 from ..block import Norm, TransformerBlock
+from ..latent.draft import Drafter
 from ..transformer import TransformerLM
 from . import kernel
 
@@ -28,6 +30,10 @@ class Decoder(Protocol):
     window: int
     vocab_size: int
     lengths: list[int]
+    draft_length: int  # tokens that `draft` drafts; 0 without a drafter
+    hidden: (
+        Tensor  # the final states (1 or len(tokens), D) of what the last `read` returned; overwritten by the next call
+    )
 
     def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
         """Append tokens to a slot. Returns the logits (1, V) after the last one, or (len(tokens), V) after each; they
@@ -42,6 +48,23 @@ class Decoder(Protocol):
         """Let slot i hold what slots[i] holds."""
         ...
 
+    def place(self) -> None:
+        """Before a round of `draft`, `condition` and `verify`: `lengths` are those of now."""
+        ...
+
+    def verify(self, slot: int, tokens: Tensor) -> Tensor:
+        """Append tokens (n,) to a slot. Returns the logits (n, V) after each, overwritten by the next call."""
+        ...
+
+    def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
+        """Logits (draft_length, V) of what may follow `token` (), which follows the tokens that a slot holds; hidden
+        (D,): the state after the last of these. Without the Markov term; overwritten by the next call."""
+        ...
+
+    def condition(self, logits: Tensor, previous: Tensor) -> Tensor:
+        """One place's logits (V,), which may be overwritten, once the token `previous` () before it is known."""
+        ...
+
 
 class Weights:
     """A model's weights in the form in which a decoder reads them; made once, used by many decoders."""
@@ -51,14 +74,17 @@ class Weights:
         self.on_kernel = model.final_norm.weight.device.type == "cpu" and kernel.library() is not None
         self.model = model
         self._kept: list[Tensor] = []  # what the structures point to
+        self.drafter = None if model.latent is None else model.latent.drafter
         if self.on_kernel:
             self._pack(model)
+            if self.drafter is not None:
+                self._pack_drafter(self.drafter, model.head_weight)
         elif precision != "fp32":
             self.model = _converted(model, precision)
 
     def decoder(self, slots: int) -> Decoder:
         """A decoder of `slots` empty slots."""
-        return KernelDecoder(self, slots) if self.on_kernel else TorchDecoder(self.model, slots)
+        return KernelDecoder(self, slots) if self.on_kernel else TorchDecoder(self.model, slots, self.drafter)
 
     def _pack(self, model: TransformerLM) -> None:
         blocks = [cast(TransformerBlock, block) for block in model.blocks]
@@ -84,16 +110,34 @@ class Weights:
             head=self._linear(model.head_weight, None),
         )  # fmt: skip
 
-    def _linear(self, weight: Tensor, bias: Tensor | None) -> kernel.Linear:
+    def _pack_drafter(self, drafter: Drafter, head: Tensor) -> None:
+        """In bf16 at least: what is drafted need not be exact, and reading the weights is what it costs."""
+        format: Precision = "int8" if self.precision == "int8" else "bf16"
+        linears = {
+            name: self._linear(getattr(drafter, name).weight, getattr(drafter, name).bias, format)
+            for name in ("query", "recall", "up", "direct", "down")
+        }
+        norms = {
+            name: self._norm(getattr(drafter, name)) for name in ("state_norm", "token_norm", "query_norm", "out_norm")
+        }
+        after, before = self._linear(drafter.after.weight, None, format), self._plain(drafter.before.weight)
+        after, before = self._linear(drafter.after.weight, None, format), self._plain(drafter.before.weight)
+        self.draft_structure = kernel.Drafter(
+            length=drafter.length, rank=drafter.after.embedding_dim, after=after, before=before, **linears, **norms
+        )
+        self.draft_format, self.draft_head = _FORMATS[format], self._linear(head, None, format)
+
+    def _linear(self, weight: Tensor, bias: Tensor | None, format: Precision | None = None) -> kernel.Linear:
         """Weights (out, in) with rows up to a multiple of four, which the kernel reads at a time."""
+        format = format or self.precision
         weight = weight.detach()
         missing = -len(weight) % 4
         if missing:
             weight = nn.functional.pad(weight, (0, 0, 0, missing))
         scale = None
-        if self.precision == "int8":
+        if format == "int8":
             weight, scale = quantized(weight)
-        elif self.precision == "bf16":
+        elif format == "bf16":
             weight = weight.bfloat16()
         return kernel.Linear(self._pointer(weight), self._plain(scale), self._plain(bias))
 
@@ -126,6 +170,14 @@ class KernelDecoder:
         self._structure.slots = slots
         self._structure.keys, self._structure.values = (part.data_ptr() for part in self._cache)
         self._make_room(max(1, slots))
+        self.hidden = self._logits.new_empty(0, config.hidden_size)
+        self.draft_length = 0 if weights.drafter is None else weights.drafter.length
+        if weights.drafter is not None:
+            self._draft_model = kernel.Model.from_buffer_copy(self._structure)
+            self._draft_model.format, self._draft_model.head = weights.draft_format, weights.draft_head
+            self._draft_logits = torch.empty(self.draft_length, self.vocab_size)
+            size = library.draft_scratch_size(self._structure, weights.draft_structure)
+            self._draft_scratch = torch.empty(size)
 
     def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
         start = self.lengths[slot]
@@ -145,6 +197,23 @@ class KernelDecoder:
         longest = max(self.lengths)
         self._cache[..., :longest, :] = self._cache[:, :, list(slots), :, :longest]
 
+    def place(self) -> None:
+        pass
+
+    def verify(self, slot: int, tokens: Tensor) -> Tensor:
+        return self.read(slot, tokens.tolist(), every=True)
+
+    def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
+        self._library.draft(
+            self._draft_model, self._weights.draft_structure, hidden.data_ptr(), int(token), slot, self.lengths[slot],
+            self._draft_logits.data_ptr(), self._draft_scratch.data_ptr(),
+        )  # fmt: skip
+        return self._draft_logits
+
+    def condition(self, logits: Tensor, previous: Tensor) -> Tensor:
+        self._library.condition(self._draft_model, self._weights.draft_structure, int(previous), logits.data_ptr())
+        return logits
+
     def _forward(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], wanted: int) -> Tensor:
         count = len(tokens)
         if count > len(self._tokens):
@@ -156,6 +225,8 @@ class KernelDecoder:
             self._structure, count, self._tokens, self._slots, self._positions, wanted,
             self._logits.data_ptr(), self._scratch.data_ptr(),
         )  # fmt: skip
+        width = self._weights.model.config.hidden_size
+        self.hidden = self._scratch[count * width :][: wanted * width].view(wanted, width)
         return self._logits[:wanted]
 
     def _make_room(self, count: int) -> None:
@@ -169,8 +240,9 @@ class KernelDecoder:
 class TorchDecoder:
     """See Decoder. A step computes all slots, whichever are asked for: shapes never change."""
 
-    def __init__(self, model: TransformerLM, slots: int):
-        self.model = model
+    def __init__(self, model: TransformerLM, slots: int, drafter: Drafter | None = None):
+        self.model, self.drafter = model, drafter
+        self.draft_length = 0 if drafter is None else drafter.length
         self.window, self.vocab_size, self.lengths = model.config.seq_length, model.vocab_size, [0] * slots
         self.cache = RowCache(model.new_cache(slots))
         self._tokens = torch.zeros(slots, 1, dtype=torch.int64, device=self.cache.keys.device)
@@ -183,7 +255,8 @@ class TorchDecoder:
         ids = torch.tensor([list(tokens)], device=self._tokens.device)
         hidden = self.model.hidden_states(ids, row)[0]
         self.lengths[slot] = row.length
-        return self.model.logits(hidden if every else hidden[-1:])
+        self.hidden = hidden if every else hidden[-1:]
+        return self.model.logits(self.hidden)
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
@@ -201,6 +274,32 @@ class TorchDecoder:
         self.lengths = [self.lengths[slot] for slot in slots]
         for part in (self.cache.keys, self.cache.values):
             part.copy_(part[:, list(slots)])
+
+    def place(self) -> None:
+        self.cache.positions.copy_(torch.tensor(self.lengths), non_blocking=True)
+
+    def verify(self, slot: int, tokens: Tensor) -> Tensor:
+        assert len(self.lengths) == 1, "one row at a time"
+        self.cache.window = self.window
+        self.hidden = self.model.hidden_states(tokens[None], self.cache)[0]
+        self.lengths[slot] += len(tokens)
+        return self.model.logits(self.hidden)
+
+    def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
+        assert self.drafter is not None
+        position, rotary = self.cache.positions[slot], self.model.rotary
+        text = self.cache.keys[-1, slot : slot + 1], self.cache.values[-1, slot : slot + 1]
+        read = torch.arange(self.window, device=position.device) < position
+        rotations = None if rotary is None else rotary.at(position[None], self.window)
+        dtype = self.drafter.up.weight.dtype
+        embedding = self.model.tokens(token)[None, None].to(dtype)
+        states = self.drafter(hidden[None, None].to(dtype), embedding, text, read[None, None, None], rotations)
+        return self.model.logits(states[:, 0, 0].to(hidden.dtype))
+
+    def condition(self, logits: Tensor, previous: Tensor) -> Tensor:
+        assert self.drafter is not None
+        markov = self.drafter.after.weight[: self.vocab_size] @ self.drafter.before(previous)
+        return logits + markov
 
     def _forward(self, window: int) -> Tensor:
         self.cache.window = window

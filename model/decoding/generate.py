@@ -126,12 +126,12 @@ def _choose(logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings) 
     if logprobs is None:
         return tokens
     return [
-        token._replace(**_logprobs_of(line, token.id, settings.logprobs))
+        token._replace(**top_logprobs(line, token.id, settings.logprobs))
         for token, line in zip(tokens, logprobs, strict=True)
     ]
 
 
-def _logprobs_of(logprobs: Tensor, chosen: int | None, most: int | None) -> dict:
+def top_logprobs(logprobs: Tensor, chosen: int | None, most: int | None) -> dict:
     top = logprobs.topk(min(most or 0, len(logprobs)))
     likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return {"logprob": None if chosen is None else logprobs[chosen].item(), "top": likeliest}

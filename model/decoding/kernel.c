@@ -34,6 +34,14 @@ typedef struct {
     float *keys, *values;   /* (layers, slots, heads, window, head) */
 } Model;
 
+/* latent/draft.py: a model whose `format` is that of these weights reads it. */
+typedef struct {
+    int32_t length, rank;
+    Norm state_norm, token_norm, query_norm, out_norm;
+    Linear query, recall, up, direct, down, after;
+    const float *before; /* (vocab, rank) */
+} Drafter;
+
 #ifdef __AVX512F__
 enum { LANES = 16, TOKENS = 4 }; /* of a vector; read at a time, as registers allow */
 #else
@@ -194,6 +202,8 @@ static void attend(const float *query, const float *keys, const float *values, i
     }
 }
 
+static float gelu(float x) { return 0.5f * x * (1 + erff(x * (float)M_SQRT1_2)); }
+
 static void activate(const Model *m, const float *up, float *inner, int n) {
     int width = m->inner;
     #pragma omp for schedule(static)
@@ -201,11 +211,20 @@ static void activate(const Model *m, const float *up, float *inner, int n) {
         const float *x = up + (int64_t)token * (m->mlp == SWIGLU ? 2 * width : width);
         float *y = inner + (int64_t)token * width;
         for (int i = 0; i < width; i++) {
-            if (m->mlp == GELU) y[i] = 0.5f * x[i] * (1 + erff(x[i] * (float)M_SQRT1_2));
+            if (m->mlp == GELU) y[i] = gelu(x[i]);
             else if (m->mlp == SQUARED_RELU) y[i] = x[i] > 0 ? x[i] * x[i] : 0;
             else y[i] = x[i] / (1 + expf(-x[i])) * x[i + width];
         }
     }
+}
+
+static int thread(void) {
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
 }
 
 /* Floats of scratch for n tokens. */
@@ -225,12 +244,7 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
     float *all_scores = up + n * (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner;
     #pragma omp parallel num_threads(m->threads)
     {
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        float *scores = all_scores + (int64_t)omp_get_thread_num() * m->window;
-#else
-        float *scores = all_scores;
-#endif
+        float *scores = all_scores + (int64_t)thread() * m->window;
         #pragma omp for schedule(static)
         for (int token = 0; token < n; token++) {
             const float *embedding = m->embedding + tokens[token] * width;
@@ -269,4 +283,48 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
         normalise_all(m, m->final_norm, x + (int64_t)(n - wanted) * width, normed, wanted);
         linear(m, m->head, normed, wanted, width, logits, m->vocab, 0);
     }
+}
+
+/* Floats of scratch for `draft`. */
+int64_t draft_scratch_size(const Model *m, const Drafter *d) {
+    return (2 + 1 + 1 + 2 + d->length) * (int64_t)m->hidden + (int64_t)m->threads * m->window;
+}
+
+/* What may follow `token`, which follows the `read` tokens of a slot, the last of which left the state hidden (width):
+   logits (length, vocab), without the Markov term. */
+void draft(const Model *m, const Drafter *d, const float *hidden, int64_t token, int32_t slot, int32_t read,
+           float *logits, float *scratch) {
+    int width = m->hidden, head = width / m->heads;
+    float *x = scratch, *query = x + 2 * width, *mixed = query + width, *inner = mixed + width;
+    float *drafted = inner + 2 * width, *all_scores = drafted + (int64_t)d->length * width;
+    normalise(d->state_norm, 0, hidden, x, width);
+    normalise(d->token_norm, 0, m->embedding + token * width, x + width, width);
+    #pragma omp parallel num_threads(m->threads)
+    {
+        float *scores = all_scores + (int64_t)thread() * m->window;
+        linear(m, d->query, x, 1, 2 * width, query, width, 0);
+        #pragma omp for schedule(static)
+        for (int h = 0; h < m->heads; h++) {
+            int64_t cache = (((int64_t)(m->layers - 1) * m->slots + slot) * m->heads + h) * m->window * head;
+            place(m, d->query_norm, query + h * head, head, read);
+            attend(query + h * head, m->keys + cache, m->values + cache, head, read - 1, scores, mixed + h * head);
+        }
+        linear(m, d->up, x, 1, 2 * width, inner, 2 * width, 0);
+        linear(m, d->recall, mixed, 1, width, inner, 2 * width, 1);
+        #pragma omp for schedule(static)
+        for (int i = 0; i < 2 * width; i++) inner[i] = gelu(inner[i]);
+        linear(m, d->direct, x, 1, 2 * width, drafted, d->length * width, 0);
+        linear(m, d->down, inner, 1, 2 * width, drafted, d->length * width, 1);
+        #pragma omp for schedule(static)
+        for (int place = 0; place < d->length; place++) {
+            normalise(d->out_norm, 1, drafted + place * width, drafted + place * width, width);
+        }
+        linear(m, m->head, drafted, d->length, width, logits, m->vocab, 0);
+    }
+}
+
+/* Adds the Markov term to one place's logits (vocab): what the token before it says about it. */
+void condition(const Model *m, const Drafter *d, int64_t previous, float *logits) {
+    #pragma omp parallel num_threads(m->threads)
+    linear(m, d->after, d->before + previous * d->rank, 1, d->rank, logits, m->vocab, 1);
 }

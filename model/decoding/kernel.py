@@ -49,6 +49,15 @@ class Model(Structure):
     ]
 
 
+class Drafter(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("length", "rank")),
+        *((name, Norm) for name in ("state_norm", "token_norm", "query_norm", "out_norm")),
+        *((name, Linear) for name in ("query", "recall", "up", "direct", "down", "after")),
+        ("before", c_void_p),
+    ]
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel; None where there is no compiler, or where it fails."""
@@ -63,6 +72,11 @@ def library() -> ctypes.CDLL | None:
     loaded.scratch_size.restype = c_int64
     loaded.forward.argtypes = [POINTER(Model), c_int32, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
     loaded.forward.restype = None
+    model, drafter = POINTER(Model), POINTER(Drafter)
+    loaded.draft_scratch_size.argtypes, loaded.draft_scratch_size.restype = [model, drafter], c_int64
+    loaded.draft.argtypes = [model, drafter, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]
+    loaded.condition.argtypes = [model, drafter, c_int64, c_void_p]
+    loaded.draft.restype = loaded.condition.restype = None
     return loaded
 
 

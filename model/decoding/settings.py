@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Settings(TypedDict, total=False):
     logits_processors: Sequence[LogitsProcessor]
     num_beams: int
     length_penalty: float
+    speculate: bool | Literal["auto", "typical"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class GenerationSettings:
     echo: bool = False  # the returned text, tokens and logprobs begin with the prompt's
     logits_processors: tuple[LogitsProcessor, ...] = field(default=())
     num_beams: int = 1  # more than 1: beam search, which needs temperature 0
+    # With the drafts of a model that has a drafter: True: the same distribution; "auto": where that is faster here;
+    # "typical": not the same, drafts that are likely enough stand too.
+    speculate: bool | Literal["auto", "typical"] = False
     length_penalty: float = 1.0  # of beam search: log-probabilities are divided by the length to this power
 
     @classmethod
@@ -103,6 +107,11 @@ class GenerationSettings:
         if not all(callable(processor) for processor in self.logits_processors):
             raise ValueError("logits_processors holds something that is no function; give functions (ids, scores).")
         self._check_beams()
+        if self.speculate not in (False, True, "auto", "typical"):
+            raise ValueError(f'speculate is {self.speculate!r}; give True, False, "auto" or "typical".')
+        if self.speculate and (self.num_beams > 1 or self.logits_processors):
+            other = "num_beams" if self.num_beams > 1 else "logits_processors"
+            raise ValueError(f"speculate and {other} cannot be combined; leave one of them out.")
 
     def _check_beams(self) -> None:
         if self.num_beams == 1:

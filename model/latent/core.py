@@ -15,12 +15,13 @@ from ..block import initialise_weights
 from ..config import AuxiliaryConfig, ModelConfig
 from ..loss import IGNORE_INDEX
 from ..tensors import LookAhead, States
-from .look_ahead_sampler import OBJECTIVES, num_spans, require_room
+from .draft import Drafter, draft_losses, sample_tokens
+from .look_ahead_sampler import DRAFT_POSITION_FRACTION, OBJECTIVES, num_spans, require_room
 from .policy import Head, linear_kl
 from .rollout import Rollout, RolloutContext, roll_out
 from .span import SpanProjector, info_nce, span_keys
 from .transition import Transition, dynamics_losses, variance_ratio
-from .trunk import Trunk
+from .trunk import LastBlock, Trunk
 from .value import ValueHead, expected_nll, value_losses, value_targets
 
 # The rows of the figures: the objectives, and a figure that shows collapse.
@@ -28,13 +29,13 @@ FIGURES = (*OBJECTIVES, "latent_variance")
 
 
 class LookaheadCore(nn.Module):
-    """The parts that `auxiliary` switches on, for a trunk of `config`.
+    """The parts that `auxiliary` switches on, for a trunk of `config` whose head has `vocab_rows` rows.
 
     Methods take the trunk that the core belongs to: it is no submodule, and nothing here changes it.
     Raises ValueError where no rollout or no span fits seq_length.
     """
 
-    def __init__(self, config: ModelConfig, auxiliary: AuxiliaryConfig):
+    def __init__(self, config: ModelConfig, auxiliary: AuxiliaryConfig, vocab_rows: int):
         super().__init__()
         require_room(auxiliary, config.seq_length)
         self.auxiliary = auxiliary
@@ -42,15 +43,20 @@ class LookaheadCore(nn.Module):
         self.transition = Transition(size, config.num_heads) if auxiliary.rolls_out else None
         self.value_head = ValueHead(size, auxiliary.value_horizons) if auxiliary.enable_value else None
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
+        self.drafter = None
+        if auxiliary.enable_draft:
+            self.drafter = Drafter(size, config.num_heads, vocab_rows, auxiliary.draft_length)
 
     @classmethod
-    def create(cls, config: ModelConfig, auxiliary: AuxiliaryConfig) -> "LookaheadCore | None":
+    def create(cls, config: ModelConfig, auxiliary: AuxiliaryConfig, vocab_rows: int) -> "LookaheadCore | None":
         """A core with initial weights, None where every part is off; torch's global generator is left as it was."""
         if not auxiliary.looks_ahead:
             return None
         with torch.random.fork_rng(devices=[]):
-            core = cls(config, auxiliary)
+            core = cls(config, auxiliary, vocab_rows)
             initialise_weights(core, config)
+            if core.drafter is not None:
+                core.drafter.begin()
         return core
 
     def forward(
@@ -77,9 +83,12 @@ class LookaheadCore(nn.Module):
             by_name["value"] = self._value_figure(states.final, *targets)
         if self.span_projector is not None:
             by_name["span_contrastive"] = self._span_figure(self.span_projector, look_ahead.spans, states, remaining)
-        if self.transition is not None:
+        if self.transition is not None or self.drafter is not None:
             context = RolloutContext.read(trunk, input_ids, states, segment_ids, look_ahead.rows)
-            by_name |= self._rollout_figures(trunk, look_ahead, states.final, context, remaining, targets)
+            if self.transition is not None:
+                by_name |= self._rollout_figures(trunk, look_ahead, states.final, context, remaining, targets)
+            if self.drafter is not None:
+                by_name["draft"] = self._draft_figure(self.drafter, trunk, look_ahead, context, labels, remaining)
         absent = states.final.new_zeros(2, dtype=torch.float32)
         figures = torch.stack([by_name.get(name, absent) for name in FIGURES])
         sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
@@ -133,7 +142,19 @@ class LookaheadCore(nn.Module):
             flops += 6 * _matrices(self.value_head) * (1 + read)
         if self.span_projector is not None:
             flops += 6 * _matrices(self.span_projector) * num_spans(auxiliary, seq_length) / seq_length
+        if self.drafter is not None:
+            flops += self._draft_flops(self.drafter, hidden_size, head_rows, seq_length)
         return flops
+
+    def _draft_flops(self, drafter: Drafter, hidden_size: int, head_rows: int, seq_length: int) -> float:
+        places, rollouts = drafter.length, self.auxiliary.draft_rollouts
+        matrices = _matrices(drafter) - 2 * drafter.after.weight.numel()
+        markov = (1 + rollouts) * places * drafter.after.weight.numel()
+        flops = 6 * (matrices + markov) + 4 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
+        if self.transition is not None:
+            each = _matrices(self.transition) + 12 * hidden_size**2 + 2 * hidden_size * seq_length
+            flops += 2 * rollouts * (places - 1) * (each + 2 * hidden_size * head_rows)
+        return flops * DRAFT_POSITION_FRACTION
 
     def _value_figure(self, states: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         states = states.detach() if self.auxiliary.value_detach_trunk else states
@@ -189,6 +210,66 @@ class LookaheadCore(nn.Module):
             targets, known = (tensor[rows][:, columns] for tensor in realised)
             figures["rolled_out_value"] = self._value_figure(read, targets, known & valid[..., None])
         return figures
+
+    def _draft_figure(
+        self,
+        drafter: Drafter,
+        trunk: Trunk,
+        look_ahead: LookAhead,
+        context: RolloutContext,
+        labels: Tensor,
+        remaining: Tensor,
+    ) -> Tensor:
+        """The figure of drafts from h_t and x_{t+1} for t in look_ahead.draft_columns; none of it reaches the trunk."""
+        rows, columns = look_ahead.rows, look_ahead.draft_columns
+        head = Head(trunk.head_weight, trunk.vocab_size)
+        rotations = None if trunk.rotary is None else trunk.rotary.at(columns + 1, labels.shape[1])
+        drafted = drafter(
+            context.hidden[:, columns],
+            context.embeddings[:, columns + 1],
+            LastBlock(trunk).keys_and_values(context.before_last),
+            context.allowed[..., columns, :],
+            rotations,
+        ).flatten(1, 2)
+        # x_{t+1}, x_{t+2}, ...: what stands before each place, and in it
+        tokens = torch.stack([labels[rows][:, columns + k].flatten() for k in range(drafter.length + 1)]).clamp_min(0)
+        taught = self._teachers(trunk, head, context, look_ahead, tokens[0])
+        figure = drafted.new_zeros(2, dtype=torch.float32)
+        for k, (written, states) in enumerate(taught):
+            valid = (remaining[rows][:, columns] > k + 1).flatten()
+            previous = drafter.before(torch.cat([tokens[k : k + 1], written]))
+            loss_sum = draft_losses(drafted[k], head, previous, drafter.after.weight, tokens[k + 1], states, valid)
+            figure = figure + torch.stack([loss_sum, valid.sum().float()])
+        return figure
+
+    @torch.no_grad()
+    def _teachers(
+        self, trunk: Trunk, head: Head, context: RolloutContext, look_ahead: LookAhead, first: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each place after x_{t+1}, `first` (N,), what teaches the drafts there: the tokens before it (J, N) of J
+        rollouts and their states before it (J, N, D). The first place has one teacher, the true state; without rollouts
+        none has."""
+        rollouts, places = self.auxiliary.draft_rollouts, self.auxiliary.draft_length
+        rows, columns = len(context.hidden), look_ahead.draft_columns + 1
+        true = context.hidden[:, columns].flatten(0, 1)
+        if not rollouts or self.transition is None:
+            return [(first.new_empty(0, len(first)), true.new_empty(0, *true.shape))] * places
+        taught = [(first[None], true[None])]
+        rollout = Rollout(self.transition, trunk, context, columns=columns.repeat(rollouts))
+        states = true.expand(rollouts, *true.shape)
+        written = sample_tokens(true, head, look_ahead.draft_uniforms[0])
+        for place in range(1, places):
+            if place > 1:
+                uniforms = look_ahead.draft_uniforms[place - 1].reshape(1, -1)
+                written = sample_tokens(states.flatten(0, 1), head, uniforms).view(rollouts, -1)
+
+            def by_row(x: Tensor) -> Tensor:  # (J, R * C, ...) -> (R, J * C, ...)
+                return x.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)
+
+            predicted = rollout.step(by_row(states), trunk.tokens(by_row(written)))
+            states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
+            taught.append((written, states))
+        return taught
 
     def _rollouts(self, trunk: Trunk, context: RolloutContext, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Predicted states that head and value read, and those that the dynamics compare: the same ones, unless only

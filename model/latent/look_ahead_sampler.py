@@ -16,7 +16,8 @@ from ..config import AuxiliaryConfig
 from ..tensors import LookAhead
 
 # In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
-OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive")
+OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive", "draft")
+DRAFT_POSITION_FRACTION = 1 / 64  # of all positions: at more of them the drafter would slow training down
 
 
 class Trained(NamedTuple):
@@ -25,11 +26,12 @@ class Trained(NamedTuple):
     transition: float
     value_head: float
     span_projector: float
+    drafter: float
 
     @classmethod
     def alike(cls, share: float) -> "Trained":
         """The same share for all parts."""
-        return cls(share, share, share)
+        return cls(share, share, share, share)
 
 
 class LookAheadSampler:
@@ -57,12 +59,15 @@ class LookAheadSampler:
             torch.tensor(_span_starts(auxiliary, length, stream), dtype=torch.int64),
             weights_at(auxiliary, trained),
             torch.tensor(depth_at(auxiliary, trained.transition)),
+            *_draft_draws(auxiliary, length, num_rows, stream),
         )
 
 
 def rows_to_look_ahead(auxiliary: AuxiliaryConfig) -> int:
-    """The least rows of a micro-batch of which rollout_row_fraction is at least one row; 1 without rollouts."""
-    return math.ceil(1.0 / auxiliary.rollout_row_fraction) if auxiliary.rolls_out else 1
+    """The least rows of a micro-batch of which rollout_row_fraction is at least one row; 1 where no
+    row is rolled out or drafted from."""
+    some_rows = auxiliary.rolls_out or auxiliary.enable_draft
+    return math.ceil(1.0 / auxiliary.rollout_row_fraction) if some_rows else 1
 
 
 def _share(whole: int, fraction: float) -> int:
@@ -82,11 +87,27 @@ def _span_starts(auxiliary: AuxiliaryConfig, length: int, stream: random.Random)
     return [part * number + stream.randrange(part - auxiliary.span_length) for number in range(count)]
 
 
+def _draft_draws(
+    auxiliary: AuxiliaryConfig, length: int, num_rows: int, stream: random.Random
+) -> tuple[Tensor, Tensor]:
+    """LookAhead.draft_columns and draft_uniforms."""
+    if not auxiliary.enable_draft:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0)
+    starts = range(length - auxiliary.draft_length)
+    count = min(_share(length, DRAFT_POSITION_FRACTION / auxiliary.rollout_row_fraction), len(starts))
+    columns = torch.tensor(sorted(stream.sample(starts, count)))
+    generator = torch.Generator().manual_seed(stream.getrandbits(63))
+    shape = (auxiliary.draft_length - 1, auxiliary.draft_rollouts, num_rows * count)
+    return columns, torch.rand(shape, generator=generator)
+
+
 def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
     """Raises ValueError where a part that is on needs longer rows than seq_length."""
     needed: list[tuple[str, int, int]] = []  # a key, its value, and the tokens of a row that this needs
     if auxiliary.rolls_out:
         needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
+    if auxiliary.enable_draft:
+        needed.append(("draft_length", auxiliary.draft_length, auxiliary.draft_length + 1))
     if auxiliary.enable_span_contrastive:
         needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
     if auxiliary.enable_value:
@@ -102,17 +123,20 @@ def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
 def weights_at(auxiliary: AuxiliaryConfig, trained: Trained) -> Tensor:
     """(len(OBJECTIVES),) fp32: the weights of the objectives, growing from 0 over auxiliary_warmup_fraction.
 
-    Objectives that are off have weight 0. The value of predicted states has value_weight, as that of true ones, and
-    warms up with the later of value and transition.
+    Objectives that are off have weight 0. The value of predicted states has value_weight, as that of true ones. It
+    warms up with the later of value and transition, and so does the drafter where rollouts teach it.
     """
     warmup = auxiliary.auxiliary_warmup_fraction
-    transition, value, span = (min(1.0, share / warmup) if warmup else 1.0 for share in trained)
+    transition, value, span, draft = (min(1.0, share / warmup) if warmup else 1.0 for share in trained)
     weights = (
         auxiliary.policy_kl_weight * auxiliary.enable_policy * transition,
         auxiliary.value_weight * auxiliary.enable_value * value,
         auxiliary.value_weight * (auxiliary.enable_value and auxiliary.rolls_out) * min(value, transition),
         auxiliary.dynamics_weight * auxiliary.enable_dynamics * transition,
         auxiliary.span_contrastive_weight * auxiliary.enable_span_contrastive * span,
+        auxiliary.draft_weight
+        * auxiliary.enable_draft
+        * (min(draft, transition) if auxiliary.draft_rollouts else draft),
     )
     return torch.tensor(weights, dtype=torch.float32)
 

@@ -79,8 +79,8 @@ def _kl_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (N, V) and (K, N, V) and valid (K, N) -> KLs (K, N) and, with_gradients, the gradient of their sum
     (K, N, V)."""
-    log_p = _log_probabilities(teacher, vocab_size, accumulate)
-    log_q = _log_probabilities(student, vocab_size, accumulate)
+    log_p = log_probabilities(teacher, vocab_size, accumulate)
+    log_q = log_probabilities(student, vocab_size, accumulate)
     p = log_p.exp()
     # KL(p || q) = sum p log p - sum p log q
     kl = (torch.linalg.vecdot(p, log_p) - torch.linalg.vecdot(p, log_q)).masked_fill(~valid, 0.0)
@@ -90,7 +90,9 @@ def _kl_and_gradient(
     return kl, log_q.exp_().sub_(p).masked_fill_(~valid[..., None], 0.0).to(student.dtype)
 
 
-def _log_probabilities(logits: Tensor, vocab_size: int, accumulate: torch.dtype) -> Tensor:
+def log_probabilities(logits: Tensor, vocab_size: int, accumulate: torch.dtype) -> Tensor:
+    """Logits (..., V) -> log-probabilities of the first vocab_size rows; the others, padding, get none. Logits in
+    `accumulate` may be overwritten."""
     logits = logits.to(accumulate)
     if vocab_size < logits.shape[-1]:
         logits[..., vocab_size:] = _LOWEST

@@ -42,10 +42,18 @@ class RolloutContext(NamedTuple):
 
 
 class Rollout:
-    """Steps from the states of a text, at one column or at many side by side; `start` is the first one's column."""
+    """Steps from the states of a text: at one column or at many side by side, from `start` on, or at any `columns`
+    (N,), of which several may be the same."""
 
-    def __init__(self, transition: Transition, trunk: Trunk, context: RolloutContext, start: int = 0):
-        self.transition, self.last_block, self.start = transition, LastBlock(trunk), start
+    def __init__(
+        self,
+        transition: Transition,
+        trunk: Trunk,
+        context: RolloutContext,
+        start: int = 0,
+        columns: Tensor | None = None,
+    ):
+        self.transition, self.last_block, self.start, self.columns = transition, LastBlock(trunk), start, columns
         self.allowed = context.allowed
         continues = context.allowed.diagonal(-1, dim1=-2, dim2=-1)[:, 0]
         self.slots = transition.memory(context.hidden, context.embeddings, continues)
@@ -53,13 +61,19 @@ class Rollout:
         self.steps: list[KeysAndValues] = []
 
     def step(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
-        """States (B, N, D), one for each column from `start` on, true ones or those of the last step, and the
-        embeddings of the tokens that follow them -> the next states. N must not grow from step to step."""
-        end = self.start + hidden.shape[1]
-        allowed = self.allowed[..., self.start : end, :end]
+        """States (B, N, D), one for each column, true ones or those of the last step, and the embeddings of the tokens
+        that follow them -> the next states. N must not grow from step to step."""
+        end, rotary, ahead = self.start + hidden.shape[1], self.last_block.rotary, len(self.steps) + 1
+        if self.columns is None:
+            allowed = self.allowed[..., self.start : end, :end]
+            rotations = None if rotary is None else rotary(hidden.shape[1], self.start + ahead)
+        else:
+            end = self.keys.shape[2]
+            allowed = self.allowed[..., self.columns, :]
+            rotations = None if rotary is None else rotary.at(self.columns + ahead, end + ahead)
         x = self.transition(hidden, embeddings, self.slots[:, :end], allowed)
         text = self.keys[:, :, :end], self.values[:, :, :end]
-        return self.last_block(x, self.start + len(self.steps) + 1, text, allowed, self.steps)
+        return self.last_block(x, rotations, text, allowed, self.steps)
 
 
 def roll_out(rollout: Rollout, hidden: Tensor, embeddings: Tensor, depth: int) -> list[Tensor]:

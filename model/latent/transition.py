@@ -55,7 +55,8 @@ class Transition(nn.Module):
     def forward(self, hidden: Tensor, embeddings: Tensor, slots: Tensor, allowed: Tensor) -> Tensor:
         """States and the embeddings of the tokens that follow them, both (B, N, D) -> what reaches the last block.
 
-        slots (B, S, 2 * width): see `memory`; allowed, broadcast to (B, H, N, S): the slots each state may attend to.
+        slots (B, S, 2 * width): see `memory`; allowed, broadcast to (B, H, N, S): the slots each state may attend to,
+        in training with N = S none after its own.
         """
         x = torch.cat([self.state_norm(hidden), self.token_norm(embeddings)], dim=-1)
         query, key, value = (

@@ -48,20 +48,27 @@ class LastBlock:
     def keys_and_values(self, before_last: Tensor) -> KeysAndValues:
         """Keys and values (B, H, T, D/H), without gradient, of a text whose states before the block are (B, T, D)."""
         with torch.no_grad():
-            _, keys, values = self._project(before_last, 0)
+            rotations = None if self.rotary is None else self.rotary(before_last.shape[1])
+            _, keys, values = self._project(before_last, rotations)
         return keys, values
 
     def __call__(
-        self, x: Tensor, start: int, text: KeysAndValues, allowed: Tensor, steps: list[KeysAndValues]
+        self,
+        x: Tensor,
+        rotations: Tensor | None,
+        text: KeysAndValues,
+        allowed: Tensor,
+        steps: list[KeysAndValues],
     ) -> Tensor:
-        """What reaches the block (B, N, D), at positions start, start + 1, ... -> final states (B, N, D).
+        """What reaches the block (B, N, D) -> final states (B, N, D).
 
+        rotations (2, N, D/H/2): those of its positions, None where the trunk has none;
         text: keys and values of S tokens, of which `allowed`, broadcast to (B, H, N, S), may be attended to; steps:
         those (B, H, >= N, D/H) of the earlier steps, which each column attends to in its own column only. The keys and
         values of this step are appended.
         """
         attention, length = self.block.attention, x.shape[1]
-        query, key, value = self._project(x, start)
+        query, key, value = self._project(x, rotations)
         steps.append((key, value))
         keys, values = text
         scale = query.shape[-1] ** -0.5
@@ -76,7 +83,7 @@ class LastBlock:
         x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, _normalise(self.block.mlp_norm, x))))
         return _normalise(self.final_norm, x)
 
-    def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, N, D/H) of what reaches the block (B, N, D)."""
         attention = self.block.attention
         x = _normalise(self.block.attention_norm, x)
@@ -84,8 +91,7 @@ class LastBlock:
         query, key, value = split_heads(qkv, attention.num_heads)
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = _normalise(attention.query_norm, query), _normalise(attention.key_norm, key)
-        if self.rotary is not None:
-            rotations = self.rotary(x.shape[1], start)
+        if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
         return query, key, value
 

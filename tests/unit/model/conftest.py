@@ -107,6 +107,8 @@ def everything() -> AuxiliaryConfig:
         enable_value=True,
         enable_dynamics=True,
         enable_span_contrastive=True,
+        enable_draft=True,
+        draft_rollouts=2,
         policy_detach_trunk=False,
         dynamics_detach_trunk=False,
         span_contrastive_detach_trunk=False,

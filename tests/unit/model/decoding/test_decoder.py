@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from model import ModelConfig, TransformerLM
+from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.decoding.decoder import Decoder, KernelDecoder, TorchDecoder, Weights, quantized
+from model.latent.trunk import LastBlock
 
 VOCAB_SIZE = 301  # neither a multiple of 64 nor of 4
 KINDS = {
@@ -110,3 +111,35 @@ def test_int8_rows_are_within_half_a_step():
     small, scale = quantized(weight)
     assert small.dtype == torch.int8 and small.abs().max() == 127
     assert ((small * scale[:, None] - weight).abs() <= scale[:, None] / 2 + 1e-7).all()
+
+
+@torch.inference_mode()
+def test_drafts_equal_the_drafters_own(model):
+    """From the kernel, whose weights are in bf16, nearly."""
+    auxiliary = AuxiliaryConfig(enable_draft=True, draft_rollouts=0)
+    drafting = TransformerLM(model.config, VOCAB_SIZE, auxiliary).eval()
+    drafting.load_state_dict(model.state_dict(), strict=False)
+    drafter = drafting.latent.drafter
+    with torch.no_grad():
+        for parameter in drafter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    tokens, token = [5, 6, 7, 8, 9], torch.tensor(300)
+    ids = torch.tensor([tokens])
+    with torch.no_grad():
+        states = drafting.states(ids)
+        rotations = None if drafting.rotary is None else drafting.rotary(1, 5)
+        text = LastBlock(drafting).keys_and_values(states.before_last)
+        drafted = drafter(states.final[:, -1:], drafting.tokens(token)[None, None], text, None, rotations)[:, 0, 0]
+        expected = drafting.logits(drafted)
+        conditioned = expected[1] + (drafter.after.weight @ drafter.before.weight[42])[:VOCAB_SIZE]
+    weights = Weights(drafting, "fp32")
+    for decoder, tolerance in ((weights.decoder(2), 0.03), (TorchDecoder(drafting, 2, drafter), 1e-4)):
+        decoder.read(1, tokens)
+        decoder.place()
+        torch.testing.assert_close(decoder.hidden[-1], states.final[0, -1], rtol=1e-4, atol=1e-4)
+        logits = decoder.draft(1, decoder.hidden[-1], token)
+        assert logits.shape == (3, VOCAB_SIZE) and decoder.draft_length == 3
+        torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance * float(expected.std()))
+        logits = decoder.condition(logits[1].clone(), torch.tensor(42))
+        torch.testing.assert_close(logits, conditioned, rtol=tolerance, atol=tolerance * float(conditioned.std()))
+        assert decoder.lengths == [0, 5]  # drafting reads nothing

@@ -34,5 +34,5 @@ def test_a_part_is_never_less_than_untrained(model):
 def test_saved_parts_go_on_and_new_ones_start_now(model):
     saved = {"transition": 100}
     schedule = LookAheadSchedule(model.latent, 32, 0, tokens_per_run=1000, tokens_total=500, saved=saved)
-    assert schedule.state() == {"transition": 100, "value_head": 500, "span_projector": 500}
-    assert schedule.trained(600) == Trained(transition=0.5, value_head=0.1, span_projector=0.1)
+    assert schedule.state() == {"transition": 100, "value_head": 500, "span_projector": 500, "drafter": 500}
+    assert schedule.trained(600) == Trained(transition=0.5, value_head=0.1, span_projector=0.1, drafter=0.1)

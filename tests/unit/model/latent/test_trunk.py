@@ -22,5 +22,8 @@ def test_the_last_block_makes_the_trunks_own_states(any_trunk, segments):
             if segments is not None and segments[0, at] != segments[0, read]:
                 break
             text = keys[:, :, :read], values[:, :, :read]
-            made = last_block(states.before_last[:, at : at + 1], at, text, allowed[..., at : at + 1, :read], steps)
+            rotations = None if any_trunk.rotary is None else any_trunk.rotary(1, at)
+            made = last_block(
+                states.before_last[:, at : at + 1], rotations, text, allowed[..., at : at + 1, :read], steps
+            )
             torch.testing.assert_close(made[:, 0], states.final[:, at], atol=1e-4, rtol=1e-3)
