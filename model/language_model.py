@@ -93,10 +93,11 @@ class LanguageModel:
 
         The settings are those of GenerationSettings, by name: temperature (0: greedy), top_p, top_k, min_p,
         repetition_penalty, no_repeat_ngram, stop, seed, stop_at_eos, logprobs, num_samples, echo, logits_processors,
-        num_beams, length_penalty. With num_samples = n > 1 there are n texts for each prompt, one after the other.
+        num_beams, length_penalty, speculate. With num_samples = n > 1 there are n texts for each prompt, one after the
+        other.
 
-        A Generation is a str with `tokens`, `logprobs` and `stopped`. Raises ValueError for a setting that does not
-        exist or makes no sense, and for an empty list.
+        A Generation is a str with `tokens`, `logprobs`, `drafted` and `stopped`. Raises ValueError for a setting that
+        does not exist or makes no sense, and for an empty list.
         """
         checked = GenerationSettings.of(max_new_tokens, settings)
         with self._evaluating(), panics_as_errors():

@@ -32,6 +32,7 @@ SETTINGS = {
     "repetition_penalty": "above 1: tokens that occurred become less likely",
     "no_repeat_ngram": "never the same n tokens in a row twice; 0: off",
     "stop": 'an answer ends before this text, such as "\\n"',
+    "speculate": "true: write with the model's drafts, the same texts; auto: where that is faster; typical: bolder",
     "seed": "the same answer each time; none: another one each time",
 }
 COMMANDS = {
@@ -84,7 +85,9 @@ class Conversation:
                 _say("\n(stopped)")
                 return
         tokens, seconds = len(generation.tokens), time.perf_counter() - begin
-        _say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second)")
+        steps = tokens - sum(generation.drafted)
+        drafts = f", {tokens / steps:.1f} a step of the model" if steps < tokens else ""
+        _say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second{drafts})")
         for note in notes:
             _say(f"({note.message})")
 

@@ -157,7 +157,7 @@ def speculated_tokens(
         new = tokens.tolist()
         for place, token in enumerate(new):
             written += 1
-            made = Token(row, token, None)
+            made = Token(row, token, None, drafted=place < len(new) - 1)
             if lines is not None:
                 made = made._replace(**top_logprobs(lines[place], token, settings.logprobs))
             stopped: Stopped | None = None

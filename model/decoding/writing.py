@@ -37,13 +37,20 @@ class Generation(str):
 
     tokens: list[int]  # the ids of `text`'s tokens, up to the one with which a stop string was complete
     logprobs: list[TokenLogprob] | None  # of `tokens`, where asked for
+    drafted: list[bool]  # of `tokens`: whether it was a draft that stood, so that no step of the model went into it
     stopped: Stopped  # why it ended: "eos", "length", "stop", or "exhausted", where every token was forbidden
 
     def __new__(
-        cls, text: str, tokens: list[int], logprobs: list[TokenLogprob] | None, stopped: Stopped
+        cls,
+        text: str,
+        tokens: list[int],
+        logprobs: list[TokenLogprob] | None,
+        stopped: Stopped,
+        drafted: list[bool] | None = None,
     ) -> "Generation":
         generation = super().__new__(cls, text)
         generation.tokens, generation.logprobs, generation.stopped = tokens, logprobs, stopped
+        generation.drafted = [False] * len(tokens) if drafted is None else drafted
         return generation
 
     @property
@@ -64,6 +71,7 @@ class _Text:
     pieces: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
     stopped: Stopped = "length"
 
 
@@ -167,6 +175,7 @@ class Writer:
         piece = ""
         if token.id is not None:
             text.tokens.append(token.id)
+            text.drafted.append(token.drafted)
             if token.logprob is not None:
                 text.logprobs.append(self._logprob(token.id, token.logprob, token.top))
             piece = text.stream.push(token.id)
@@ -183,7 +192,8 @@ class Writer:
 
     def _generation(self, text: _Text, echo: _Text, settings: GenerationSettings) -> Generation:
         logprobs = None if settings.logprobs is None else [*echo.logprobs, *text.logprobs]
-        return Generation("".join([*echo.pieces, *text.pieces]), [*echo.tokens, *text.tokens], logprobs, text.stopped)
+        tokens, drafted = [*echo.tokens, *text.tokens], [False] * len(echo.tokens) + text.drafted
+        return Generation("".join([*echo.pieces, *text.pieces]), tokens, logprobs, text.stopped, drafted)
 
     def _echo(self, prompt: list[int], settings: GenerationSettings) -> _Text:
         """The prompt as the beginning of a text, with its log-probabilities where these are asked for."""
@@ -218,6 +228,7 @@ class Writer:
             for token in beam.tokens:
                 text.pieces.append(text.stream.push(token))
                 text.tokens.append(token)
+                text.drafted.append(False)
                 if text.stream.stopped:
                     text.stopped = "stop"
                     break

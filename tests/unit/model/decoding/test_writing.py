@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from model import LanguageModel, TransformerLM
+from model import AuxiliaryConfig, LanguageModel, TransformerLM
 from model.decoding.decoder import Weights
 from model.decoding.writing import Generation
 
@@ -127,3 +127,52 @@ def test_changed_weights_are_read(trained, tokenizer):
     with torch.no_grad():
         model.tokens.weight.mul_(-1)
     assert lm.generate("The", 20, temperature=0) != before
+
+
+def with_drafter(lm: LanguageModel) -> LanguageModel:
+    """The same model with an untrained drafter."""
+    torch.manual_seed(0)
+    auxiliary = AuxiliaryConfig(enable_draft=True, draft_rollouts=0)
+    model = TransformerLM(lm.model.config, lm.model.vocab_size, auxiliary)
+    model.load_state_dict(lm.model.state_dict(), strict=False)
+    return LanguageModel(model, lm.tokenizer.to_str(), lm.eos_token_id)
+
+
+def test_greedy_texts_are_the_same_with_drafts(language_model):
+    drafting, prompts = with_drafter(language_model), ["The import statement", "", "A"]
+    settings = {"temperature": 0, "no_repeat_ngram": 3, "logprobs": 1, "echo": True}
+    plain = language_model.generate(prompts, 60, **settings)
+    drafted = drafting.generate(prompts, 60, speculate=True, **settings)
+    assert drafted == plain and [text.tokens for text in drafted] == [text.tokens for text in plain]
+    for text in drafted:
+        assert len(text.drafted) == len(text.tokens) == len(text.logprobs)
+    assert not any(any(text.drafted) for text in plain)
+    stopped = drafting.generate("The", 60, temperature=0, stop="e", speculate=True)
+    assert stopped == language_model.generate("The", 60, temperature=0, stop="e")
+    assert "".join(drafting.stream("The", 30, temperature=0, speculate=True)) == language_model.generate(
+        "The", 30, temperature=0
+    )
+
+
+def test_a_seed_gives_the_same_text_each_time_with_drafts(language_model):
+    drafting = with_drafter(language_model)
+    first, second, other = (drafting.generate("The", 30, seed=seed, speculate=True) for seed in (1, 1, 2))
+    assert first == second != other
+    assert drafting.generate("The", 30, seed=1, num_samples=2, speculate=True) == [first, other]
+
+
+def test_drafts_need_a_drafter(language_model):
+    with pytest.raises(ValueError, match=r"a drafter; train one with auxiliary\.enable_draft"):
+        language_model.generate("The", 5, speculate=True)
+    assert language_model.generate("The", 5, seed=1, speculate="auto") == language_model.generate("The", 5, seed=1)
+
+
+def test_what_is_faster_is_measured_once_and_said(language_model):
+    drafting = with_drafter(language_model)
+    with pytest.warns(UserWarning, match=r"^Writing (with drafts|token by token): [\d,]+ tokens/s with drafts") as said:
+        text = drafting.generate("The", 20, temperature=0, speculate="auto")
+    assert len(said) == 1 and text == language_model.generate("The", 20, temperature=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drafting.generate("The", 20, temperature=0, speculate="auto") == text
+        assert len(drafting.generate(["The", "A"], 20, temperature=0, speculate="auto")) == 2
