@@ -32,10 +32,12 @@ from model.decoding.generate import Token, generate_tokens
 from model.decoding.settings import GenerationSettings
 from model.decoding.speculation import speculated_tokens
 from model.latent.core import LookaheadCore
+from model.latent.distillation import DraftedText, draft_figure
 from model.latent.draft import Drafter
 from model.latent.look_ahead_sampler import LookAheadSampler, Trained
 from model.latent.rollout import Rollout, RolloutContext, roll_out
 from model.latent.trunk import LastBlock
+from tests.helpers import chains
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 100
 HELD_OUT_TOKENS, TEACHING_TOKENS = 100_000, 400_000
@@ -107,8 +109,6 @@ def identical(bench: Bench) -> None:
 
 
 def joints(bench: Bench) -> None:
-    from tests.unit.model.decoding import test_acceptance as chains
-
     print(
         "\ntexts of three tokens over a vocabulary of 16, 1,000,000 draws: p of the chi-square test (aim: above 0.01)"
     )
@@ -255,7 +255,6 @@ def taught(bench: Bench, rollouts: int, seed: int) -> Drafter:
     torch.manual_seed(seed)
     core = LookaheadCore.create(model.config, auxiliary, model.padded_vocab_size)
     assert core is not None and core.drafter is not None
-    core.transition = own.transition
     optimizer = torch.optim.AdamW(core.drafter.parameters(), lr=TEACHING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     for step, (ids, labels) in enumerate(teaching_rows(bench, seed)):
         for group in optimizer.param_groups:
@@ -270,7 +269,8 @@ def taught(bench: Bench, rollouts: int, seed: int) -> Drafter:
         with torch.no_grad():
             context = RolloutContext.read(model, ids, model.states(ids))
         remaining = torch.full_like(ids, ids.shape[1]) - torch.arange(ids.shape[1])
-        total, count = core._draft_figure(core.drafter, model, draw, context, labels, remaining)
+        text = DraftedText(context, draw, labels, remaining)
+        total, count = draft_figure(core.drafter, own.transition, model, text)
         optimizer.zero_grad()
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(core.drafter.parameters(), 1.0)

@@ -5,18 +5,24 @@ A round goes from one token that is decided but not read to the next one. It is 
 penalties, shares and acceptance look at no value on the host, so that on a GPU a graph can hold them.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..transformer import TransformerLM
 from .acceptance import block_verified, greedily_verified, typically_verified
 from .decoder import Decoder
-from .generate import Stopped, Token, top_logprobs
+from .generate import Stopped, Token, generate_tokens, top_logprobs
 from .processing import draw, probabilities
 from .settings import GenerationSettings
 
+MEASURED_TOKENS = 100  # of text that tells whether drafts pay
 WORTH_A_DRAFT = 0.2  # how often a draft must have stood lately for it to be made
 MEMORY, PROBE_EVERY = 0.9, 16  # rounds: how slowly that is forgotten, and how often all drafts are tried anyway
 
@@ -81,6 +87,57 @@ class Pace:
     def learn(self, made: int, stood: int) -> None:
         for place in range(made):
             self._stood[place] = MEMORY * self._stood[place] + (1 - MEMORY) * (place < stood)
+
+
+class DraftChoice:
+    """Whether a model's drafts are used: as the setting says or, for "auto", where a measurement finds them faster. It
+    is made once."""
+
+    def __init__(self) -> None:
+        self._faster: bool | None = None
+
+    def of(
+        self,
+        settings: GenerationSettings,
+        prompts: Sequence[list[int]],
+        model: TransformerLM,
+        eos_token_id: int,
+        slots: Callable[[int], AbstractContextManager[Decoder]],
+    ) -> bool | Literal["typical"]:
+        """For texts after `prompts`; `slots` lends a decoder. Raises ValueError where there is no drafter."""
+        asked, has_drafter = settings.speculate, model.latent is not None and model.latent.drafter is not None
+        if asked != "auto":
+            if asked and not has_drafter:
+                raise ValueError("speculate needs a model with a drafter; train one with auxiliary.enable_draft.")
+            return asked
+        if len(prompts) > 1 or not has_drafter:
+            return False
+        if self._faster is None:
+            with slots(1) as decoder, torch.inference_mode():
+                plain, drafted = measure(decoder, prompts[0], settings, eos_token_id)
+            self._faster = drafted > plain
+            choice = "Writing with drafts" if self._faster else "Writing token by token"
+            warnings.warn(
+                f"{choice}: {drafted:,.0f} tokens/s with drafts, {plain:,.0f} without, measured once.", stacklevel=6
+            )
+        return self._faster
+
+
+def measure(
+    decoder: Decoder, prompt: list[int], settings: GenerationSettings, eos_token_id: int
+) -> tuple[float, float]:
+    """Tokens/s without and with drafts, by MEASURED_TOKENS tokens each way."""
+    settings = replace(settings, max_new_tokens=MEASURED_TOKENS, stop_at_eos=False, logprobs=None, speculate=True)
+    rates = (0.0, 0.0)
+    for _ in range(2):  # the first time warms up
+        begin = time.perf_counter()
+        for _ in generate_tokens(decoder, [prompt], settings, eos_token_id, [0], set()):
+            pass
+        middle = time.perf_counter()
+        for _ in speculated_tokens(decoder, 0, prompt, settings, eos_token_id, 0, set()):
+            pass
+        rates = MEASURED_TOKENS / (middle - begin), MEASURED_TOKENS / (time.perf_counter() - middle)
+    return rates
 
 
 def make_round(

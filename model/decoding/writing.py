@@ -1,12 +1,11 @@
 """Prompts to texts: what `LanguageModel.generate` and `stream` do once their arguments are checked."""
 
-import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, starmap
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -17,10 +16,9 @@ from .beam import search
 from .decoder import Decoder, Precision, Weights
 from .generate import Stopped, Token, generate_tokens
 from .settings import GenerationSettings
-from .speculation import speculated_tokens
+from .speculation import DraftChoice, speculated_tokens
 from .text import TextStream
 
-MEASURED_TOKENS = 100  # of text that tells whether drafts pay
 ROWS_AT_A_TIME = 64  # of a long list of prompts; each row has keys and values in memory
 
 
@@ -85,7 +83,7 @@ class Writer:
         self._version: list[tuple[int, int]] = []
         self._idle: dict[int, Decoder] = {}  # by the number of slots
         self._announced = False
-        self._faster: bool | None = None  # whether drafts are; None: not measured yet
+        self._drafts = DraftChoice()
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], settings: GenerationSettings) -> list[list[Generation]]:
@@ -113,7 +111,7 @@ class Writer:
         prompts, samples = [text.prompt for text in texts], [text.sample for text in texts]
         self._announce(max(map(len, prompts)) + settings.max_new_tokens)
         ended: set[int] = set()
-        speculate = self._speculates(texts, settings)
+        speculate = self._drafts.of(settings, prompts, self.model, self.eos_token_id, self._slots)
         with self._slots(1 if speculate else len(texts)) as decoder:
             if speculate:
                 settings = replace(settings, speculate=speculate)
@@ -136,39 +134,6 @@ class Writer:
                 if piece:
                     text.pieces.append(piece)
                     yield token.row, piece
-
-    def _speculates(self, texts: Sequence[_Text], settings: GenerationSettings) -> bool | Literal["typical"]:
-        """How to write: in rounds of drafts, one text after the other, or all texts token by token."""
-        asked = settings.speculate
-        if asked != "auto":
-            if asked and (self.model.latent is None or self.model.latent.drafter is None):
-                raise ValueError("speculate needs a model with a drafter; train one with auxiliary.enable_draft.")
-            return asked
-        if len(texts) > 1 or self.model.latent is None or self.model.latent.drafter is None:
-            return False
-        if self._faster is None:
-            self._faster = self._measure(texts[0].prompt, settings)
-        return self._faster
-
-    def _measure(self, prompt: list[int], settings: GenerationSettings) -> bool:
-        """Whether drafts make this model faster on this machine, by MEASURED_TOKENS tokens each way."""
-        settings = replace(settings, max_new_tokens=MEASURED_TOKENS, stop_at_eos=False, logprobs=None, speculate=True)
-        seconds = []
-        with self._slots(1) as decoder, torch.inference_mode():
-            for _ in range(2):  # the first time warms up
-                begin = time.perf_counter()
-                for _ in generate_tokens(decoder, [prompt], settings, self.eos_token_id, [0], set()):
-                    pass
-                middle = time.perf_counter()
-                for _ in speculated_tokens(decoder, 0, prompt, settings, self.eos_token_id, 0, set()):
-                    pass
-                seconds = [middle - begin, time.perf_counter() - middle]
-        plain, drafted = (MEASURED_TOKENS / took for took in seconds)
-        choice = "Writing with drafts" if drafted > plain else "Writing token by token"
-        warnings.warn(
-            f"{choice}: {drafted:,.0f} tokens/s with drafts, {plain:,.0f} without, measured once.", stacklevel=6
-        )
-        return drafted > plain
 
     def _add(self, text: _Text, token: Token) -> str:
         """The piece of text that is decided with a token."""

@@ -15,13 +15,14 @@ from ..block import initialise_weights
 from ..config import AuxiliaryConfig, ModelConfig
 from ..loss import IGNORE_INDEX
 from ..tensors import LookAhead, States
-from .draft import Drafter, draft_losses, sample_tokens
-from .look_ahead_sampler import DRAFT_POSITION_FRACTION, OBJECTIVES, num_spans, require_room
+from .distillation import DraftedText, draft_figure, draft_flops
+from .draft import Drafter
+from .look_ahead_sampler import OBJECTIVES, num_spans, require_room
 from .policy import Head, linear_kl
 from .rollout import Rollout, RolloutContext, roll_out
 from .span import SpanProjector, info_nce, span_keys
-from .transition import Transition, dynamics_losses, variance_ratio
-from .trunk import LastBlock, Trunk
+from .transition import Transition, dynamics_losses, matrices, variance_ratio
+from .trunk import Trunk
 from .value import ValueHead, expected_nll, value_losses, value_targets
 
 # The rows of the figures: the objectives, and a figure that shows collapse.
@@ -88,7 +89,9 @@ class LookaheadCore(nn.Module):
             if self.transition is not None:
                 by_name |= self._rollout_figures(trunk, look_ahead, states.final, context, remaining, targets)
             if self.drafter is not None:
-                by_name["draft"] = self._draft_figure(self.drafter, trunk, look_ahead, context, labels, remaining)
+                by_name["draft"] = draft_figure(
+                    self.drafter, self.transition, trunk, DraftedText(context, look_ahead, labels, remaining)
+                )
         absent = states.final.new_zeros(2, dtype=torch.float32)
         figures = torch.stack([by_name.get(name, absent) for name in FIGURES])
         sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
@@ -131,7 +134,7 @@ class LookaheadCore(nn.Module):
         if self.transition is not None:
             # memory, keys and values are made once; the weights of the last block get no gradient
             key, outcome = self.transition.query.weight.numel(), self.transition.outcome.weight.numel()
-            each = _matrices(self.transition) - outcome + 2 * (self.transition.width + hidden_size) * seq_length
+            each = matrices(self.transition) - outcome + 2 * (self.transition.width + hidden_size) * seq_length
             once = 6 * (key + outcome) + 2 * 2 * hidden_size**2
             flops += (once + (6 * each + 4 * 12 * hidden_size**2) * depth) * auxiliary.rollout_row_fraction
         if auxiliary.enable_policy:
@@ -139,22 +142,12 @@ class LookaheadCore(nn.Module):
             flops += (2 + 4 * depth) * head * auxiliary.policy_position_fraction
         if self.value_head is not None:
             read = depth * auxiliary.policy_position_fraction if self.transition is not None else 0
-            flops += 6 * _matrices(self.value_head) * (1 + read)
+            flops += 6 * matrices(self.value_head) * (1 + read)
         if self.span_projector is not None:
-            flops += 6 * _matrices(self.span_projector) * num_spans(auxiliary, seq_length) / seq_length
+            flops += 6 * matrices(self.span_projector) * num_spans(auxiliary, seq_length) / seq_length
         if self.drafter is not None:
-            flops += self._draft_flops(self.drafter, hidden_size, head_rows, seq_length)
+            flops += draft_flops(self.drafter, self.transition, auxiliary.draft_rollouts, head_rows, seq_length)
         return flops
-
-    def _draft_flops(self, drafter: Drafter, hidden_size: int, head_rows: int, seq_length: int) -> float:
-        places, rollouts = drafter.length, self.auxiliary.draft_rollouts
-        matrices = _matrices(drafter) - 2 * drafter.after.weight.numel()
-        markov = (1 + rollouts) * places * drafter.after.weight.numel()
-        flops = 6 * (matrices + markov) + 4 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
-        if self.transition is not None:
-            each = _matrices(self.transition) + 12 * hidden_size**2 + 2 * hidden_size * seq_length
-            flops += 2 * rollouts * (places - 1) * (each + 2 * hidden_size * head_rows)
-        return flops * DRAFT_POSITION_FRACTION
 
     def _value_figure(self, states: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         states = states.detach() if self.auxiliary.value_detach_trunk else states
@@ -211,66 +204,6 @@ class LookaheadCore(nn.Module):
             figures["rolled_out_value"] = self._value_figure(read, targets, known & valid[..., None])
         return figures
 
-    def _draft_figure(
-        self,
-        drafter: Drafter,
-        trunk: Trunk,
-        look_ahead: LookAhead,
-        context: RolloutContext,
-        labels: Tensor,
-        remaining: Tensor,
-    ) -> Tensor:
-        """The figure of drafts from h_t and x_{t+1} for t in look_ahead.draft_columns; none of it reaches the trunk."""
-        rows, columns = look_ahead.rows, look_ahead.draft_columns
-        head = Head(trunk.head_weight, trunk.vocab_size)
-        rotations = None if trunk.rotary is None else trunk.rotary.at(columns + 1, labels.shape[1])
-        drafted = drafter(
-            context.hidden[:, columns],
-            context.embeddings[:, columns + 1],
-            LastBlock(trunk).keys_and_values(context.before_last),
-            context.allowed[..., columns, :],
-            rotations,
-        ).flatten(1, 2)
-        # x_{t+1}, x_{t+2}, ...: what stands before each place, and in it
-        tokens = torch.stack([labels[rows][:, columns + k].flatten() for k in range(drafter.length + 1)]).clamp_min(0)
-        taught = self._teachers(trunk, head, context, look_ahead, tokens[0])
-        figure = drafted.new_zeros(2, dtype=torch.float32)
-        for k, (written, states) in enumerate(taught):
-            valid = (remaining[rows][:, columns] > k + 1).flatten()
-            previous = drafter.before(torch.cat([tokens[k : k + 1], written]))
-            loss_sum = draft_losses(drafted[k], head, previous, drafter.after.weight, tokens[k + 1], states, valid)
-            figure = figure + torch.stack([loss_sum, valid.sum().float()])
-        return figure
-
-    @torch.no_grad()
-    def _teachers(
-        self, trunk: Trunk, head: Head, context: RolloutContext, look_ahead: LookAhead, first: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each place after x_{t+1}, `first` (N,), what teaches the drafts there: the tokens before it (J, N) of J
-        rollouts and their states before it (J, N, D). The first place has one teacher, the true state; without rollouts
-        none has."""
-        rollouts, places = self.auxiliary.draft_rollouts, self.auxiliary.draft_length
-        rows, columns = len(context.hidden), look_ahead.draft_columns + 1
-        true = context.hidden[:, columns].flatten(0, 1)
-        if not rollouts or self.transition is None:
-            return [(first.new_empty(0, len(first)), true.new_empty(0, *true.shape))] * places
-        taught = [(first[None], true[None])]
-        rollout = Rollout(self.transition, trunk, context, columns=columns.repeat(rollouts))
-        states = true.expand(rollouts, *true.shape)
-        written = sample_tokens(true, head, look_ahead.draft_uniforms[0])
-        for place in range(1, places):
-            if place > 1:
-                uniforms = look_ahead.draft_uniforms[place - 1].reshape(1, -1)
-                written = sample_tokens(states.flatten(0, 1), head, uniforms).view(rollouts, -1)
-
-            def by_row(x: Tensor) -> Tensor:  # (J, R * C, ...) -> (R, J * C, ...)
-                return x.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)
-
-            predicted = rollout.step(by_row(states), trunk.tokens(by_row(written)))
-            states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
-            taught.append((written, states))
-        return taught
-
     def _rollouts(self, trunk: Trunk, context: RolloutContext, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Predicted states that head and value read, and those that the dynamics compare: the same ones, unless only
         one of policy and dynamics is to reach the trunk."""
@@ -307,8 +240,3 @@ def remaining_labels(segment_ids: Tensor, labels: Tensor) -> Tensor:
 def _sum_and_count(losses: Tensor, counted: Tensor) -> Tensor:
     """(2,) fp32: the sum of the losses (...) where `counted` (...), and the number of these."""
     return torch.stack([losses.masked_fill(~counted, 0.0).sum(), counted.sum().float()])
-
-
-def _matrices(part: nn.Module) -> int:
-    """The number of weights in matrices."""
-    return sum(parameter.numel() for parameter in part.parameters() if parameter.ndim == 2)

@@ -1,13 +1,13 @@
-"""The drafter g: several next tokens in one pass, for a trunk to verify (speculative decoding).
+"""The drafter g: several next tokens at once, for a trunk to verify (speculative decoding).
 
 From h_t and the token x_{t+1} that follows it, g makes a state u_k for each of the next places k = 1 ... K. The LM head
 reads them in one product, and a low-rank Markov term adds what the token just before a place says about it:
 
     logits of x_{t+1+k} = head(u_k) + after . before[x_{t+k}]
 
-It learns from the tokens that came and, by latent consistency distillation, from rollouts of the transition along
-tokens that the trunk would write: what psi finds out step by step, g has to know at once. It recalls the text through
-the keys and values of the trunk's last block, which are there anyway.
+It learns from the tokens that came and from rollouts of the transition (distillation.py): what psi finds out step by
+step, g has to know at once. It recalls the text through the keys and values of the trunk's last block, which are there
+anyway.
 """
 
 import torch

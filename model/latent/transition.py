@@ -71,6 +71,11 @@ class Transition(nn.Module):
         return embeddings + self.down(F.gelu(self.middle(x))) + self.copy(recalled)
 
 
+def matrices(part: nn.Module) -> int:
+    """The number of weights in the matrices of a part, of which each costs FLOPs."""
+    return sum(parameter.numel() for parameter in part.parameters() if parameter.ndim == 2)
+
+
 def dynamics_losses(predicted: Tensor, hidden: Tensor) -> Tensor:
     """(...,): SmoothL1 in fp32 between predicted states (..., D) and true ones, which get no gradient; mean over D."""
     return F.smooth_l1_loss(predicted.float(), hidden.detach().float(), reduction="none").mean(dim=-1)

@@ -1,0 +1,98 @@
+"""How the drafter is taught (latent consistency distillation): by the tokens that came, and by rollouts of the
+transition along tokens that the trunk would write. None of it reaches the trunk or the transition.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..tensors import LookAhead
+from .draft import Drafter, draft_losses, sample_tokens
+from .look_ahead_sampler import DRAFT_POSITION_FRACTION
+from .policy import Head
+from .rollout import Rollout, RolloutContext
+from .transition import Transition, matrices
+from .trunk import LastBlock, Trunk
+
+
+class DraftedText(NamedTuple):
+    """A micro-batch as the drafter is taught by it."""
+
+    context: RolloutContext  # of the R rows look_ahead.rows
+    look_ahead: LookAhead
+    labels: Tensor  # (B, T) of all rows
+    remaining: Tensor  # (B, T): how many labels follow, see core.remaining_labels
+
+
+class Lessons(NamedTuple):
+    """What teaches the drafts of one place, at N positions."""
+
+    before: Tensor  # (J, N) int64: the token before the place in each of J rollouts
+    states: Tensor  # (J, N, D): the state before it, whose logits are to be learned
+
+
+def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, text: DraftedText) -> Tensor:
+    """(2,) fp32: the sum of the losses, differentiable with respect to the drafter, and how many there are: drafts from
+    h_t and x_{t+1} for t in look_ahead.draft_columns."""
+    (context, look_ahead, labels, remaining), columns = text, text.look_ahead.draft_columns
+    rows, head = look_ahead.rows, Head(trunk.head_weight, trunk.vocab_size)
+    rotations = None if trunk.rotary is None else trunk.rotary.at(columns + 1, labels.shape[1])
+    drafted = drafter(
+        context.hidden[:, columns],
+        context.embeddings[:, columns + 1],
+        LastBlock(trunk).keys_and_values(context.before_last),
+        context.allowed[..., columns, :],
+        rotations,
+    ).flatten(1, 2)
+    # x_{t+1}, x_{t+2}, ...: what stands before each place, and in it
+    tokens = torch.stack([labels[rows][:, columns + k].flatten() for k in range(drafter.length + 1)]).clamp_min(0)
+    figure = drafted.new_zeros(2, dtype=torch.float32)
+    for k, lessons in enumerate(rolled_out_lessons(drafter, transition, trunk, text, tokens[0])):
+        valid = (remaining[rows][:, columns] > k + 1).flatten()
+        previous = drafter.before(torch.cat([tokens[k : k + 1], lessons.before]))
+        loss_sum = draft_losses(drafted[k], head, previous, drafter.after.weight, tokens[k + 1], lessons.states, valid)
+        figure = figure + torch.stack([loss_sum, valid.sum().float()])
+    return figure
+
+
+@torch.no_grad()
+def rolled_out_lessons(
+    drafter: Drafter, transition: Transition | None, trunk: Trunk, text: DraftedText, first: Tensor
+) -> list[Lessons]:
+    """For each place after x_{t+1}, `first` (N,). The first place has one teacher, the true state h_{t+1}; without
+    rollouts none has. The number of rollouts is that of look_ahead.draft_uniforms."""
+    context, uniforms = text.context, text.look_ahead.draft_uniforms
+    rollouts, rows, columns = uniforms.shape[1], len(context.hidden), text.look_ahead.draft_columns + 1
+    true = context.hidden[:, columns].flatten(0, 1)
+    if not rollouts or transition is None:
+        return [Lessons(first.new_empty(0, len(first)), true.new_empty(0, *true.shape))] * drafter.length
+    head, lessons = Head(trunk.head_weight, trunk.vocab_size), [Lessons(first[None], true[None])]
+    rollout = Rollout(transition, trunk, context, columns=columns.repeat(rollouts))
+    before, states = sample_tokens(true, head, uniforms[0]), true.expand(rollouts, *true.shape)
+    for place in range(1, drafter.length):
+        if place > 1:
+            before = sample_tokens(states.flatten(0, 1), head, uniforms[place - 1].reshape(1, -1)).view(rollouts, -1)
+        predicted = rollout.step(_by_row(states, rows), trunk.tokens(_by_row(before, rows)))
+        states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
+        lessons.append(Lessons(before, states))
+    return lessons
+
+
+def _by_row(x: Tensor, rows: int) -> Tensor:
+    """(J, R * C, ...) -> (R, J * C, ...)."""
+    return x.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def draft_flops(
+    drafter: Drafter, transition: Transition | None, rollouts: int, head_rows: int, seq_length: int
+) -> float:
+    """Training FLOPs per token of the model: those of a position, times the share of positions."""
+    places, hidden_size = drafter.length, drafter.out_norm.weight.numel()
+    each = matrices(drafter) - 2 * drafter.after.weight.numel()
+    markov = (1 + rollouts) * places * drafter.after.weight.numel()
+    flops = 6 * (each + markov) + 4 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
+    if transition is not None:
+        step = matrices(transition) + 12 * hidden_size**2 + 2 * hidden_size * seq_length
+        flops += 2 * rollouts * (places - 1) * (step + 2 * hidden_size * head_rows)
+    return flops * DRAFT_POSITION_FRACTION
