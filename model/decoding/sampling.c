@@ -47,10 +47,16 @@ static double sum(const float *x, int n) {
 }
 
 /* Of the numbers above a bound: how many there are, or their sum. */
-static inline double measure_above(const float *x, int n, float bound, int counted) {
+static double measure_above(const float *x, int n, float bound, int counted) {
+    if (counted) {
+        int count = 0;
+        #pragma omp simd reduction(+ : count)
+        for (int i = 0; i < n; i++) count += x[i] > bound;
+        return count;
+    }
     double total = 0;
     #pragma omp simd reduction(+ : total)
-    for (int i = 0; i < n; i++) total += x[i] > bound ? counted ? 1 : x[i] : 0;
+    for (int i = 0; i < n; i++) total += x[i] > bound ? x[i] : 0;
     return total;
 }
 
@@ -69,7 +75,7 @@ static float float_of(int32_t order) {
 
 /* A number is kept if those greater than it measure less than `wanted`. Returns a bound with the kept ones above it,
    between `low`, where all numbers to be kept lie above, and `high`, above which there are none. */
-static inline float bound_of(const float *x, int n, int counted, double wanted, float low, float high) {
+static float bound_of(const float *x, int n, int counted, double wanted, float low, float high) {
     int32_t least = order_of(low), most = order_of(high);
     double above_least = measure_above(x, n, low, counted), above_most = 0;
     while (most - least > 1) {
