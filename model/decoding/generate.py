@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .processing import Penalties, draw, probabilities
+from .processing import Penalties, draw_tokens
 from .settings import GenerationSettings
 
 Stopped = Literal["eos", "length", "stop", "exhausted"]
@@ -110,16 +110,15 @@ def _choose(logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings) 
     logprobs = None if settings.logprobs is None else logits.log_softmax(-1)
     if rows[0].penalties.active:
         logits = torch.stack([row.penalties.apply(line) for row, line in zip(rows, logits, strict=True)])
-        exhausted = torch.isneginf(logits).all(-1).tolist()
-        logits = logits.masked_fill(torch.tensor(exhausted, device=logits.device)[:, None], 0)
+        exhausted = (logits.amax(-1) == -torch.inf).tolist()
+        if any(exhausted):
+            logits[exhausted] = 0
     else:
         exhausted = [False] * len(rows)
     if settings.greedy:
-        chosen = logits.argmax(-1)
+        ids = logits.argmax(-1).tolist()
     else:
-        uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64)
-        chosen = draw(probabilities(logits, settings), uniforms.to(logits.device))
-    ids = chosen.tolist()
+        ids = draw_tokens(logits, settings, [row.uniform() for row in rows])
     tokens = [
         Token(row.number, None, "exhausted") if none else Token(row.number, id, None)
         for row, id, none in zip(rows, ids, exhausted, strict=True)

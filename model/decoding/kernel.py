@@ -1,4 +1,4 @@
-"""kernel.c as a Python function: compiled once for this machine, kept in the user's cache, and called by ctypes.
+"""kernel.c and sampling.c as one library for ctypes, compiled once for this machine and kept in the user's cache.
 
 Without a C compiler there is no kernel, and decoding uses torch.
 """
@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sampling.c"))
 # Sums may be reordered, so that they use vectors; infinities and NaN stay what they are.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
 COMPILE_SECONDS = 60
@@ -71,25 +71,27 @@ def library() -> ctypes.CDLL | None:
     loaded.scratch_size.argtypes = [POINTER(Model), c_int32]
     loaded.scratch_size.restype = c_int64
     loaded.forward.argtypes = [POINTER(Model), c_int32, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
-    loaded.forward.restype = None
+    loaded.draw.argtypes = [
+        c_void_p, c_int32, c_int32, c_float, c_int64, c_double, c_float, POINTER(c_double), POINTER(c_int64), c_int32,
+    ]  # fmt: skip
     model, drafter = POINTER(Model), POINTER(Drafter)
     loaded.draft_scratch_size.argtypes, loaded.draft_scratch_size.restype = [model, drafter], c_int64
     loaded.draft.argtypes = [model, drafter, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]
     loaded.condition.argtypes = [model, drafter, c_int64, c_void_p]
-    loaded.draft.restype = loaded.condition.restype = None
+    loaded.forward.restype = loaded.draw.restype = loaded.draft.restype = loaded.condition.restype = None
     return loaded
 
 
 def _compiled(compiler: str) -> Path:
     """The path of the library. Raises OSError or SubprocessError where it can be neither found nor made."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     key = hashlib.sha256(source + " ".join((compiler, *FLAGS, _processor())).encode()).hexdigest()[:16]
     folder = _cache_folder()
     path = folder / f"decoding-{key}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch, path.name)
-            command = [compiler, *FLAGS, "-shared", "-fPIC", "-x", "c", str(SOURCE), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, "-shared", "-fPIC", "-x", "c", *map(str, SOURCES), "-o", str(made), "-lm"]
             if subprocess.run([*command, "-fopenmp"], capture_output=True, timeout=COMPILE_SECONDS).returncode:
                 subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=True)  # one thread then
             made.rename(path)

@@ -3,9 +3,11 @@
     repetition_penalty, no_repeat_ngram, logits_processors      `Penalties`, of what the row holds so far
     temperature, top_k, top_p, min_p                            `probabilities`, where tokens are drawn
 
+On a CPU sampling.c does the last line and draws, in one call; `probabilities` and `draw` define what it does.
 The end-of-text token that every document begins with is no part of what a row holds: it may be repeated.
 """
 
+import ctypes
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import kernel
 from .settings import GenerationSettings
 
 LEAST_TEMPERATURE = 1e-30  # at which all but the likeliest token have probability 0; less could be 0 in fp32
@@ -64,26 +67,47 @@ class Penalties:
         return tuple(self.tokens[len(self.tokens) - self._size + 1 :])
 
 
+def draw_tokens(scores: Tensor, settings: GenerationSettings, uniforms: Sequence[float]) -> list[int]:
+    """A token for each row of scores (B, V), which may be overwritten, by one number in [0, 1) each.
+
+    Raises ValueError where a row holds NaN or positive infinity.
+    """
+    rows, size = scores.shape
+    library = kernel.library() if scores.device.type == "cpu" else None
+    if library is None:
+        numbers = torch.tensor(uniforms, dtype=torch.float64, device=scores.device)
+        tokens = draw(probabilities(scores, settings), numbers).tolist()
+    else:
+        scores, drawn = scores.contiguous(), (ctypes.c_int64 * rows)()
+        library.draw(
+            scores.data_ptr(), rows, size, max(settings.temperature, LEAST_TEMPERATURE), settings.top_k,
+            settings.top_p, settings.min_p, (ctypes.c_double * rows)(*uniforms), drawn, torch.get_num_threads(),
+        )  # fmt: skip
+        tokens = drawn[:]
+    if size in tokens:
+        raise ValueError("the logits hold NaN or +inf, so no token can be drawn; look at logits_processors.")
+    return tokens
+
+
 def probabilities(scores: Tensor, settings: GenerationSettings) -> Tensor:
     """scores (B, V) -> (B, V): what tokens are drawn from, up to a factor for each row; 0 for what is cut off.
 
-    Tokens that are exactly as likely as the last one that top_k or top_p keeps are kept, too. (top_p: arXiv 1904.09751;
-    min_p: arXiv 2407.01082.)
+    Of top_k and top_p a token is kept if those likelier than it are fewer than k, or have less than p together. So
+    tokens exactly as likely as the last one kept are kept, too. (top_p: arXiv 1904.09751; min_p: arXiv 2407.01082.)
     """
     # Relative to the largest, so that dividing by a tiny temperature overflows to -inf only.
     scores = (scores - scores.amax(-1, keepdim=True)) / max(settings.temperature, LEAST_TEMPERATURE)
     if 0 < settings.top_k < scores.shape[-1]:
         least = scores.topk(settings.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
-    shares = scores.softmax(-1)
+    shares = scores.exp()  # the likeliest token's is 1
     if settings.top_p < 1:
-        ascending = _sort(shares)
-        left_out = (ascending.cumsum(-1) <= 1 - settings.top_p).sum(-1, keepdim=True)
-        least = ascending.gather(-1, left_out.clamp(max=scores.shape[-1] - 1))
+        descending = _sort(shares).flip(-1)
+        sums = descending.cumsum(-1, dtype=torch.float64)
+        left_out = (sums - descending >= settings.top_p * sums[:, -1:]).sum(-1, keepdim=True)
+        least = descending.gather(-1, scores.shape[-1] - 1 - left_out)
         shares = torch.where(shares < least, 0, shares)
-    if settings.min_p > 0:
-        shares = torch.where(shares < settings.min_p * shares.amax(-1, keepdim=True), 0, shares)
-    return shares
+    return torch.where(shares < settings.min_p, 0, shares)
 
 
 def draw(shares: Tensor, uniforms: Tensor) -> Tensor:
@@ -94,6 +118,7 @@ def draw(shares: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _sort(shares: Tensor) -> Tensor:
+    """In ascending order."""
     if shares.device.type == "cpu":  # numpy's sort uses vectors, and takes a twentieth of torch's time
         return torch.from_numpy(np.sort(shares.numpy(), axis=-1))
     return shares.sort(dim=-1).values

@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_model_room_alone(wheel: Path):
         (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
         assert archive.read(licence) == (REPOSITORY / "LICENSE").read_bytes()
     room = {path.relative_to(ROOM).as_posix() for path in ROOM.rglob("*.py")}
-    assert names == {f"forethought/{name}" for name in room | {"py.typed", "decoding/kernel.c"}}
+    assert names == {f"forethought/{name}" for name in room | {"py.typed", "decoding/kernel.c", "decoding/sampling.c"}}
 
 
 def test_the_metadata_says_what_it_needs(wheel: Path):
