@@ -31,8 +31,8 @@ from typing import NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 
 from sources.retries import Retries
-from sources.rows.filters import RecentHashes, folded_hash
-from sources.rows.near_copies import fold
+from sources.rows.filters import RecentHashes, condensed_hash
+from sources.rows.near_copies import condense
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
 from sources.rows.pipeline_config import MIN_BLOCK_ROWS, PART_CHARACTERS, PipelineConfig
 from sources.rows.sharding import LaneShare, counter_keys, share_of_lane
@@ -239,8 +239,8 @@ class RowPipeline:
         for document in documents:
             if not (document.is_own or filters.deduplicate) and self._found_text:
                 continue
-            folded, before = fold(document.text), document.before
-            digest, reason = folded_hash(folded), None
+            condensed, before = condense(document.text), document.before
+            digest, reason = condensed_hash(condensed), None
             if before.document != digest:  # else parts of it are packed already
                 before = before._replace(part=0, document=digest)
                 reason = filters.reject(document.text, digest)
@@ -250,7 +250,7 @@ class RowPipeline:
                     if document.is_own:
                         self._filtered[reason] += 1
                     continue
-                if (document.is_own or not self._found_text) and filters.near_copies.recognize(folded):
+                if (document.is_own or not self._found_text) and filters.near_copies.recognize(condensed):
                     reason = "similar to a validation document"
                 self._found_text |= reason is None
             if filters.deduplicate:
