@@ -37,6 +37,11 @@ def condensed_hash(condensed: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(condensed, digest_size=8).digest(), "little")
 
 
+def older_condense(text: str) -> bytes:
+    """Return what version 0.2.0 hashed in place of what `condense` returns; the same for ASCII texts."""
+    return text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
+
+
 def is_held_out(text: str) -> bool:
     """Whether a text belongs to the held-out share; its hash alone decides."""
     return text_hash(text) % _ONE_IN == 0
