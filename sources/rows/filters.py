@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sources.rows.near_copies import NearCopies, fold
+from sources.rows.near_copies import NearCopies, condense, fold
 
 HELD_OUT_SHARE = 1 / 50
 RECENT = 2048  # documents; eight bytes each in the state
@@ -25,18 +25,21 @@ NGRAM = 13  # words; GPT-3's measure of contamination (arXiv 2005.14165, appendi
 
 _ONE_IN = round(1 / HELD_OUT_SHARE)
 _WORDS = re.compile(r"\w+")
-_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # all that folding leaves
 
 
 def text_hash(text: str) -> int:
     """Return 64 bits that are equal for texts which differ only in case, white space and the form of characters."""
-    return folded_hash(fold(text))
+    return condensed_hash(condense(text))
 
 
-def folded_hash(folded: str) -> int:
-    """Return a text's `text_hash`, of what `fold` made of it."""
-    letters = folded.encode("utf-8", "surrogatepass").translate(None, _WHITE_SPACE)
-    return int.from_bytes(hashlib.blake2b(letters, digest_size=8).digest(), "little")
+def condensed_hash(condensed: bytes) -> int:
+    """Return a text's `text_hash`, of what `condense` made of it."""
+    return int.from_bytes(hashlib.blake2b(condensed, digest_size=8).digest(), "little")
+
+
+def older_condense(text: str) -> bytes:
+    """Return what version 0.2.0 hashed in place of what `condense` returns; the same for ASCII texts."""
+    return text.lower().encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\v\f")
 
 
 def is_held_out(text: str) -> bool:

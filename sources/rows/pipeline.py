@@ -31,8 +31,8 @@ from typing import NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 
 from sources.retries import Retries
-from sources.rows.filters import RecentHashes, folded_hash
-from sources.rows.near_copies import fold
+from sources.rows.filters import RecentHashes, condensed_hash, older_condense
+from sources.rows.near_copies import NearCopies, condense
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
 from sources.rows.pipeline_config import MIN_BLOCK_ROWS, PART_CHARACTERS, PipelineConfig
 from sources.rows.sharding import LaneShare, counter_keys, share_of_lane
@@ -155,8 +155,16 @@ class RowPipeline:
         number += 1 if len(block) else 0
         chain = {"rows": self.state.get("rows", 0) + len(block)} if self._is_shared else {"cycle": self._cycle}
         counts = {"block": number, "pass": self._epoch, **chain}
+        was_older = self._is_older
         self.state = _state(self.source, counts, self._position, self._packer.carry(), self._recent.encode())
+        if was_older:  # what is read ahead of it is filtered in today's way
+            self._start(self._epoch, self._cycle, self._position, self._recent)
         return BlockResult(block, self.state, self._take_filtered())
+
+    @property
+    def _is_older(self) -> bool:
+        """Whether version 0.2.0 began the next block: it must hold the same rows, as some of them were trained on."""
+        return not self._is_shared and "cycle" not in self.state
 
     def _fill(self, rows: int) -> int:
         """Pack parts until there is a block of `rows` rows, or the rest of a whole epoch; returns the block's rows.
@@ -185,9 +193,7 @@ class RowPipeline:
                 empty_shards.update(self._share.shards)
             if len(empty_shards) == self.source.num_shards:
                 break
-            # A block that an older version began must hold the same rows, as some of them were trained on.
-            is_older = not self._is_shared and "cycle" not in self.state
-            self._start(self._epoch + 1, 1 if is_older else self.config.num_lanes)
+            self._start(self._epoch + 1, 1 if self._is_older else self.config.num_lanes)
             if self._is_shared and self._packer.has_block(MIN_BLOCK_ROWS):
                 return self._packer.rows_ready
         return rows
@@ -235,14 +241,19 @@ class RowPipeline:
         ask which of these are near-copies, so every lane remembers its own near-copies too.
         """
         filters, recent = self.config.filters, RecentHashes(self._recent)  # a copy: reading runs ahead of packing
+        condensing, near_copies = condense, filters.near_copies
+        if self._is_older:
+            condensing, near_copies = older_condense, NearCopies()
         hashes: list[int] = []
         for document in documents:
             if not (document.is_own or filters.deduplicate) and self._found_text:
                 continue
-            folded, before = fold(document.text), document.before
-            digest, reason = folded_hash(folded), None
-            if before.document != digest:  # else parts of it are packed already
-                before = before._replace(part=0, document=digest)
+            condensed, begun = condensing(document.text), document.before.document
+            digest, reason = condensed_hash(condensed), None
+            before = document.before._replace(document=digest)
+            # Else parts of it are packed already.
+            if begun is None or begun not in (digest, condensed_hash(older_condense(document.text))):
+                before = before._replace(part=0)
                 reason = filters.reject(document.text, digest)
                 if reason is None and filters.deduplicate and digest in recent:
                     reason = "repeated"
@@ -250,7 +261,7 @@ class RowPipeline:
                     if document.is_own:
                         self._filtered[reason] += 1
                     continue
-                if (document.is_own or not self._found_text) and filters.near_copies.recognize(folded):
+                if (document.is_own or not self._found_text) and near_copies.recognize(condensed):
                     reason = "similar to a validation document"
                 self._found_text |= reason is None
             if filters.deduplicate:

@@ -1,10 +1,11 @@
 """Which shards and documents of a source a lane reads in an epoch.
 
 A permutation deals the shards to the lanes in parts, which each epoch passes on by one lane. When every lane has had
-every part, the shards are dealt anew. So lanes whose parts differ in length come together again. When there are
-fewer shards than lanes, k lanes share a shard: of every k documents in a row each lane takes one, by a permutation too,
-because the documents that the filters drop may stand at equal distances. A small source is not dealt: the lanes share
-one chain of its blocks, in which each epoch reads the shards in another order.
+every part, the shards are dealt anew. So lanes whose parts differ in length come together again; the longer parts, of
+one shard more, stand at equal distances, so that no lane has to read more than one shard more than another until then.
+When there are fewer shards than lanes, k lanes share a shard: of every k documents in a row each lane takes one, by a
+permutation too, because the documents that the filters drop may stand at equal distances. A small source is not dealt:
+the lanes share one chain of its blocks, in which each epoch reads the shards in another order.
 """
 
 import hashlib
@@ -49,15 +50,17 @@ def share_of_lane(source: Source, config: PipelineConfig, lane: int, epoch: int,
         return LaneShare(order(count, "shards", epoch), 1, 0, ())
     deal, part = epoch // cycle, (lane + epoch) % num_lanes
     shards, key = order(count, "shards", deal), (config.seed, name, "documents", deal)
-    if count >= num_lanes:
-        own = shards[part::num_lanes]
-        if cycle > 1:
-            own = [own[place] for place in order(len(own), "part", epoch, part)]
-        return LaneShare(own, 1, 0, key)
+    if cycle == 1 and count >= num_lanes:
+        return LaneShare(shards[part::num_lanes], 1, 0, key)
     if cycle == 1:
         sharing = len(range(lane % count, num_lanes, count))
         return LaneShare([shards[(lane + epoch) % count]], sharing, lane // count, key)
-    return LaneShare([shards[part % count]], len(range(part % count, num_lanes, count)), part // count, key)
+    first = part * count // num_lanes
+    if count >= num_lanes:
+        own = shards[first : (part + 1) * count // num_lanes]
+        return LaneShare([own[place] for place in order(len(own), "part", epoch, part)], 1, 0, key)
+    begin, end = (-(-shard * num_lanes // count) for shard in (first, first + 1))  # the parts of this shard
+    return LaneShare([shards[first]], end - begin, part - begin, key)
 
 
 def counter_keys(count: int, *key: str | int) -> np.ndarray:

@@ -15,7 +15,7 @@ from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
 from sources.rows.held_out import sample_training_texts
-from sources.rows.near_copies import fold
+from sources.rows.near_copies import condense
 from sources.rows.tokenizer import train_bpe
 from sources.source import SourceError
 from tests.helpers.training import TOKENS_PER_STEP
@@ -106,7 +106,7 @@ def test_an_older_file_is_read_and_knows_its_texts_by_the_rows(tiny, tmp_path: P
     assert older.labels.equal(rows.labels) and not older.texts and any(rows.texts.values())
     known = validation.near_copies(older)
     long = [text for texts in rows.texts.values() for text in texts if len(text) > 400]
-    assert long and all(known.recognize(fold(f"Another word. {text}")) for text in long)
+    assert long and all(known.recognize(condense(f"Another word. {text}")) for text in long)
 
 
 def test_a_source_that_is_gone_for_one_start_keeps_its_part(tiny, tmp_path: Path):

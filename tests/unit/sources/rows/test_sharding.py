@@ -44,6 +44,14 @@ def test_each_document_once_an_epoch_and_in_each_lane_once_a_cycle(shards, shuff
     assert shards == 1 or not shuffle or following != dealt(shards, 16, 16, tokenizer, shuffle)
 
 
+@pytest.mark.parametrize("shards", [5, 10, 24, 40, 47])
+def test_no_lane_has_to_read_more_than_one_shard_more_than_another(shards, tokenizer):
+    read = np.zeros(16)
+    for epoch in range(32):
+        read += [len(lane) / 50 for lane in dealt(shards, epoch, 16, tokenizer)]
+        assert np.ptp(read) <= 1.02  # 50 documents are divided among k lanes to within one
+
+
 @pytest.mark.parametrize("shards", OLDER)
 def test_an_epoch_that_an_older_version_began_is_dealt_as_it_was(shards, tokenizer):
     every = [dealt(shards, epoch, 1, tokenizer, shuffle) for epoch in (0, 3, 21) for shuffle in (True, False)]
