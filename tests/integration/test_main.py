@@ -1,10 +1,7 @@
 """main.py as a user meets it: real processes, real pipes, a real terminal."""
 
 import json
-import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -16,6 +13,7 @@ import pytest
 
 from engine.checkpoint.folder import CheckpointFolder
 from engine.events import read
+from tests.helpers.terminal import Terminal
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment, run_main, start_main
 
@@ -147,37 +145,11 @@ def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
     values["data"]["sources"] = [{"type": "files", "path": "./nowhere"}]
     (home / "configs" / "00_tiny.json").write_text(json.dumps(values))
     (home / "configs" / "02_broken.json").write_text('{"trian": {}}')
-    terminal, inner = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py")],
-        cwd=home,
-        env=environment(COLUMNS="200"),
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        start_new_session=True,
-    )
-    os.close(inner)
-
-    def read_terminal(until: str, seconds: float = 90) -> str:
-        seen, deadline = "", time.monotonic() + seconds
-        while until not in seen and time.monotonic() < deadline:
-            if select.select([terminal], [], [], 0.5)[0]:
-                try:
-                    seen += os.read(terminal, 65536).decode(errors="replace")
-                except OSError:
-                    break
-        assert until in seen, seen
-        return seen
-
-    menu = read_terminal("[01_reachable]: ")
+    terminal = Terminal(REPOSITORY / "main.py", cwd=home, variables={"COLUMNS": "200"})
+    menu = terminal.read("[01_reachable]: ")
     assert "00_tiny" in menu and "not reachable" in menu and "reachable" in menu
     assert 'trian: unknown key (did you mean "train"?)' in menu
     assert "Enter takes 01_reachable instead" in menu
-    os.write(terminal, b"seven\n")
-    assert "is no preset" in read_terminal("[01_reachable]: ")
-    os.write(terminal, b"\n")
-    read_terminal("Run 1 of reachable")
-    process.kill()
-    process.wait()
-    os.close(terminal)
+    assert "is no preset" in terminal.type("seven\n", "[01_reachable]: ")
+    terminal.type("\n", "Run 1 of reachable")
+    terminal.kill()
