@@ -34,6 +34,8 @@ LIBRARIES = (
     "torch._dynamo",
     "torch.utils.cpp_extension",
     "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pandas",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "rich.console",
     "tiktoken",
