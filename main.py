@@ -1,4 +1,4 @@
-"""Forethought's one entrypoint: choose a preset and train it, or generate. The exit status says how it ended.
+"""Forethought's one entrypoint: choose a preset and train it, or use the model. The exit status says how it ended.
 
     python main.py        torchrun --nproc_per_node=N main.py        deepspeed main.py
 
@@ -18,7 +18,6 @@ from engine.device.ranks import join, leave
 from engine.errors import RunError
 from engine.screen import menu
 from engine.screen.console import Console
-from engine.screen.conversation import Conversation
 from engine.screen.streams import prepare_streams
 from engine.screen.text import printable
 
@@ -41,11 +40,11 @@ def main() -> int:
     try:
         with watch_signals(ranks, console) as watch:
             chosen = ranks.on_main(lambda: menu.choose(TOKENS_PER_RUN))
-            if chosen is not None:
+            if isinstance(chosen, dict):
                 result = train(parse_preset(chosen), ranks=ranks, may_archive=menu.may_archive, watch=watch)
                 console.say(result.summary())
-        if chosen is None and ranks.is_main:
-            Conversation(menu.CHECKPOINTS).run()
+        if isinstance(chosen, str) and ranks.is_main:
+            menu.ACTIONS[chosen].run(menu.CHECKPOINTS)
     except RunError as error:
         console.error(str(error))
         return error.status

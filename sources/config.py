@@ -6,6 +6,7 @@ sentence. A source's name (in weights, logs and metrics) is its "name", its buil
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,6 +46,14 @@ BUILTIN_SOURCES: dict[str, dict[str, Any]] = {
         "revision": "9bb295ddab0e05d785b879661af7260fed5140fc",
     },
     "python_packages": {"type": "python_packages"},
+}
+BUILTIN_LICENCES = {  # as the datasets' cards say
+    "wikipedia": "CC BY-SA 3.0, GFDL",
+    "openwebtext": "CC0 1.0 (the packaging; texts belong to their authors)",
+    "c4": "ODC-BY, and Common Crawl's terms of use",
+    "common_crawl": "ODC-BY 1.0, and Common Crawl's terms of use",
+    "bookcorpus": "MIT, of the copy; the books have licences of their own",
+    "pile_subset": '"other", as the card of its original, monology/pile-uncopyrighted, says',
 }
 
 
@@ -123,9 +132,7 @@ class HubSpec(Spec):
 
         A built-in's stays out of the fields: what is known of a source by them does not change when it does.
         """
-        builtin = BUILTIN_SOURCES.get(self.name or "", {})
-        is_builtin = builtin.get("dataset") == self.dataset and builtin.get("config") == self.config
-        return self.revision or (builtin.get("revision") if is_builtin else None)
+        return self.revision or _builtin(self.model_dump()).get("revision")
 
     @property
     def folder(self) -> Path | None:
@@ -158,6 +165,21 @@ class PythonPackagesSpec(Spec):
 
 
 SPECS = {"hf": HubSpec, "pdf": PdfSpec, "files": FilesSpec, "python_packages": PythonPackagesSpec}
+
+
+def _builtin(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The built-in source of which `source` is the specification as JSON values; empty where it is none."""
+    found = BUILTIN_SOURCES.get(str(source.get("name")), {})
+    return found if all(found.get(key) == source.get(key) for key in ("type", "dataset", "config")) else {}
+
+
+def builtin_licences(sources: Iterable[Any]) -> dict[str, str]:
+    """The licences of those sources that are built-in, by name, as far as they are known.
+
+    `sources` are specifications as JSON values, such as a snapshot's preset has.
+    """
+    names = [source["name"] for source in sources if isinstance(source, Mapping) and _builtin(source)]
+    return {name: BUILTIN_LICENCES[name] for name in names if name in BUILTIN_LICENCES}
 
 
 def _expand_builtin(source: Any) -> Any:

@@ -6,20 +6,15 @@ Ctrl-C ends an answer; an empty line, /quit or the end of input ends the convers
 import contextlib
 import difflib
 import json
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.load import CURRENT, NAMES
 from engine.errors import PresetError
-from engine.formatting import count
-from engine.screen.streams import OUTPUT
-from engine.screen.text import printable
-from model import LanguageModel, load
+from engine.screen import snapshots
+from engine.screen.dialog import ask, interruptible, say
 from model.decoding.settings import GenerationSettings
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 200, "temperature": 0.8, "top_p": 0.9, "no_repeat_ngram": 4}
@@ -50,23 +45,23 @@ class Conversation:
     def __init__(self, folder: Path):
         self.folder = folder
         self.settings = dict(DEFAULTS)
-        self._model = self._load(CURRENT)
+        self._model = snapshots.open_model(snapshots.require(folder))
 
     def run(self) -> None:
         """Ask, and answer, until there is nothing more."""
-        _say("Type a prompt, and Enter; /help shows what else there is, an empty line ends.")
-        with _interruptible(), _line_editing():
+        say("Type a prompt, and Enter; /help shows what else there is, an empty line ends.")
+        with interruptible(), _line_editing():
             while True:
                 try:
                     line = _read_line()
                     if line is None or line.strip() == "/quit":
                         return
                     if line.startswith("/") and not line.startswith("//"):
-                        _say(self._command(line[1:].strip()))
+                        say(self._command(line[1:].strip()))
                     else:
                         self._answer(line.removeprefix("/"))
                 except KeyboardInterrupt:
-                    _say("\n(an empty line ends)")
+                    say("\n(an empty line ends)")
 
     def _answer(self, prompt: str) -> None:
         """Stream a continuation; Ctrl-C ends it."""
@@ -77,19 +72,19 @@ class Conversation:
             try:
                 while generation is None:
                     try:
-                        _say(next(pieces), end="")
+                        say(next(pieces), end="")
                     except StopIteration as end:
                         generation = end.value
             except KeyboardInterrupt:
                 pieces.close()
-                _say("\n(stopped)")
+                say("\n(stopped)")
                 return
         tokens, seconds = len(generation.tokens), time.perf_counter() - begin
         steps = tokens - sum(generation.drafted)
         drafts = f", {tokens / steps:.1f} a step of the model" if steps < tokens else ""
-        _say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second{drafts})")
+        say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second{drafts})")
         for note in notes:
-            _say(f"({note.message})")
+            say(f"({note.message})")
 
     def _command(self, line: str) -> str:
         """Carry out a command or a setting; returns what to say."""
@@ -130,42 +125,17 @@ class Conversation:
         return f"{name} is {parsed!r} now."
 
     def _choose(self, name: str) -> str:
-        there = [other for other in NAMES if (self.folder / other).exists()]
-        there += sorted(path.name for path in self.folder.glob("*.pth") if path.name not in there)
         if not name:
-            return f"{self.folder} holds {', '.join(there)}."
-        if name not in there:
-            return f"{self.folder} holds no {name}; there are {', '.join(there)}."
+            return f"{self.folder} holds {', '.join(snapshots.names(self.folder))}."
         try:
-            self._model = self._load(name)
+            self._model = snapshots.open_model(snapshots.require(self.folder, name))
         except PresetError as error:
             return str(error)
         return f"{name} answers now."
 
-    def _load(self, name: str) -> LanguageModel:
-        path = self.folder / name
-        if not path.exists():
-            raise PresetError(f"{path} does not exist yet: train a preset first.")
-        try:
-            model = load(path)
-        except ValueError as error:
-            raise PresetError(str(error)) from None
-        _say(f"{path}: {count(model.model.num_parameters())} parameters.")
-        return model
-
 
 def _without_length(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "max_new_tokens"}
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, which elsewhere in the program it does not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -182,13 +152,7 @@ def _line_editing() -> Iterator[None]:
 
 def _read_line() -> str | None:
     """A prompt or a command; None at the end."""
-    try:
-        line = input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        _say()
-        return None
-    return line if line.strip() else None
-
-
-def _say(text: str = "", end: str = "\n") -> None:
-    print(printable(text), end=end, file=OUTPUT, flush=True)
+    line = ask("> ")
+    if line is None:
+        say()
+    return line if line and line.strip() else None

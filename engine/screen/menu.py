@@ -1,4 +1,5 @@
-"""What a person is asked: which preset to train, or to generate; and what an unattended start answers instead.
+"""What a person is asked: which preset to train, or what to do with the model that is there; and what an unattended
+start answers instead.
 
 Only rank 0 asks. At a terminal a table shows of each preset whether it can be trained now, how large its model is and
 how long a run takes here. Without a terminal the answer is one line of standard input; none in time means the default.
@@ -10,7 +11,7 @@ import os
 import select
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ from engine.config import CONFIGS, Preset, load_preset, preset_files
 from engine.device import machine
 from engine.errors import PresetError, first_line
 from engine.formatting import count, duration
+from engine.screen.conversation import Conversation
+from engine.screen.dialog import ask, say
+from engine.screen.exporting import export
 from engine.screen.streams import OUTPUT
-from engine.screen.text import literal, printable
+from engine.screen.text import literal
 from model.config import AuxiliaryConfig, ModelConfig
 from model.snapshot import SnapshotError
 from model.snapshot import read as read_snapshot
@@ -38,7 +42,6 @@ from sources.registry import probe
 from sources.rows.tokenizer import tokenizer_available
 
 CHECKPOINTS = Path("checkpoints")
-GENERATE = "g"
 ANSWER_SECONDS = 10.0  # an open pipe that says nothing means the default
 PROBE_SECONDS = 3.0
 # Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: on a CPU as
@@ -53,6 +56,17 @@ USUAL_VOCABULARY = 50_257  # GPT-2's, for an estimate before a tokenizer is load
 
 
 @dataclass(frozen=True)
+class Action:
+    """What else than a training an answer can mean: something that is done with the model in a checkpoint folder."""
+
+    name: str
+    run: Callable[[Path], None]
+
+
+ACTIONS = {"g": Action("generate", lambda folder: Conversation(folder).run()), "e": Action("export", export)}
+
+
+@dataclass(frozen=True)
 class MenuEntry:
     """One line of the menu. `preset` is None where its file cannot be parsed."""
 
@@ -61,51 +75,52 @@ class MenuEntry:
     problem: str = ""  # why it cannot be trained now; empty where it can
 
 
-def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> dict[str, Any] | None:
-    """The chosen preset's values as JSON, which travel to the other ranks, or None to generate.
+def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> dict[str, Any] | str:
+    """The chosen preset's values as JSON, which travel to the other ranks, or a key of ACTIONS.
 
     Raises PresetError for an answer or a preset that cannot be used.
     """
     files = preset_files()
     if not files:
         raise PresetError(f"{CONFIGS}/ holds no presets; restore it from the repository, or write one.")
-    preset = _ask(files, tokens_per_run, checkpoint_dir) if sys.stdin.isatty() else _read_answer(files)
-    return None if preset is None else preset.model_dump(mode="json", by_alias=True)
+    chosen = _ask(files, tokens_per_run, checkpoint_dir) if sys.stdin.isatty() else _read_answer(files)
+    return chosen.model_dump(mode="json", by_alias=True) if isinstance(chosen, Preset) else chosen
 
 
 def may_archive(sentence: str) -> bool:
     """Asks a person whether checkpoints that do not fit may be moved away; without a terminal the answer is no."""
     question = f"{sentence}\nMove the old checkpoints to {CHECKPOINTS}/archive/ and train a new model? [y/N] "
-    return sys.stdin.isatty() and _line(question).strip().lower() in ("y", "yes")
+    return sys.stdin.isatty() and (ask(question) or "").strip().lower() in ("y", "yes")
 
 
-def _ask(files: list[Path], tokens_per_run: int, checkpoint_dir: Path) -> Preset | None:
-    """Shows the menu and asks until the answer is a preset that parses, or None to generate."""
+def _ask(files: list[Path], tokens_per_run: int, checkpoint_dir: Path) -> Preset | str:
+    """Shows the menu and asks until the answer is a preset that parses, or a key of ACTIONS."""
     entries = read_entries(files)
     show_table(entries, tokens_per_run, checkpoint_dir)
     default = next((entry for entry in entries if entry.preset), entries[0])
     if default.problem and (other := next((entry for entry in entries if not entry.problem), None)):
-        _say(f"{default.path.stem} cannot be trained now: {default.problem}. Enter takes {other.path.stem} instead.")
+        say(f"{default.path.stem} cannot be trained now: {default.problem}. Enter takes {other.path.stem} instead.")
         default = other
-    offer = f", {GENERATE} to generate" if (checkpoint_dir / CURRENT).exists() else ""
-    while (answer := _line(f"Preset by number or name{offer} [{default.path.stem}]: ").strip()) != GENERATE:
+    offers = [f", {key} to {action.name}" for key, action in ACTIONS.items() if (checkpoint_dir / CURRENT).exists()]
+    question = f"Preset by number or name{''.join(offers)} [{default.path.stem}]: "
+    while (answer := (ask(question) or "").strip()) not in ACTIONS:
         try:
             return load_preset(_match(answer, files) if answer else default.path)
         except PresetError as error:
-            _say(str(error))
-    return None
+            say(str(error))
+    return answer
 
 
-def _read_answer(files: list[Path]) -> Preset | None:
+def _read_answer(files: list[Path]) -> Preset | str:
     """The answer on standard input. The default of an unattended start never depends on the network."""
     answer = ""
     with contextlib.suppress(OSError, ValueError):  # closed, or nothing that can be waited for
         if select.select([sys.stdin], [], [], ANSWER_SECONDS)[0]:
             answer = sys.stdin.readline().strip()
-    if answer == GENERATE:
-        return None
+    if answer in ACTIONS:
+        return answer
     path = _match(answer, files) if answer else files[0]
-    _say(f"Preset {path.stem}" + ("" if answer else " (the default)"))
+    say(f"Preset {path.stem}" + ("" if answer else " (the default)"))
     return load_preset(path)
 
 
@@ -222,15 +237,3 @@ def _problem(data: DataConfig) -> str:
     reasons = {spec.source_name: probe(spec, PROBE_SECONDS) for spec in data.sources}
     problem = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
     return "" if None in reasons.values() else problem  # one readable source is enough
-
-
-def _say(text: str = "", end: str = "\n") -> None:
-    print(printable(text), end=end, file=OUTPUT, flush=True)
-
-
-def _line(prompt: str) -> str:
-    """A line from the terminal; its end counts as an empty line."""
-    try:
-        return input(printable(prompt))
-    except EOFError:
-        return ""

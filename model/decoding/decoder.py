@@ -18,6 +18,8 @@ from ..block import Norm, TransformerBlock
 from ..latent.draft import Drafter
 from ..transformer import TransformerLM
 from . import kernel
+from .processing import probabilities, shares_by_kernel
+from .settings import GenerationSettings
 
 Precision = Literal["fp32", "bf16", "int8"]
 _FORMATS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
@@ -63,6 +65,10 @@ class Decoder(Protocol):
 
     def condition(self, logits: Tensor, previous: Tensor) -> Tensor:
         """One place's logits (V,), which may be overwritten, once the token `previous` () before it is known."""
+        ...
+
+    def shares(self, scores: Tensor, settings: GenerationSettings) -> Tensor:
+        """processing.probabilities of scores (n, V), which may be overwritten."""
         ...
 
 
@@ -214,6 +220,9 @@ class KernelDecoder:
         self._library.condition(self._draft_model, self._weights.draft_structure, int(previous), logits.data_ptr())
         return logits
 
+    def shares(self, scores: Tensor, settings: GenerationSettings) -> Tensor:
+        return shares_by_kernel(scores.contiguous(), settings)
+
     def _forward(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int], wanted: int) -> Tensor:
         count = len(tokens)
         if count > len(self._tokens):
@@ -300,6 +309,9 @@ class TorchDecoder:
         assert self.drafter is not None
         markov = self.drafter.after.weight[: self.vocab_size] @ self.drafter.before(previous)
         return logits + markov
+
+    def shares(self, scores: Tensor, settings: GenerationSettings) -> Tensor:
+        return probabilities(scores, settings)
 
     def _forward(self, window: int) -> Tensor:
         self.cache.window = window

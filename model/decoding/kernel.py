@@ -74,6 +74,8 @@ def library() -> ctypes.CDLL | None:
     loaded.draw.argtypes = [
         c_void_p, c_int32, c_int32, c_float, c_int64, c_double, c_float, POINTER(c_double), POINTER(c_int64), c_int32,
     ]  # fmt: skip
+    loaded.shares.argtypes = [c_void_p, c_int32, c_int32, c_float, c_int64, c_double, c_float, c_int32]
+    loaded.shares.restype = None
     model, drafter = POINTER(Model), POINTER(Drafter)
     loaded.draft_scratch_size.argtypes, loaded.draft_scratch_size.restype = [model, drafter], c_int64
     loaded.draft.argtypes = [model, drafter, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]

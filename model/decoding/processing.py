@@ -89,6 +89,17 @@ def draw_tokens(scores: Tensor, settings: GenerationSettings, uniforms: Sequence
     return tokens
 
 
+def shares_by_kernel(scores: Tensor, settings: GenerationSettings) -> Tensor:
+    """`probabilities` on a CPU with a kernel; the scores, which are contiguous, are overwritten with them."""
+    library = kernel.library()
+    assert library is not None
+    library.shares(
+        scores.data_ptr(), *scores.shape, max(settings.temperature, LEAST_TEMPERATURE), settings.top_k, settings.top_p,
+        settings.min_p, torch.get_num_threads(),
+    )  # fmt: skip
+    return scores
+
+
 def probabilities(scores: Tensor, settings: GenerationSettings) -> Tensor:
     """scores (B, V) -> (B, V): what tokens are drawn from, up to a factor for each row; 0 for what is cut off.
 

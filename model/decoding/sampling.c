@@ -89,16 +89,20 @@ static float bound_of(const float *x, int n, int counted, double wanted, float l
     return float_of(least);
 }
 
-/* Where a score is NaN or positive infinity there is nothing to draw: `size`. Overwrites the scores. */
-static int64_t draw_one(float *x, int size, float temperature, int64_t top_k, double top_p, float min_p,
-                        double uniform) {
+/* Scores to `probabilities`, in place. */
+static void keep(float *x, int size, float temperature, int64_t top_k, double top_p, float min_p) {
     float most = largest(x, size), bound = -INFINITY;
     for (int i = 0; i < size; i++) x[i] = (x[i] - most) / temperature;
     if (0 < top_k && top_k < size) bound = bound_of(x, size, 1, (double)top_k, -INFINITY, 0);
     for (int i = 0; i < size; i++) x[i] = x[i] <= bound ? 0 : exponential(x[i]);
     bound = top_p < 1 ? bound_of(x, size, 0, top_p * sum(x, size), 0, 1) : 0;
     for (int i = 0; i < size; i++) x[i] = x[i] <= bound || x[i] < min_p ? 0 : x[i]; /* NaN stays, and spoils the sums */
+}
 
+/* Where a score is NaN or positive infinity there is nothing to draw: `size`. Overwrites the scores. */
+static int64_t draw_one(float *x, int size, float temperature, int64_t top_k, double top_p, float min_p,
+                        double uniform) {
+    keep(x, size, temperature, top_k, top_p, min_p);
     int blocks = (size + BLOCK - 1) / BLOCK, block = 0;
     double sums[blocks], before = 0; /* up to the end of each block: one adds them up by vectors, and looks into one */
     for (int i = 0; i < blocks; i++) {
@@ -123,4 +127,11 @@ void draw(float *scores, int rows, int size, float temperature, int64_t top_k, d
         tokens[row] =
             draw_one(scores + (int64_t)row * size, size, temperature, top_k, top_p, min_p, uniforms[row]);
     }
+}
+
+/* scores (rows, size) -> `probabilities` of each row, in place. */
+void shares(float *scores, int rows, int size, float temperature, int64_t top_k, double top_p, float min_p,
+            int threads) {
+    #pragma omp parallel for num_threads(threads) if (rows > 1)
+    for (int row = 0; row < rows; row++) keep(scores + (int64_t)row * size, size, temperature, top_k, top_p, min_p);
 }

@@ -19,7 +19,7 @@ from ..transformer import TransformerLM
 from .acceptance import block_verified, greedily_verified, typically_verified
 from .decoder import Decoder
 from .generate import Stopped, Token, generate_tokens, top_logprobs
-from .processing import draw, probabilities
+from .processing import draw, draw_tokens
 from .settings import GenerationSettings
 
 MEASURED_TOKENS = 100  # of text that tells whether drafts pay
@@ -152,7 +152,7 @@ def make_round(
         if settings.greedy:
             previous = scores.argmax(-1)
         else:
-            shares.append(probabilities(scores[None], settings)[0])
+            shares.append(decoder.shares(scores[None], settings)[0])
             previous = draw(shares[-1][None], uniforms[place][None])[0]
         history.write(place, previous)
         drafts.append(previous)
@@ -168,7 +168,7 @@ def make_round(
             q = torch.nn.functional.one_hot(drafted, vocab_size)
             p = torch.nn.functional.one_hot(scores.argmax(-1), vocab_size)
         else:
-            q, p = torch.stack(shares), probabilities(scores, settings)
+            q, p = torch.stack(shares), decoder.shares(scores.clone(), settings)
         if settings.speculate == "typical":
             count, left = typically_verified(drafted[None], q[None], p[None], scores[None], judged)
         else:
@@ -206,7 +206,7 @@ def speculated_tokens(
         scores = history.scores(line)
         if settings.greedy:
             return scores.argmax(-1, keepdim=True)
-        return draw(probabilities(scores[None], settings), uniforms(1))
+        return torch.tensor(draw_tokens(scores[None].clone(), settings, uniforms(1).tolist()), device=line.device)
 
     tokens, hidden = choose(logits[0]), decoder.hidden[-1]
     while True:

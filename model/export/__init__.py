@@ -4,7 +4,7 @@ Nothing that is written or read here holds or runs code.
 """
 
 from .errors import ExportError
-from .export import Exported, export
+from .export import Exported, dtypes, export
 from .transformers_reader import read_folder
 
-__all__ = ["ExportError", "Exported", "export", "read_folder"]
+__all__ = ["ExportError", "Exported", "dtypes", "export", "read_folder"]

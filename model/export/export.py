@@ -10,10 +10,9 @@ from pydantic import ValidationError
 
 from ..config import ModelConfig
 from ..snapshot import Snapshot
+from . import gguf_file, transformers_folder
 from .errors import ExportError
-from .gguf_file import write_gguf
 from .model_card import model_card
-from .transformers_folder import write_folder
 
 WITHOUT_LOOKAHEAD = "The model was exported without its lookahead core, which writing text does not need."
 
@@ -29,6 +28,11 @@ class Exported:
     def summary(self) -> str:
         """One line for the console."""
         return " ".join([f"{self.path}: exported as {self.architecture}.", *self.notes])
+
+
+def dtypes(target: str | os.PathLike) -> tuple[str, ...]:
+    """The number formats that an export to `target` can have, the default first."""
+    return tuple(gguf_file.DTYPES if Path(target).suffix == ".gguf" else transformers_folder.DTYPES)
 
 
 def export(
@@ -52,7 +56,7 @@ def export(
         raise ExportError("the snapshot's configuration describes no model of this version.") from error
     notes = (WITHOUT_LOOKAHEAD,) if any(name.startswith("latent.") for name in snapshot.model) else ()
     if target.suffix == ".gguf":
-        architecture, more = write_gguf(target, snapshot, config, dtype)
+        architecture, more = gguf_file.write_gguf(target, snapshot, config, dtype)
         return Exported(target, architecture, (*notes, *more))
     card = partial(model_card, snapshot, config, notes, licences or {})
-    return Exported(target, write_folder(target, snapshot, config, dtype, card), notes)
+    return Exported(target, transformers_folder.write_folder(target, snapshot, config, dtype, card), notes)

@@ -1,12 +1,16 @@
 """Small snapshots to save."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder, RestoredCheckpoint
 from model import ModelConfig, TransformerLM
-from model.snapshot.file import Snapshot
+from model.snapshot.file import Snapshot, write
+from sources.rows.tokenizer import train_bpe
 
 SHAPE = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, seq_length=16)
 
@@ -22,6 +26,16 @@ def snapshot(tokens: int) -> Snapshot:
         preset={},
         progress={"run": 1, "step": tokens // 10, "tokens_in_run": tokens, "tokens_total": tokens, "evaluation": None},
     )
+
+
+def write_model(path: Path, preset: Mapping[str, Any]) -> None:
+    """A snapshot of an untrained model whose tokenizer cuts real words, so that it writes text and can be exported."""
+    tokenizer = train_bpe(iter(["the quick brown fox jumps over the lazy dog. " * 50]), 300)
+    torch.manual_seed(0)
+    weights = TransformerLM(SHAPE, 300).state_dict()
+    config = {**SHAPE.model_dump(), "vocab_size": 300, "eos_token_id": tokenizer.eos_id}
+    parts = {"model": weights, "config": config, "tokenizer": tokenizer.to_json(), "preset": preset}
+    write(path, replace(snapshot(10), **parts))
 
 
 def optimizer(tokens: int) -> dict:

@@ -9,9 +9,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.helpers.processes import start
 from tests.helpers.text import REPOSITORY
 
 SHA = "a" * 40  # of a repository nobody has pushed to
@@ -247,23 +245,17 @@ def run_worker(
     **task,
 ) -> dict:
     """Run a worker of this folder against a hub; `task` is what it reads from standard input."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     settings = {
         "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
         "HF_HOME": str(tmp_path / "hf_home"),
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(REPOSITORY),
     }
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "tests" / "helpers" / "workers" / worker],
-        input=json.dumps(task),
-        env={**inherited, **settings, **(environment or {})},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    script = REPOSITORY / "tests" / "helpers" / "workers" / worker
+    process = start(script, cwd=tmp_path, variables={**settings, **(environment or {})})
+    printed, _ = process.communicate(json.dumps(task), timeout=150)
+    assert process.wait() == 0, printed
+    return json.loads(printed.splitlines()[-1])

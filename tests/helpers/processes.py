@@ -34,6 +34,8 @@ LIBRARIES = (
     "torch._dynamo",
     "torch.utils.cpp_extension",
     "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pandas",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "rich.console",
     "tiktoken",
@@ -104,13 +106,18 @@ class Process:
 
 
 def start(
-    script: Path | str, *arguments: str, cwd: Path, variables: Variables = NONE, stdout: int | None = None
+    script: Path | str,
+    *arguments: str,
+    cwd: Path,
+    variables: Variables = NONE,
+    stdin: int | None = None,
+    stdout: int | None = None,
 ) -> Process:
     """Starts a script, or a program given as text, in a session of its own, with `variables` in its environment.
 
-    `stdout` is the writing end of a pipe that several programs share.
+    `stdin` and `stdout` take the place of its pipes: a terminal, or the writing end of a pipe that programs share.
     """
-    stdin, to_stdin = os.pipe()
+    own_stdin, to_stdin = os.pipe()
     from_stdout, own_stdout = os.pipe()
     ended, to_ended = os.pipe()
     request = {
@@ -121,8 +128,9 @@ def start(
         "environment": environment(**variables),
     }
     server = _server((*LIBRARIES, *(() if any(name.startswith("HF_") for name in variables) else PROGRAM)))
-    socket.send_fds(server, [json.dumps(request).encode()], [stdin, own_stdout if stdout is None else stdout, to_ended])
-    for descriptor in (stdin, own_stdout, to_ended):
+    streams = [own_stdin if stdin is None else stdin, own_stdout if stdout is None else stdout]
+    socket.send_fds(server, [json.dumps(request).encode()], [*streams, to_ended])
+    for descriptor in (own_stdin, own_stdout, to_ended):
         os.close(descriptor)
     pid = int(server.recv(16))
     return Process(pid, os.fdopen(to_stdin, "w"), os.fdopen(from_stdout, errors="replace"), ended)

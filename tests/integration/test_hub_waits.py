@@ -47,7 +47,7 @@ def test_a_start_waits_aloud_and_a_signal_ends_it(path, hub, home: Path, topics_
 
 def test_a_start_waits_for_as_long_as_it_is_asked_to(hub, home: Path, topics_folder: Path, tmp_path: Path):
     write_preset(home, topics_folder, [QUESTIONS], data={"tokenizer": BPE, "retry_minutes": 30})
-    hub.faults += [busy("/api/datasets/", 2, times=1), busy("/tree/", 2, times=1), busy("/resolve/", 2, times=1)]
+    hub.faults += [busy(path, 1, times=1) for path in ("/api/datasets/", "/tree/", "/resolve/")]
     job = start_on(hub, home, tmp_path)
     events = wait_for(home, lambda events: any(event["event"] == "step" for event in events))
     assert len(of(events, "retry")) == 3

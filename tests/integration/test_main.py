@@ -2,9 +2,7 @@
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -16,6 +14,9 @@ import pytest
 
 from engine.checkpoint.folder import CheckpointFolder
 from engine.events import read
+from engine.screen import menu
+from tests.helpers.processes import Process, start
+from tests.helpers.terminal import Terminal
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment, run_main, start_main
 
@@ -63,22 +64,53 @@ def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
 
 @pytest.mark.parametrize(
     "redirected",
-    ["</dev/null >/dev/full", "<&- >&- 2>&-", pytest.param("</dev/null >&-", marks=pytest.mark.slow), "ascii"],
+    [
+        "<&- >&- 2>&-",
+        pytest.param("</dev/null >&-", marks=pytest.mark.slow),
+        pytest.param("</dev/null >log", marks=pytest.mark.slow),
+    ],
 )
-def test_streams_that_take_nothing_do_not_end_a_run(home: Path, redirected: str):
-    """A log on a full disk, a daemon without streams, a terminal that lacks the letters of a sample."""
-    changes = {"PYTHONIOENCODING": "ascii"} if redirected == "ascii" else {}
-    redirected = "</dev/null >log" if redirected == "ascii" else redirected
+def test_streams_that_are_closed_do_not_end_a_run(home: Path, redirected: str):
+    """A daemon without streams; a terminal that lacks the letters of a sample."""
+    changes = {"PYTHONIOENCODING": "ascii"} if redirected.endswith("log") else {}
     command = f"exec {sys.executable} {REPOSITORY / 'main.py'} {redirected}"
     process = subprocess.Popen(["sh", "-c", command], cwd=home, env=environment(**changes), stderr=subprocess.PIPE)
+    errors = stopped_after_an_evaluation(process, home)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "ascii"])
+def test_streams_that_take_nothing_do_not_end_a_run(home: Path, output: str):
+    """A log on a full disk, a terminal that lacks the letters of a sample."""
+    with open(os.devnull) as nothing, open("/dev/full" if output == "/dev/full" else home / "log", "w") as log:
+        change = "import os; os.dup2(os.open('errors', os.O_WRONLY | os.O_CREAT), 2)"
+        if output == "ascii":
+            change += "; sys.stdout.reconfigure(encoding='ascii', errors='strict')"
+        process = start(main_after(change), cwd=home, stdin=nothing.fileno(), stdout=log.fileno())
+    stopped_after_an_evaluation(process, home)
+    assert "Traceback" not in (home / "errors").read_text()
+    if output == "ascii":
+        written = (home / "log").read_bytes()
+        assert b"SIGTERM at step" in written and written.isascii()
+
+
+def main_after(change: str) -> str:
+    """A program that is main.py, after a change to the process that it runs in."""
+    path = str(REPOSITORY / "main.py")
+    return f"import runpy, sys\n{change}\nsys.argv = ['main.py']\nrunpy.run_path({path!r}, run_name='__main__')"
+
+
+def stopped_after_an_evaluation(process: subprocess.Popen | Process, home: Path) -> str:
+    """What a run whose first evaluation is awaited, and which a signal then stops, writes to its standard error."""
     deadline = time.monotonic() + 90
     while process.poll() is None and not any(event["event"] == "evaluation" for event in read(home / "checkpoints")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and b"Traceback" not in errors, errors
+    assert process.returncode == 143, errors
     assert CheckpointFolder(home / "checkpoints").newest().optimizer is not None
+    return (errors or b"").decode()
 
 
 @pytest.mark.slow
@@ -133,11 +165,13 @@ def test_a_checkpoint_that_is_none_stops_with_status_4(home: Path):
 
 
 def test_an_open_pipe_that_says_nothing_means_the_default(home: Path):
-    process = start_main(home)
+    assert menu.ANSWER_SECONDS == 10.0, "as the README says; who tests it need not wait as long"
+    process = start(main_after("from engine.screen import menu; menu.ANSWER_SECONDS = 1.0"), cwd=home)
+    since = time.monotonic()
     begin = read_until(process, "Preset 00_tiny")
+    assert time.monotonic() - since >= 1.0 and "(the default)" in begin
     process.kill()
     process.wait()
-    assert "(the default)" in begin
 
 
 def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
@@ -147,37 +181,11 @@ def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
     values["data"]["sources"] = [{"type": "files", "path": "./nowhere"}]
     (home / "configs" / "00_tiny.json").write_text(json.dumps(values))
     (home / "configs" / "02_broken.json").write_text('{"trian": {}}')
-    terminal, inner = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py")],
-        cwd=home,
-        env=environment(COLUMNS="200"),
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-        start_new_session=True,
-    )
-    os.close(inner)
-
-    def read_terminal(until: str, seconds: float = 90) -> str:
-        seen, deadline = "", time.monotonic() + seconds
-        while until not in seen and time.monotonic() < deadline:
-            if select.select([terminal], [], [], 0.5)[0]:
-                try:
-                    seen += os.read(terminal, 65536).decode(errors="replace")
-                except OSError:
-                    break
-        assert until in seen, seen
-        return seen
-
-    menu = read_terminal("[01_reachable]: ")
+    terminal = Terminal(REPOSITORY / "main.py", cwd=home, variables={"COLUMNS": "200"})
+    menu = terminal.read("[01_reachable]: ")
     assert "00_tiny" in menu and "not reachable" in menu and "reachable" in menu
     assert 'trian: unknown key (did you mean "train"?)' in menu
     assert "Enter takes 01_reachable instead" in menu
-    os.write(terminal, b"seven\n")
-    assert "is no preset" in read_terminal("[01_reachable]: ")
-    os.write(terminal, b"\n")
-    read_terminal("Run 1 of reachable")
-    process.kill()
-    process.wait()
-    os.close(terminal)
+    assert "is no preset" in terminal.type("seven\n", "[01_reachable]: ")
+    terminal.type("\n", "Run 1 of reachable")
+    terminal.kill()

@@ -7,12 +7,23 @@ import pytest
 
 from engine.config import load_preset
 from engine.errors import PresetError
+from engine.events import read
 from tests.helpers.hub_runs import QUESTIONS, of, on_hub, wait_for, write_preset
 from tests.helpers.hub_server import Fault, HubServer, parquet
+from tests.helpers.processes import start
+from tests.helpers.text import REPOSITORY
 from tests.helpers.training import start_main
 
 TOKEN = "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"
 PASSWORD = "sesame-open-up"
+
+HASTY_MAIN = f"""
+import runpy, sys
+from sources import retries
+retries.TRYING_SECONDS = 2.0
+sys.argv = ["main.py"]
+runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
+"""
 
 
 def files_with(folder: Path, secret: str) -> list[Path]:
@@ -47,10 +58,11 @@ def test_a_password_in_an_address_is_in_no_output_and_no_file(
     write_preset(home, topics_folder, [QUESTIONS], data={"tokenizer": {"train_bpe": 512}})
     hub.faults.append(Fault("/api/", times=10**9, status=503))
     address = hub.url.replace("http://", f"http://someone:{PASSWORD}@")
-    process = start_main(home, **{**on_hub(hub, tmp_path), "HF_ENDPOINT": address})
+    process = start(HASTY_MAIN, cwd=home, variables={**on_hub(hub, tmp_path), "HF_ENDPOINT": address})
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 3, output
     assert "questions: http://***@127.0.0.1" in output
+    assert of(read(home / "checkpoints"), "retry"), "there was a pause to speak of"
     assert PASSWORD not in output and files_with(tmp_path, PASSWORD) == []
 
 

@@ -19,7 +19,7 @@ from sources.config import HubSpec
 from sources.readers.hub import client, reader
 from sources.source import SourceError
 
-PATIENCE = 2.0  # seconds
+PATIENCE = 1.0  # seconds, of many tries
 
 
 def tried(work: Callable[[], Any], patience: float) -> tuple[Any, list[list]]:
@@ -50,7 +50,7 @@ def read_with_retries(source, shard: int, cursor, patience: float) -> tuple[list
 
 def main() -> None:
     # Shorter waits between tries: the hub client's own are 1 to 8 s.
-    retries.FIRST_WAIT = 0.1
+    retries.FIRST_WAIT = 0.02
     client.DROPPED_WAIT = 0.01
     task = json.load(sys.stdin)
     answer = {}

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from sources.config import BUILTIN_SOURCES, DataConfig, HubSpec, TrainBPE
+from sources.config import BUILTIN_LICENCES, BUILTIN_SOURCES, DataConfig, HubSpec, TrainBPE, builtin_licences
+from tests.helpers.text import REPOSITORY
 
 
 def refusal(**data) -> str:
@@ -41,6 +42,31 @@ def test_builtin_revisions_are_commits_that_a_dump_does_not_show():
     assert named_alike.known_revision is None
     for source in BUILTIN_SOURCES.values():
         assert len(revision := source.get("revision", "a" * 40)) == 40 and int(revision, 16)
+
+
+def test_licences_of_builtin_sources_are_those_of_the_documents():
+    config = DataConfig(sources=list(BUILTIN_SOURCES)).model_dump(mode="json")
+    assert builtin_licences(config["sources"]) == BUILTIN_LICENCES
+    rows = [line for line in (REPOSITORY / "docs/sources.md").read_text().splitlines() if line.startswith('| `"')]
+    table = {row.split("`")[1].strip('"'): row.strip("| ").rpartition(" | ")[2] for row in rows}
+    assert {name: table[name] for name in BUILTIN_LICENCES} == BUILTIN_LICENCES
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"name": "wikipedia", "type": "hf", "dataset": "me/wikipedia", "config": "20231101.en"},
+        {"name": "wikipedia", "type": "hf", "dataset": "wikimedia/wikipedia", "config": "20231101.de"},
+        {"type": "hf", "dataset": "wikimedia/wikipedia", "config": "20231101.en"},
+        {"name": ["wikipedia"]},
+        {},
+        "wikipedia",
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_builtin_source_has_no_licence_that_is_known(source):
+    assert builtin_licences([source]) == {}
 
 
 def test_bookcorpus_joins_its_sentences():

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from model.decoding import kernel
-from model.decoding.processing import Penalties, draw, draw_tokens, probabilities
+from model.decoding.processing import Penalties, draw, draw_tokens, probabilities, shares_by_kernel
 from model.decoding.settings import GenerationSettings
 
 LOGITS = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log()
@@ -207,3 +207,14 @@ def test_a_copy_goes_on_by_itself():
     assert penalties.tokens == [1, 2, 1] and other.tokens == [1, 2, 1, 3]
     assert penalties.apply(torch.ones(4)).tolist() == [1, 0.5, -torch.inf, 1]
     assert other.apply(torch.ones(4)).tolist() == [1, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_p": 1.0}, {"top_k": 7, "min_p": 0.05}, {"temperature": 1e-30}])
+def test_shares_by_the_kernel_are_the_probabilities(changes):
+    torch.manual_seed(0)
+    settings = GenerationSettings(**{"temperature": 0.8, **changes})
+    for size in (2, 100, 8191):
+        scores = torch.randn(4, size) * 3
+        scores[1, : size // 2] = -torch.inf
+        expected = probabilities(scores.clone(), settings)
+        torch.testing.assert_close(shares_by_kernel(scores, settings), expected, rtol=1e-5, atol=1e-7)
