@@ -26,11 +26,11 @@ from benchmarks.lookahead_text import Text, collect
 from engine.config import parse_preset
 from engine.device import machine
 from model import LanguageModel, TransformerLM, load
-from model.decoding.acceptance import block_verified
 from model.decoding.decoder import Weights
+from model.decoding.drafts.acceptance import block_verified
+from model.decoding.drafts.speculation import speculated_tokens
 from model.decoding.generate import Token, generate_tokens
 from model.decoding.settings import GenerationSettings
-from model.decoding.speculation import speculated_tokens
 from model.latent.core import LookaheadCore
 from model.latent.distillation import DraftedText, draft_figure
 from model.latent.draft import Drafter

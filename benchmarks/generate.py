@@ -25,9 +25,10 @@ from torch import Tensor
 
 from engine.device import machine
 from model import ModelConfig, TransformerLM, load
-from model.decoding.decoder import Precision, TorchDecoder, Weights
+from model.decoding.decoder import Precision, Weights
 from model.decoding.generate import generate_tokens
 from model.decoding.settings import GenerationSettings
+from model.decoding.torch_decoder import TorchDecoder
 
 EOS, PROMPT = 0, list(range(1, 17))
 GPT = {"seq_length": 1024}

@@ -27,7 +27,7 @@ class Token(NamedTuple):
     stopped: Stopped | None  # None: the row goes on
     logprob: float | None = None  # nats of the chosen token under the model, before any setting; None: not asked for
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities
-    drafted: bool = False  # whether it is a draft that stood: see speculation.py
+    drafted: bool = False  # whether it is a draft that stood: see drafts/
 
 
 class _Row:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..transformer import TransformerLM
 from .beam import search
 from .decoder import Decoder, Precision, Weights
+from .drafts.speculation import DraftChoice, speculated_tokens
 from .generate import Stopped, Token, generate_tokens
 from .settings import GenerationSettings
-from .speculation import DraftChoice, speculated_tokens
 from .text import TextStream
 
 ROWS_AT_A_TIME = 64  # of a long list of prompts; each row has keys and values in memory

@@ -5,7 +5,7 @@ whether an acceptance leaves exactly the target's joint distribution.
 import torch
 from torch import Tensor
 
-from model.decoding.acceptance import block_verified
+from model.decoding.drafts.acceptance import block_verified
 from model.decoding.processing import draw, probabilities
 from model.decoding.settings import GenerationSettings
 

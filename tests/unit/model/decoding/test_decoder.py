@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from model.decoding.decoder import Decoder, KernelDecoder, TorchDecoder, Weights, quantized
+from model.decoding.decoder import Decoder, KernelDecoder, Weights, quantized
+from model.decoding.torch_decoder import TorchDecoder
 from model.latent.trunk import LastBlock
 
 VOCAB_SIZE = 301  # neither a multiple of 64 nor of 4

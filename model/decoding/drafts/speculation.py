@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..transformer import TransformerLM
+from ...transformer import TransformerLM
+from ..decoder import Decoder
+from ..generate import Stopped, Token, generate_tokens, top_logprobs
+from ..processing import draw, draw_tokens
+from ..settings import GenerationSettings
 from .acceptance import block_verified, greedily_verified, typically_verified
-from .decoder import Decoder
-from .generate import Stopped, Token, generate_tokens, top_logprobs
-from .processing import draw, draw_tokens
-from .settings import GenerationSettings
 
 MEASURED_TOKENS = 100  # of text that tells whether drafts pay
 WORTH_A_DRAFT = 0.2  # how often a draft must have stood lately for it to be made

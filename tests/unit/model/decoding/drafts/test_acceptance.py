@@ -1,9 +1,9 @@
-"""model/decoding/acceptance.py: texts have exactly the same joint distribution with drafts as without."""
+"""model/decoding/drafts/acceptance.py: texts have exactly the same joint distribution with drafts as without."""
 
 import pytest
 import torch
 
-from model.decoding.acceptance import block_verified, greedily_verified, typically_verified
+from model.decoding.drafts.acceptance import block_verified, greedily_verified, typically_verified
 from model.decoding.processing import draw
 from model.decoding.settings import GenerationSettings
 from tests.helpers.chains import SETTINGS, chains, exact_joint, p_value, too_eager, write

@@ -1,16 +1,17 @@
-"""model/decoding/speculation.py: with drafts the same greedy tokens, drawn ones of the same distribution, and no look
-at a value in the middle of a round."""
+"""model/decoding/drafts/speculation.py: with drafts the same greedy tokens, drawn ones of the same distribution, and no
+look at a value in the middle of a round."""
 
 import pytest
 import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from model.decoding.acceptance import block_verified
-from model.decoding.decoder import TorchDecoder, Weights
+from model.decoding.decoder import Weights
+from model.decoding.drafts.acceptance import block_verified
+from model.decoding.drafts.speculation import History, Pace, make_round, speculated_tokens
 from model.decoding.generate import generate_tokens
 from model.decoding.processing import Penalties, probabilities
 from model.decoding.settings import GenerationSettings
-from model.decoding.speculation import History, Pace, make_round, speculated_tokens
+from model.decoding.torch_decoder import TorchDecoder
 
 VOCAB_SIZE, EOS = 40, 0
 SHAPE = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "seq_length": 24, "init_std": 0.3}

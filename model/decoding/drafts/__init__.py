@@ -1,0 +1,1 @@
+"""Speculative decoding: the drafter drafts, the model verifies."""
