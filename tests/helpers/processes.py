@@ -136,6 +136,13 @@ def start(
     return Process(pid, os.fdopen(to_stdin, "w"), os.fdopen(from_stdout, errors="replace"), ended)
 
 
+def run_program(script: Path | str, *arguments: str, answer: str = "", timeout: float = 120) -> tuple[int, str]:
+    """Exit status and output of a script, or a program given as text, that is given `answer` on standard input."""
+    process = start(script, *arguments, cwd=REPOSITORY)
+    output, _ = process.communicate(answer, timeout)
+    return process.wait(), output
+
+
 def start_ranks(
     script: Path | str,
     *arguments: str,

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from sources.registry import probe
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
 from sources.source import SourceError
 from tests.helpers.hub_server import SHA, HubServer, json_gz, parquet, run_worker
+from tests.helpers.processes import start
 from tests.helpers.text import REPOSITORY
 
 NAMES = ("some/parquet", "some/lines")
@@ -109,15 +108,9 @@ def test_the_menu_finds_what_is_downloaded(story, monkeypatch):
 def test_a_downloaded_tokenizer_loads_without_a_network(story, tokenizer):
     """It has no tokenizer_config.json, and nothing has ever asked for one."""
     command = "import sys; from sources.rows.tokenizer import load_tokenizer as l; print(l(sys.argv[1]).vocab_size)"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "some/tokenizer"],
-        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(story["cache"].parent), "PATH": "/usr/bin"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.split() == [str(tokenizer.vocab_size)], done.stderr
+    variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(story["cache"].parent)}
+    printed, _ = start(command, "some/tokenizer", cwd=REPOSITORY, variables=variables).communicate(timeout=120)
+    assert printed.split() == [str(tokenizer.vocab_size)], printed
     with pytest.raises(
         TokenizerError,
         match=r"HF_HUB_OFFLINE is set, and some/other is neither in the cache nor a folder here; .*train_bpe",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.folders import progress
 from tests.helpers.jobs import STEP_LINE, Job, configure, reported_steps, saved_steps
-from tests.helpers.processes import TORCHRUN, start_ranks
+from tests.helpers.processes import TORCHRUN, start, start_ranks
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import TOKENS_PER_STEP, start_main
 
@@ -28,6 +28,12 @@ sys.argv = ["main.py"]
 runpy.run_path({str(REPOSITORY / "main.py")!r}, run_name="__main__")
 """
 
+FORKED_TORCHRUN = f"""
+import runpy, sys
+sys.argv = ["torchrun", "--nproc_per_node=2", {str(REPOSITORY / "main.py")!r}]
+runpy.run_module("torch.distributed.run", run_name="__main__")
+"""
+
 
 @pytest.fixture
 def launch(home: Path) -> Iterator[Callable[..., Job]]:
@@ -36,7 +42,8 @@ def launch(home: Path) -> Iterator[Callable[..., Job]]:
 
     def launch_job(*launcher: str, **sections: dict) -> Job:
         configure(home, **sections)
-        jobs.append(Job(home, start_main(home, *launcher)))
+        forked = launcher == (FORKED_TORCHRUN,)
+        jobs.append(Job(home, start(FORKED_TORCHRUN, cwd=home) if forked else start_main(home, *launcher)))
         jobs[-1].answer()
         return jobs[-1]
 
@@ -189,7 +196,7 @@ def test_the_second_signal_does_not_wait_for_a_rank_that_hangs(two_ranks, home: 
 
 
 def test_a_launcher_that_is_killed_leaves_no_ranks_behind(launch, home: Path):
-    job = launch(sys.executable, *TORCHRUN, data={"num_workers": 1})
+    job = launch(FORKED_TORCHRUN, data={"num_workers": 1})
     job.until(STEP_LINE, times=2)  # so that the first one is done on all ranks
     since = time.monotonic()
     rest = job.signal(signal.SIGKILL)

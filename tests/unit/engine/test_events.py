@@ -1,8 +1,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import pytest
 
 from engine.events import FILE_NAME, MAX_LINE_BYTES, EventLog, lines, read, tokens_reached
 from engine.screen.console import Console
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
+from tests.helpers.processes import run_program
 
 STEP = {
     "step": 1200,
@@ -203,9 +200,6 @@ metrics.close()
 
 
 def test_a_full_disk_is_reported_once_and_spoils_no_later_line(tmp_path: Path):
-    run = subprocess.run(
-        [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
-    )
-    assert run.returncode == 0, run.stderr
-    assert " ".join(run.stdout.split()).count("cannot be written: File too large") == 2, run.stdout
+    status, output = run_program(FULL, str(tmp_path))
+    assert status == 0 and " ".join(output.split()).count("cannot be written: File too large") == 2, output
     assert [event["number"] for event in read(tmp_path)] == [0, 4, 7]

@@ -1,8 +1,6 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import pytest
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder
 from engine.errors import SaveError
 from tests.helpers.checkpoints import flip, save, tokens, tokens_of
+from tests.helpers.processes import run_program, start
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -114,13 +112,11 @@ except FolderInUse as error:
     print(error)
     sys.exit(error.status)
 """
-    command = [sys.executable, "-c", code, str(folder.folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    first = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, **pipes)
+    first = start(code, str(folder.folder), cwd=REPOSITORY)
     assert first.stdout.readline() == "held\n"
-    second = subprocess.run(command, env=environment(), cwd=REPOSITORY, input="", capture_output=True, text=True)
-    assert second.returncode == 6
-    assert f"{folder.folder} is in use by process {first.pid} on " in second.stdout
+    status, output = run_program(code, str(folder.folder))
+    assert status == 6
+    assert f"{folder.folder} is in use by process {first.pid} on " in output
     first.kill()
     first.wait()
     with folder.held():  # a killed process leaves no lock
@@ -168,15 +164,8 @@ def test_a_failed_write_leaves_the_old_generations(folder: CheckpointFolder, lim
     names = (CURRENT, PREV, MIRROR)
     before = {name: (folder.folder / name).read_bytes() for name in names}
     # Python ignores SIGXFSZ, so a file over the limit fails with an error, as on a full disk.
-    finished = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder.folder), str(limit)],
-        env=environment(),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.stdout.startswith("refused:"), finished.stdout + finished.stderr
+    _, output = run_program(FULL_DISK, str(folder.folder), str(limit))
+    assert output.startswith("refused:"), output
     assert {name: (folder.folder / name).read_bytes() for name in names} == before
     save(folder, 30)
     assert tokens_of(folder) == [30, 20, 10, 30]

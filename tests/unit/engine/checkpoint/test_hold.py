@@ -1,8 +1,6 @@
 """A folder that is moved, removed or replaced while it is held, with real renames."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,8 @@ from engine.checkpoint.hold import Hold
 from engine.errors import FolderMoved
 from storage import LOCK
 from tests.helpers.checkpoints import save, tokens, tokens_of
+from tests.helpers.processes import Process, start
 from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
 
 HOLD = """
 import sys
@@ -24,10 +22,8 @@ with CheckpointFolder(sys.argv[1]).held():
 """
 
 
-def held_by_another(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLD, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, **pipes)
+def held_by_another(path: Path) -> Process:
+    other = start(HOLD, str(path), cwd=REPOSITORY)
     assert other.stdout.readline() == "held\n"
     return other
 

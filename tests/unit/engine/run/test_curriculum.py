@@ -1,8 +1,6 @@
 """engine/run/curriculum.py: when thresholds come and what they are; over ranks and restarts, to the bit."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ import torch
 from engine.device.ranks import Ranks
 from engine.run.curriculum import BIN_NATS, BINS, DELAY_STEPS, Curriculum, quantiles
 from model.row_weights import QUANTILES, row_losses
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
+from tests.helpers.processes import run_ranks
 from tests.helpers.workers import curriculum
 from tests.helpers.workers.curriculum import CONFIG, STEPS, rows, take
 
@@ -80,10 +77,7 @@ def test_two_processes_continue_one_and_one_continues_two(tmp_path: Path):
     take(first, 0, 6, ALONE)  # to the middle of an interval
     path = tmp_path / "state.json"
     path.write_text(json.dumps(first.state()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", curriculum.__file__]
-    worker = [*command, str(path), "6", "15"]
-    finished = subprocess.run(worker, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_ranks(Path(curriculum.__file__), str(path), "6", "15", processes=2)
     assert json.loads((tmp_path / "state.json.told").read_text()) == expected[6:15]
     last.load(json.loads(path.read_text()))
     assert take(last, 15, STEPS, ALONE) == expected[15:]

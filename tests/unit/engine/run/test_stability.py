@@ -4,8 +4,6 @@ import json
 import math
 import random
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.run.stability import MIN_LOSSES, MIN_SIGMA, SIGMAS, WINDOW, StabilityGuard, Verdict, all_finite
-from tests.helpers.text import REPOSITORY
-from tests.helpers.training import environment
+from tests.helpers.processes import run_ranks
 from tests.helpers.workers import stability
 from tests.helpers.workers.stability import SKIPPED
 
@@ -111,10 +108,7 @@ def test_a_skipped_step_leaves_no_trace_in_any_stage(processes: int, tmp_path: P
     """Bad on the last rank alone, skipped by all: state untouched to the bit, and what follows is as if the batch had
     not been there."""
     output = tmp_path / "told.json"
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *launcher, stability.__file__, str(output), "0", "1", "2", "3"]
-    finished = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_ranks(Path(stability.__file__), str(output), "0", "1", "2", "3", processes=processes)
     everyone = json.loads(output.read_text())
     assert len(everyone) == processes
     reasons = {"loss": Verdict.LOSS, "gradient": Verdict.GRADIENT, "spike": Verdict.SPIKE}

@@ -3,14 +3,13 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from model.export import ExportError
 from model.export.target import require_free, staged
 from tests.helpers.failing import FailingDisk
-from tests.helpers.text import REPOSITORY
+from tests.helpers.processes import run_program
 
 
 def test_a_free_name_or_an_empty_folder_is_taken(tmp_path):
@@ -111,11 +110,8 @@ try:
 except ExportError as error:
     print(error)
 """
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        assert "could not be written (" in done.stdout
+        status, output = run_program(program)
+        assert status == 0 and "could not be written (" in output, output
         assert not any(disk.iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from model.decoding.decoder import Weights
 from model.decoding.generate import generate_tokens
 from model.decoding.settings import GenerationSettings
 from model.export import transformers_folder
-from tests.helpers.text import REPOSITORY
+from tests.helpers.processes import run_program
 
 TOKENS = 1000
 NAMES = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
@@ -152,10 +151,9 @@ try:
 except ExportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{tmp_path}/model could not be written (")
-    assert os.strerror(errno.EFBIG) in done.stdout
+    status, output = run_program(program)
+    assert status == 0 and output.startswith(f"{tmp_path}/model could not be written ("), output
+    assert os.strerror(errno.EFBIG) in output
     assert [path.name for path in tmp_path.iterdir()] == ["lm.pth"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
 

@@ -57,7 +57,7 @@ def trained() -> tuple[TransformerLM, torch.Tensor, Chain]:
         ModelConfig(num_layers=2, num_heads=2, hidden_size=32, seq_length=LENGTH, init_std=0.1), SYMBOLS, auxiliary
     )
     sampler = LookAheadSampler(auxiliary, LENGTH, seed=0)
-    steps = 350
+    steps = 250
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
     whole = torch.zeros(64, LENGTH, dtype=torch.int32)

@@ -1,15 +1,13 @@
 """model/snapshot/container.py: every kind of damage is noticed, and failed writes leave nothing."""
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from model.snapshot import Snapshot, SnapshotError, read, write
-from tests.helpers.text import REPOSITORY
+from tests.helpers.processes import run_program
 
 
 def test_weights_are_written_as_fp32_and_views_alone(tmp_path, snapshot):
@@ -75,13 +73,11 @@ try:
 except SnapshotError as error:
     print(error)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "lm.pth"], capture_output=True, text=True, cwd=REPOSITORY
-    )
-    assert run.stdout.strip() == (
+    _, output = run_program(code, str(tmp_path / "lm.pth"))
+    assert output.strip() == (
         f"{tmp_path / 'lm.pth'}: the checkpoint could not be written (File too large); "
         "check the disk's free space and permissions."
-    ), run.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -77,7 +77,7 @@ def serve(config, tokenizer, world_size, num_workers, steps, rows=16, state=None
     return ordered, json.loads(json.dumps(merge_states([batches[-1].state for batches in ranks])))
 
 
-@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 1), (1, 3), (4, 0)])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow), (4, 0)])
 def test_ranks_and_workers_do_not_change_the_rows(world_size, num_workers, corpus, tokenizer):
     config = DataConfig(sources=corpus)
     whole, state = serve(config, tokenizer, 1, 0, 20)
@@ -106,8 +106,17 @@ def test_any_worlds_and_workers_stopped_and_resumed(strategy, corpus, tokenizer,
             assert rows == whole
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "pad"])
-@pytest.mark.parametrize("strategy", ["round_robin", "sequential", "weighted"])
+@pytest.mark.parametrize(
+    ("strategy", "packing"),
+    [
+        ("round_robin", "best_fit"),
+        ("sequential", "pad"),
+        ("weighted", "best_fit"),
+        pytest.param("round_robin", "pad", marks=pytest.mark.slow),
+        pytest.param("sequential", "best_fit", marks=pytest.mark.slow),
+        pytest.param("weighted", "pad", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_equals_the_uninterrupted_sequence(strategy, packing, corpus, tokenizer):
     weights = {"source_weights": {"many": 2.5}} if strategy == "weighted" else {}
     config = DataConfig(sources=corpus, mix_strategy=strategy, packing=packing, **weights)

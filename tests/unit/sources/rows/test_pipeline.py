@@ -99,8 +99,15 @@ def epochs(source, config, lane, number=2, callbacks=None, counts=None) -> list[
             return found
 
 
-@pytest.mark.parametrize("num_files", [3, 40])
-@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+@pytest.mark.parametrize(
+    ("packing", "num_files"),
+    [
+        ("best_fit", 3),
+        ("pad", 40),
+        pytest.param("best_fit", 40, marks=pytest.mark.slow),
+        pytest.param("pad", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_every_document_exactly_once_an_epoch(
     num_files, packing, tmp_path, numbered, config, tokenizer, write_json_lines
 ):
