@@ -3,6 +3,7 @@
 import torch
 
 from model import TransformerLM
+from model.decoding import kernel
 from model.decoding.decoder import Weights
 from model.decoding.generate import Token, generate_tokens
 from model.decoding.settings import GenerationSettings
@@ -70,6 +71,27 @@ def test_every_prompt_of_a_batch_gets_what_it_gets_alone(trained, token_ids):
             ended.add(token.row)
     for row, prompt in enumerate(prompts):
         assert together[row] == generate(trained, prompt, **values)[: 15 * (row + 1)]
+
+
+def test_penalties_and_processors_apply_before_the_kernel_draws(trained, token_ids, monkeypatch):
+    """The text is the one that torch draws."""
+
+    def forbid(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, ids[0, -3:], -torch.inf)
+
+    prompts, texts = [token_ids[400 : 400 + length].tolist() for length in (4, 9)], []
+    settings = GenerationSettings(
+        max_new_tokens=60, temperature=1.3, top_k=30, min_p=0.01, repetition_penalty=1.2, no_repeat_ngram=3,
+        logits_processors=(forbid,), seed=5, stop_at_eos=False,
+    )  # fmt: skip
+    decoder = Weights(trained, "fp32").decoder(2)
+    for library in (kernel.library, lambda: None):
+        monkeypatch.setattr(kernel, "library", library)
+        texts.append([token[:2] for token in generate_tokens(decoder, prompts, settings, EOS, [0, 0], set())])
+    assert texts[0] == texts[1] and len(texts[0]) == 120
+    for row, prompt in enumerate(prompts):
+        text = prompt + [id for number, id in texts[0] if number == row]
+        assert all(text[i] not in text[i - 3 : i] for i in range(len(prompt), len(text)))
 
 
 def test_a_row_that_the_caller_ends_gets_no_more(trained):
