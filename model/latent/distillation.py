@@ -36,7 +36,7 @@ def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, 
     """(2,) fp32: the sum of the losses, differentiable with respect to the drafter, and how many there are: drafts from
     h_t and x_{t+1} for t in look_ahead.draft_columns."""
     (context, look_ahead, labels, remaining), columns = text, text.look_ahead.draft_columns
-    rows, head = look_ahead.rows, Head(trunk.head_weight, trunk.vocab_size)
+    rows = look_ahead.rows
     rotations = None if trunk.rotary is None else trunk.rotary.at(columns + 1, labels.shape[1])
     drafted = drafter(
         context.hidden[:, columns],
@@ -51,7 +51,9 @@ def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, 
     for k, lessons in enumerate(rolled_out_lessons(drafter, transition, trunk, text, tokens[0])):
         valid = (remaining[rows][:, columns] > k + 1).flatten()
         previous = drafter.before(torch.cat([tokens[k : k + 1], lessons.before]))
-        loss_sum = draft_losses(drafted[k], head, previous, drafter.after.weight, tokens[k + 1], lessons.states, valid)
+        loss_sum = draft_losses(
+            drafted[k], _head(trunk), previous, drafter.after.weight, tokens[k + 1], lessons.states, valid
+        )
         figure = figure + torch.stack([loss_sum, valid.sum().float()])
     return figure
 
@@ -67,16 +69,23 @@ def rolled_out_lessons(
     true = context.hidden[:, columns].flatten(0, 1)
     if not rollouts or transition is None:
         return [Lessons(first.new_empty(0, len(first)), true.new_empty(0, *true.shape))] * drafter.length
-    head, lessons = Head(trunk.head_weight, trunk.vocab_size), [Lessons(first[None], true[None])]
+    lessons = [Lessons(first[None], true[None])]
     rollout = Rollout(transition, trunk, context, columns=columns.repeat(rollouts))
-    before, states = sample_tokens(true, head, uniforms[0]), true.expand(rollouts, *true.shape)
+    before, states = sample_tokens(true, _head(trunk), uniforms[0]), true.expand(rollouts, *true.shape)
     for place in range(1, drafter.length):
         if place > 1:
-            before = sample_tokens(states.flatten(0, 1), head, uniforms[place - 1].reshape(1, -1)).view(rollouts, -1)
+            before = sample_tokens(states.flatten(0, 1), _head(trunk), uniforms[place - 1].reshape(1, -1)).view(
+                rollouts, -1
+            )
         predicted = rollout.step(_by_row(states, rows), trunk.tokens(_by_row(before, rows)))
         states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
         lessons.append(Lessons(before, states))
     return lessons
+
+
+def _head(trunk: Trunk) -> Head:
+    """Looked up for each use: ZeRO-3 takes a tied head away whenever tokens are embedded."""
+    return Head(trunk.head_weight, trunk.vocab_size)
 
 
 def _by_row(x: Tensor, rows: int) -> Tensor:
