@@ -5,6 +5,7 @@ transition along tokens that the trunk would write. None of it reaches the trunk
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..tensors import LookAhead
@@ -47,13 +48,15 @@ def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, 
     ).flatten(1, 2)
     # x_{t+1}, x_{t+2}, ...: what stands before each place, and in it
     tokens = torch.stack([labels[rows][:, columns + k].flatten() for k in range(drafter.length + 1)]).clamp_min(0)
+    all_lessons = rolled_out_lessons(drafter, transition, trunk, text, tokens[0])
+    # Both tables are read by one call of their modules each: ZeRO-3 fetches and frees weights by such calls.
+    before = [torch.cat([tokens[k : k + 1], lessons.before]) for k, lessons in enumerate(all_lessons)]
+    embedded = drafter.before(torch.cat(before)).split([len(part) for part in before])
+    after = drafter.after(torch.arange(drafter.after.num_embeddings, device=tokens.device))
     figure = drafted.new_zeros(2, dtype=torch.float32)
-    for k, lessons in enumerate(rolled_out_lessons(drafter, transition, trunk, text, tokens[0])):
+    for k, (lessons, previous) in enumerate(zip(all_lessons, embedded, strict=True)):
         valid = (remaining[rows][:, columns] > k + 1).flatten()
-        previous = drafter.before(torch.cat([tokens[k : k + 1], lessons.before]))
-        loss_sum = draft_losses(
-            drafted[k], _head(trunk), previous, drafter.after.weight, tokens[k + 1], lessons.states, valid
-        )
+        loss_sum = draft_losses(drafted[k], _head(trunk), previous, after, tokens[k + 1], lessons.states, valid)
         figure = figure + torch.stack([loss_sum, valid.sum().float()])
     return figure
 
@@ -77,14 +80,14 @@ def rolled_out_lessons(
             before = sample_tokens(states.flatten(0, 1), _head(trunk), uniforms[place - 1].reshape(1, -1)).view(
                 rollouts, -1
             )
-        predicted = rollout.step(_by_row(states, rows), trunk.tokens(_by_row(before, rows)))
+        predicted = rollout.step(_by_row(states, rows), F.embedding(_by_row(before, rows), trunk.tokens.weight))
         states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
         lessons.append(Lessons(before, states))
     return lessons
 
 
 def _head(trunk: Trunk) -> Head:
-    """Looked up for each use: ZeRO-3 takes a tied head away whenever tokens are embedded."""
+    """Looked up for each use: ZeRO-3 takes weights away when a module that owns them has run."""
     return Head(trunk.head_weight, trunk.vocab_size)
 
 

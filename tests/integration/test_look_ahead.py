@@ -19,7 +19,7 @@ from tests.helpers.processes import run_ranks
 from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 from tests.helpers.workers import look_ahead
 
-KEYS = ("latent.transition.", "latent.value_head.", "latent.span_projector.")
+KEYS = ("latent.transition.", "latent.value_head.", "latent.span_projector.", "latent.drafter.")
 
 
 def test_off_is_the_trunk_alone_whatever_the_other_keys_say(tiny, tmp_path: Path):
@@ -97,7 +97,8 @@ def test_a_part_may_be_switched_on_and_off_between_runs(tiny, tmp_path: Path, st
     assert trunk < both.keys() and {name[: name.index(".", 7) + 1] for name in both.keys() - trunk} == set(KEYS)
     moments = whole(tmp_path)[1]["moments"]
     assert moments.keys() == both.keys() and all(moments[name]["exp_avg_sq"].any() for name in both.keys() - trunk)
-    value_only = run(9, {**ON, "enable_policy": False, "enable_dynamics": False, "enable_span_contrastive": False})
+    off = ("enable_policy", "enable_dynamics", "enable_span_contrastive", "enable_draft")
+    value_only = run(9, {**ON, **dict.fromkeys(off, False)})
     assert {name for name in value_only if name.startswith("latent")} == {n for n in both if n.startswith(KEYS[1])}
     assert run(12, {}).keys() == trunk
 
@@ -146,18 +147,19 @@ def test_a_part_that_is_switched_on_later_warms_up_then(tiny, tmp_path: Path, dr
         preset = tiny(auxiliary={**auxiliary, "auxiliary_warmup_fraction": 0.25})
         train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         weights = torch.stack([draw.weights for draw in drawn[::2]])  # a step has two passes
-        keys = ("policy_kl_weight", "value_weight", "value_weight", "dynamics_weight", "span_contrastive_weight")
+        keys = ("policy_kl_weight", "value_weight", "value_weight", "dynamics_weight")
+        keys = (*keys, "span_contrastive_weight", "draft_weight")
         return (weights / torch.tensor([getattr(preset.auxiliary, key) for key in keys])).round(decimals=2)
 
     grows, whole = torch.tensor([0.0, 0.5] + [1.0] * 6), torch.ones(8)
     value_only = run({"enable_value": True, "value_horizons": [4, 16]})
     assert torch.equal(value_only[:, 1], grows)
     everything = run(ON)
-    policy, value, rolled_out_value, dynamics, span = everything.T
+    policy, value, rolled_out_value, dynamics, span, draft = everything.T
     assert torch.equal(value, whole), "trained in the run before"
-    assert all(torch.equal(weights, grows) for weights in (policy, rolled_out_value, dynamics, span))
+    assert all(torch.equal(weights, grows) for weights in (policy, rolled_out_value, dynamics, span, draft))
     assert [draw.depth for draw in drawn[::2]] == [1, 1, 2, 2, 3, 3, 3, 3]
-    assert torch.equal(run(ON), torch.ones(8, 5))
+    assert torch.equal(run(ON), torch.ones(8, 6))
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -225,7 +227,8 @@ def test_the_parts_matrices_decay_and_nothing_else_of_them():
     model = TransformerLM(look_ahead.SHAPE, 256, look_ahead.EVERYTHING)
     decayed = {id(parameter) for parameter in parameter_groups(model, 0.1)[0]["params"]}
     latent = {name: id(parameter) in decayed for name, parameter in model.named_parameters() if "latent" in name}
-    assert latent == {name: name.endswith("weight") and "norm" not in name for name in latent}
+    kept = ("norm", "drafter.before", "drafter.after")  # the drafter's tables are embeddings
+    assert latent == {name: name.endswith("weight") and not any(part in name for part in kept) for name in latent}
 
 
 @pytest.mark.parametrize(
