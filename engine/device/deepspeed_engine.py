@@ -199,8 +199,10 @@ def discard(engine: Engine) -> None:
 
 def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
     """Return the model's full state dict as fp32 CPU copies. All ranks must call it; those without `keep` get {}."""
-    parameters = list(engine.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
+    parameters, sharded = list(engine.module.parameters()), engine.zero_optimization_stage() == 3
+    if sharded:  # what was fetched ahead for a step that an evaluation took the place of is still on its way
+        engine.optimizer.empty_partition_cache()
+    with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
         state = engine.module.state_dict() if keep else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
