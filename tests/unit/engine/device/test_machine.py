@@ -1,6 +1,7 @@
 """What is asked of this machine: freed memory that stays with the process, its cores; what a device can do at best."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from engine.device import machine
-from tests.helpers.processes import run_program
 
 PROGRAM = """
 import resource, torch
@@ -29,7 +29,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_memory_that_was_freed_is_used_again():
     def page_faults(keep: bool) -> int:
-        return int(run_program(PROGRAM.format(keep=keep))[1])
+        program = PROGRAM.format(keep=keep)
+        return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
 
     pages = 10 * 64 * 2**20 // 4096  # in ten tensors of 64 MiB
     assert page_faults(keep=True) <= pages / 5 < page_faults(keep=False)  # now and then a tensor lies elsewhere
