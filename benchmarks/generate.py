@@ -12,12 +12,16 @@ int8 needs a snapshot and --text FILE, a text that the model was not trained on.
 
 import argparse
 import importlib.util
+import multiprocessing
+import multiprocessing.process
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -30,7 +34,9 @@ from model.decoding.generate import generate_tokens
 from model.decoding.settings import GenerationSettings
 from model.decoding.torch_decoder import TorchDecoder
 
+SETTLING_SECONDS = 0.5  # until the threads of the last method sleep
 EOS, PROMPT = 0, list(range(1, 17))
+END = "<|endoftext|>"  # the peers' name of EOS
 GPT = {"seq_length": 1024}
 MODERN = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu", "bias": False, **GPT}
 SHAPES = {
@@ -40,6 +46,7 @@ SHAPES = {
 }
 VOCABULARY = {"small": 8192, "vocabulary": 50257, "large": 50257}
 Method = Callable[[int], object]  # writes that many tokens
+Maker = Callable[[], Method | None]  # None where a peer is not installed
 
 
 def main() -> None:
@@ -70,23 +77,24 @@ def made(row: str, shape: dict = GPT) -> TransformerLM:
     return TransformerLM(ModelConfig(**SHAPES[row], **shape), VOCABULARY[row]).eval()
 
 
-def ours(weights: Weights, rows: int = 1, **settings: object) -> Method:
+def ours(row: str, precision: Precision = "fp32", rows: int = 1, shape: dict = GPT, **settings: object) -> Method:
     """Greedy unless told otherwise, through the loop that `generate` uses, without text."""
     values = {"temperature": 0, "stop_at_eos": False, **settings}
-    decoder = weights.decoder(rows)
+    decoder = Weights(made(row, shape), precision).decoder(rows)
 
     def write(tokens: int) -> None:
-        made = GenerationSettings(max_new_tokens=tokens, **values)
-        for _ in generate_tokens(decoder, [PROMPT] * rows, made, EOS, [0] * rows, set()):
+        settings = GenerationSettings(max_new_tokens=tokens, **values)
+        for _ in generate_tokens(decoder, [PROMPT] * rows, settings, EOS, [0] * rows, set()):
             pass
 
     return torch.inference_mode()(write)
 
 
-def by_transformers(model: TransformerLM, rows: int = 1, **settings: object) -> Method:
+def by_transformers(row: str, rows: int = 1, **settings: object) -> Method:
     """The same weights in transformers' class, generate with its usual (dynamic) cache."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    model = made(row)
     config = model.config
     peer = GPT2LMHeadModel(
         GPT2Config(
@@ -121,10 +129,11 @@ def gpt2_weights(model: TransformerLM) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in found.items()}
 
 
-def by_ctranslate2(model: TransformerLM, kind: str, threads: int, folder: Path) -> Method | None:
+def by_ctranslate2(row: str, kind: str, folder: Path) -> Method | None:
     """CTranslate2's own converter and generator, on a folder that transformers wrote."""
     if importlib.util.find_spec("ctranslate2") is None:
         return None
+    model, threads = made(row), torch.get_num_threads()
     import ctranslate2
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -142,7 +151,9 @@ def by_ctranslate2(model: TransformerLM, kind: str, threads: int, folder: Path) 
         peer.save_pretrained(source)
         tokenizer = train_bpe(iter(["the quick brown fox " * 50]), 300).to_json()
         (folder / "tokenizer.json").write_text(tokenizer)
-        fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<|endoftext|>")
+        fast = PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json"), bos_token=END, eos_token=END, unk_token=END
+        )
         fast.add_tokens([f"<{i}>" for i in range(len(fast), model.vocab_size)])
         fast.save_pretrained(source)
     target = folder / kind
@@ -157,8 +168,9 @@ def by_ctranslate2(model: TransformerLM, kind: str, threads: int, folder: Path) 
     )
 
 
-def compiled_step(model: TransformerLM) -> Method:
+def compiled_step(row: str) -> Method:
     """The way of gpt-fast: the model's own step with a static cache, compiled by torch, without its compile time."""
+    model = made(row)
     decoder = TorchDecoder(model, 1)
     step = torch.compile(lambda: model.logits(model.hidden_states(decoder._tokens, decoder.cache)[:, -1]).argmax(-1))
 
@@ -174,17 +186,41 @@ def compiled_step(model: TransformerLM) -> Method:
     return write
 
 
-def race(methods: dict[str, Method | None], tokens: int, rounds: int, rows: int = 1) -> dict[str, float]:
-    """Median tokens/s of each method over rounds that take turns."""
-    there = {name: method for name, method in methods.items() if method is not None}
-    seconds: dict[str, list[float]] = {name: [] for name in there}
+def race(methods: Mapping[str, Maker], tokens: int, rounds: int, rows: int = 1) -> dict[str, float]:
+    """Median tokens/s of each method over rounds that take turns, each in a process of its own: CTranslate2 leaves
+    OpenMP in a state in which others of its process decode at a fifth of their speed."""
+    context = multiprocessing.get_context("spawn")
+    runners: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
+    for name, make in methods.items():
+        here, there = context.Pipe()
+        process = context.Process(target=run, args=(there, make, torch.get_num_threads()), daemon=True)
+        process.start()
+        if here.recv():
+            runners[name] = process, here
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(rounds + 1):
-        for name, method in there.items():
-            begin = time.perf_counter()
-            method(tokens)
+        for name, (_, connection) in runners.items():
+            time.sleep(SETTLING_SECONDS)
+            connection.send(tokens)
+            taken = connection.recv()
             if number:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(taken)
+    for process, connection in runners.values():
+        connection.send(0)
+        process.join()
     return {name: rows * tokens / statistics.median(times) for name, times in seconds.items()}
+
+
+def run(connection: Connection, make: Maker, threads: int) -> None:
+    """Write as many tokens as are asked for, until 0 are; send the seconds."""
+    torch.set_num_threads(threads)
+    method = make()
+    connection.send(method is not None)
+    while method is not None and (tokens := connection.recv()):
+        method(max(2, tokens // 8))
+        begin = time.perf_counter()
+        method(tokens)
+        connection.send(time.perf_counter() - begin)
 
 
 def show(title: str, rates: dict[str, float], against: dict[str, str]) -> None:
@@ -211,21 +247,20 @@ def reading(model: TransformerLM) -> float:
 
 
 def alone(row: str, rounds: int) -> None:
-    model, threads = made(row), torch.get_num_threads()
     tokens = 24 if row == "large" else 200
     with tempfile.TemporaryDirectory() as folder:
-        methods = {
-            "ours, fp32": ours(Weights(model, "fp32")),
-            "transformers, dynamic cache": by_transformers(model),
-            "transformers, static cache": by_transformers(model, cache_implementation="static"),
-            "compiled step (gpt-fast's way)": compiled_step(model),
-            "CTranslate2, fp32": by_ctranslate2(model, "float32", threads, Path(folder)),
-            "ours, int8": ours(Weights(model, "int8")),
-            "CTranslate2, int8": by_ctranslate2(model, "int8", threads, Path(folder)),
-            "ours, bf16": ours(Weights(model, "bf16")),
+        methods: dict[str, Maker] = {
+            "ours, fp32": partial(ours, row),
+            "transformers, dynamic cache": partial(by_transformers, row),
+            "transformers, static cache": partial(by_transformers, row, cache_implementation="static"),
+            "compiled step (gpt-fast's way)": partial(compiled_step, row),
+            "CTranslate2, fp32": partial(by_ctranslate2, row, "float32", Path(folder)),
+            "ours, int8": partial(ours, row, "int8"),
+            "CTranslate2, int8": partial(by_ctranslate2, row, "int8", Path(folder)),
+            "ours, bf16": partial(ours, row, "bf16"),
         }
         rates = race(methods, tokens, rounds)
-    rates["reading the fp32 weights once a token"] = reading(model)
+    rates["reading the fp32 weights once a token"] = reading(made(row))
     shape = SHAPES[row]
     size = f"{shape['num_layers']} x {shape['hidden_size']}, vocabulary {VOCABULARY[row]:,}"
     aims = {
@@ -233,16 +268,15 @@ def alone(row: str, rounds: int) -> None:
         "vocabulary": {"reading the fp32 weights once a token": "0.85"},
         "large": {"reading the fp32 weights once a token": "0.90", "transformers, dynamic cache": "2"},
     }[row]
-    show(f"{size}, random weights, batch 1, greedy, {threads} threads", rates, aims)
+    show(f"{size}, random weights, batch 1, greedy, {torch.get_num_threads()} threads", rates, aims)
 
 
 def batch(arguments: argparse.Namespace) -> None:
-    model = made("small")
-    weights, rates = Weights(model, "fp32"), {}
+    rates = {}
     for rows in (32, 1):
         methods = {
-            f"ours, {rows} rows": ours(weights, rows),
-            f"transformers, {rows} rows": by_transformers(model, rows),
+            f"ours, {rows} rows": partial(ours, "small", rows=rows),
+            f"transformers, {rows} rows": partial(by_transformers, "small", rows),
         }
         rates |= race(methods, 100, arguments.rounds, rows)
     show(
@@ -253,12 +287,12 @@ def batch(arguments: argparse.Namespace) -> None:
 
 
 def sampling(arguments: argparse.Namespace) -> None:
-    weights = Weights(made("small"), "fp32")
     methods = {
-        "top_p 0.9": ours(weights, temperature=1.0, top_p=0.9, seed=0),
-        "greedy": ours(weights),
-        "top_p 0.9, top_k 50, min_p 0.02, penalty 1.2, 4-grams": ours(
-            weights, temperature=1.0, top_p=0.9, top_k=50, min_p=0.02, repetition_penalty=1.2, no_repeat_ngram=4, seed=0
+        "top_p 0.9": partial(ours, "small", temperature=1.0, top_p=0.9, seed=0),
+        "greedy": partial(ours, "small"),
+        "top_p 0.9, top_k 50, min_p 0.02, penalty 1.2, 4-grams": partial(
+            ours, "small", temperature=1.0, top_p=0.9, top_k=50, min_p=0.02, repetition_penalty=1.2, no_repeat_ngram=4,
+            seed=0,
         ),
     }  # fmt: skip
     show("sampling, 3 x 256, vocabulary 8,192", race(methods, 400, arguments.rounds), {"greedy": "0.85"})
@@ -311,7 +345,7 @@ def int8(arguments: argparse.Namespace) -> None:
 def shapes(arguments: argparse.Namespace) -> None:
     """Other options of the trunk, and precisions."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-    methods = {f"modern trunk, {p}": ours(Weights(made("small", MODERN), p)) for p in precisions}
+    methods = {f"modern trunk, {p}": partial(ours, "small", p, shape=MODERN) for p in precisions}
     show("3 x 256, vocabulary 8,192: rotary, RMSNorm, QK-norm, squared ReLU", race(methods, 200, arguments.rounds), {})
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig
 from .decoding.decoder import Precision
@@ -59,7 +60,7 @@ def _language_model(
     vocab_size, eos_token_id = config.pop("vocab_size"), config.pop("eos_token_id")
     try:
         parts = ModelConfig(**config), vocab_size, contents.auxiliary()
-        with torch.device("meta"):
+        with torch.device("meta"), _NoValues():
             sketch = TransformerLM(*parts)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # of sizes that no tensor has
         raise SnapshotError(
@@ -74,6 +75,16 @@ def _language_model(
         return LanguageModel(model, contents.tokenizer, eos_token_id, contents.preset, contents.progress, precision)
     except ValueError as error:
         raise SnapshotError(f"{path}: {error}") from error
+
+
+class _NoValues(TorchFunctionMode):
+    """Skips what only changes values, which a model on the meta device has none of: torch would import its compiler for
+    that, which takes most of a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nn.init.normal_, nn.init.uniform_, Tensor.tril):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _require_match(path: Path, sketch: TransformerLM, weights: Mapping[str, Tensor]) -> None:

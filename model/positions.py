@@ -79,6 +79,8 @@ class RotaryPositions(nn.Module):
         self.table = self._make(new_length).to(self.table.device)
 
     def _make(self, length: int) -> Tensor:
+        if torch.get_default_device().type == "meta":  # for which torch would import its compiler
+            return torch.empty(2, length, self.head_size // 2)
         pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angles = torch.arange(length, dtype=torch.float64)[:, None] * self.BASE**-pairs
         return torch.stack([angles.cos(), angles.sin()]).float()

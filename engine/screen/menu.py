@@ -47,8 +47,8 @@ PROBE_SECONDS = 3.0
 # Share of the bare matrix-product rate that a step reaches, for an estimate before the first run here: on a CPU as
 # measured by `python -m benchmarks.overhead --share --compile`, on a GPU assumed.
 TRAINING_EFFICIENCY = {
-    ("cpu", "bf16"): 0.7,
-    ("cpu", "fp32"): 0.7,
+    ("cpu", "bf16"): 0.58,
+    ("cpu", "fp32"): 0.87,
     ("cuda", "bf16"): 0.4,
     ("cuda", "fp32"): 0.4,
 }

@@ -7,7 +7,8 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """The text of one row. What might begin a stop string is held back until it is known whether it does."""
+    """The text of one row. What might begin a stop string is held back until it is known whether it does; bytes at the
+    end that are no whole character are left out."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()):
         self.stopped = False  # a stop string came; the text has ended before it

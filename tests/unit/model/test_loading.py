@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import TransformerLM, load
+from model import ModelConfig, TransformerLM, load
 from model.snapshot import SnapshotError, write
 from tests.helpers.text import REPOSITORY
 
@@ -30,6 +30,18 @@ def test_a_loaded_model_equals_the_one_in_memory(path, language_model):
     )
     assert loaded.score("The import statement").mean_nll == language_model.score("The import statement").mean_nll
     assert not loaded.model.training and loaded.model.tokens.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{}, {"positions": "rotary", "norm": "rms", "qk_norm": True}])
+def test_loading_does_without_torchs_compiler(tmp_path, snapshot, change):
+    """Importing it takes most of a second."""
+    config = {**snapshot.config, **change}
+    config.pop("eos_token_id")
+    vocab_size = config.pop("vocab_size")
+    model = TransformerLM(ModelConfig(**config), vocab_size)
+    write(tmp_path / "lm.pth", replace(snapshot, config={**snapshot.config, **change}, model=model.state_dict()))
+    code = "import sys, model; model.load(sys.argv[1], device='cpu'); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lm.pth")], cwd=REPOSITORY, check=True)
 
 
 def test_files_that_hold_no_whole_model(tmp_path, snapshot, trained):

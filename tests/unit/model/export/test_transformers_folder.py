@@ -67,7 +67,8 @@ def test_transformers_writes_the_same_text(transformers, lm, folder, theirs):
         ids = tokenizer(prompt, return_tensors="pt")
         found = theirs.generate(**ids, max_new_tokens=TOKENS, do_sample=False)[0]
         text = tokenizer.decode(found, skip_special_tokens=True)
-        assert text == prompt + lm.generate(prompt, max_new_tokens=TOKENS, temperature=0)
+        ours = prompt + lm.generate(prompt, max_new_tokens=TOKENS, temperature=0)
+        assert text.rstrip("\N{REPLACEMENT CHARACTER}") == ours  # which ends with its last whole character
 
 
 def test_the_tokenizer_is_the_models_own(transformers, make, text, tmp_path):
