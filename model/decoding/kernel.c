@@ -82,38 +82,61 @@ static inline float one_bf16(uint16_t bits) {
     return value;
 }
 
-static inline float sum_of(Vector v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-    return sum;
+/* y[i]: the sum of the numbers in v[i]. */
+static inline void four_sums(const Vector *v, float *y) {
+#if defined(__AVX2__)
+    __m256 half[4];
+    for (int i = 0; i < 4; i++) {
+#if defined(__AVX512F__)
+        __m512d all = (__m512d)v[i];
+        half[i] = (__m256)(_mm512_castpd512_pd256(all)) + (__m256)(_mm512_extractf64x4_pd(all, 1));
+#else
+        half[i] = (__m256)v[i];
+#endif
+    }
+    __m256 two = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+    _mm_storeu_ps(y, _mm256_castps256_ps128(two) + _mm256_extractf128_ps(two, 1));
+#else
+    for (int i = 0; i < 4; i++) {
+        y[i] = 0;
+        for (int lane = 0; lane < LANES; lane++) y[i] += v[i][lane];
+    }
+#endif
 }
 
-/* Four rows of weights (4, k) by COUNT vectors (COUNT, k): y[t][i] = sum_k w[i][k] x[t][k]. Each sum has its own
-   accumulator, so that its order depends on k alone. */
-#define PRODUCT(NAME, TYPE, FORMAT, COUNT)                                                                             \
-    static inline void NAME(const TYPE *w, const float *x, int k, float (*y)[4]) {                                     \
-        Vector sums[COUNT][4] = {0};                                                                                   \
+/* Four rows of weights (4, k) by `count` vectors (count, k), count a constant: y[t][i] = sum_k w[i][k] x[t][k]. Each sum
+   has its own accumulator, so that its order depends on k alone. The next four rows are fetched meanwhile: without that
+   processors wait for memory first and multiply then, and four tokens take half as long again as one. */
+#define PRODUCT(TYPE, FORMAT)                                                                                          \
+    static inline __attribute__((always_inline)) void product_##FORMAT(const TYPE *w, const float *x, int k,           \
+                                                                       const int count, float (*y)[4]) {               \
+        Vector sums[TOKENS][4] = {0};                                                                                  \
         int done = 0;                                                                                                  \
         for (; done + LANES <= k; done += LANES) {                                                                     \
+            Vector from[TOKENS];                                                                                       \
+            for (int t = 0; t < count; t++) from[t] = load_fp32(x + (int64_t)t * k + done);                            \
             for (int i = 0; i < 4; i++) {                                                                              \
+                __builtin_prefetch(w + (int64_t)(i + 4) * k + done);                                                   \
                 Vector weights = load_##FORMAT(w + (int64_t)i * k + done);                                             \
-                for (int t = 0; t < COUNT; t++) sums[t][i] += weights * load_fp32(x + (int64_t)t * k + done);          \
+                for (int t = 0; t < count; t++) sums[t][i] += weights * from[t];                                       \
             }                                                                                                          \
         }                                                                                                              \
-        for (int t = 0; t < COUNT; t++) {                                                                              \
+        for (int t = 0; t < count; t++) {                                                                              \
+            four_sums(sums[t], y[t]);                                                                                  \
             for (int i = 0; i < 4; i++) {                                                                              \
-                float sum = sum_of(sums[t][i]);                                                                        \
-                for (int j = done; j < k; j++) sum += one_##FORMAT(w[(int64_t)i * k + j]) * x[(int64_t)t * k + j];     \
-                y[t][i] = sum;                                                                                         \
+                for (int j = done; j < k; j++) y[t][i] += one_##FORMAT(w[(int64_t)i * k + j]) * x[(int64_t)t * k + j]; \
             }                                                                                                          \
         }                                                                                                              \
+    }                                                                                                                  \
+    static void products_##FORMAT(const void *w, const float *x, int k, int count, float (*y)[4]) {                    \
+        if (count == 1) product_##FORMAT(w, x, k, 1, y);                                                               \
+        else if (count == 2) product_##FORMAT(w, x, k, 2, y);                                                          \
+        else if (count == 3) product_##FORMAT(w, x, k, TOKENS < 3 ? TOKENS : 3, y);                                    \
+        else product_##FORMAT(w, x, k, TOKENS, y);                                                                     \
     }
-PRODUCT(one_token_fp32, float, fp32, 1)
-PRODUCT(one_token_bf16, uint16_t, bf16, 1)
-PRODUCT(one_token_int8, int8_t, int8, 1)
-PRODUCT(tokens_fp32, float, fp32, TOKENS)
-PRODUCT(tokens_bf16, uint16_t, bf16, TOKENS)
-PRODUCT(tokens_int8, int8_t, int8, TOKENS)
+PRODUCT(float, fp32)
+PRODUCT(uint16_t, bf16)
+PRODUCT(int8_t, int8)
 
 /* x (n, in) -> y (n, out), or y += where `add`. The weights have rows up to a multiple of four. */
 static void linear(const Model *m, Linear linear, const float *x, int n, int in, float *y, int out, int add) {
@@ -125,14 +148,10 @@ static void linear(const Model *m, Linear linear, const float *x, int n, int in,
         for (int token = 0; token < n; token += count) {
             float sums[TOKENS][4];
             const float *from = x + (int64_t)token * in;
-            count = n - token < TOKENS ? 1 : TOKENS;
-            if (count == 1) {
-                if (m->format == FP32) one_token_fp32(w, from, in, sums);
-                else if (m->format == BF16) one_token_bf16(w, from, in, sums);
-                else one_token_int8(w, from, in, sums);
-            } else if (m->format == FP32) tokens_fp32(w, from, in, sums);
-            else if (m->format == BF16) tokens_bf16(w, from, in, sums);
-            else tokens_int8(w, from, in, sums);
+            count = n - token < TOKENS ? n - token : TOKENS;
+            if (m->format == FP32) products_fp32(w, from, in, count, sums);
+            else if (m->format == BF16) products_bf16(w, from, in, count, sums);
+            else products_int8(w, from, in, count, sums);
             for (int t = 0; t < count; t++) {
                 float *to = y + (int64_t)(token + t) * out + first;
                 for (int i = 0; i < rows; i++) {
