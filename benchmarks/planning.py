@@ -261,7 +261,7 @@ def gains(bench: Bench, rows: Documents) -> Gains:
         hiddens.append(hidden)
         entropies.append(torch.special.entr(p).sum(-1, keepdim=True))
         values.append(expected_nll(core.value(hidden)))
-        sources.append(F.one_hot(rows.source[at], int(rows.source.max()) + 1).expand(count, -1))
+        sources.append(F.one_hot(rows.source[at], len(bench.text.opened.sources)).expand(count, -1))
     entropy = torch.cat(entropies)
     small = {
         "entropy": torch.cat([entropy, entropy.square()], dim=1),
@@ -275,10 +275,10 @@ def ridge(features: Tensor, targets: Tensor, judged: Tensor) -> Tensor:
     fifth of these."""
     mean, spread = features.mean(0), features.std(0).clamp_min(1e-6)
     x, y = (((f - mean) / spread).double() for f in (features, judged))
-    last = len(x) * 4 // 5
+    targets, last = targets.double(), len(x) * 4 // 5
 
     def weights(upto: int, strength: float) -> tuple[Tensor, Tensor]:
-        centre = targets[:upto].double().mean()
+        centre = targets[:upto].mean()
         gram = x[:upto].T @ x[:upto] + strength * torch.eye(x.shape[1], dtype=torch.float64)
         return torch.linalg.solve(gram, x[:upto].T @ (targets[:upto] - centre)), centre
 
