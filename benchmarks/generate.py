@@ -6,8 +6,9 @@ Without a snapshot the weights are random; speed does not depend on them. All mo
 (GPT-2's: learned positions, LayerNorm, GELU); `shapes` adds another. The rounds of the methods take turns; medians are
 told. CTranslate2 takes part where it is installed (pip install ctranslate2).
 
-Rows: small (3 x 256, vocabulary 8,192), vocabulary (50,257), large (12 x 768), batch, sampling, start, int8, shapes.
-int8 needs a snapshot and --text FILE, a text that the model was not trained on.
+Rows: small (3 x 256, vocabulary 8,192), vocabulary (50,257), large (12 x 768), batch, sampling, start, int8, shapes,
+gpu (small and large in bf16 on a GPU, where there is one). int8 needs a snapshot and --text FILE, a text that the model
+was not trained on.
 """
 
 import argparse
@@ -23,11 +24,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.device import machine
+from engine.device.ranks import local_device
 from model import ModelConfig, TransformerLM, load
 from model.decoding.decoder import Precision, Weights
 from model.decoding.generate import generate_tokens
@@ -77,10 +80,12 @@ def made(row: str, shape: dict = GPT) -> TransformerLM:
     return TransformerLM(ModelConfig(**SHAPES[row], **shape), VOCABULARY[row]).eval()
 
 
-def ours(row: str, precision: Precision = "fp32", rows: int = 1, shape: dict = GPT, **settings: object) -> Method:
+def ours(
+    row: str, precision: Precision = "fp32", rows: int = 1, shape: dict = GPT, device: str = "cpu", **settings: object
+) -> Method:
     """Greedy unless told otherwise, through the loop that `generate` uses, without text."""
     values = {"temperature": 0, "stop_at_eos": False, **settings}
-    decoder = Weights(made(row, shape), precision).decoder(rows)
+    decoder = Weights(made(row, shape).to(device), precision).decoder(rows)
 
     def write(tokens: int) -> None:
         settings = GenerationSettings(max_new_tokens=tokens, **values)
@@ -90,8 +95,11 @@ def ours(row: str, precision: Precision = "fp32", rows: int = 1, shape: dict = G
     return torch.inference_mode()(write)
 
 
-def by_transformers(row: str, rows: int = 1, **settings: object) -> Method:
-    """The same weights in transformers' class, generate with its usual (dynamic) cache."""
+def by_transformers(
+    row: str, rows: int = 1, device: str = "cpu", dtype: torch.dtype = torch.float32, **settings: object
+) -> Method:
+    """The same weights in transformers' class, generate with its usual (dynamic) cache; it compiles a static one's step
+    on a GPU by itself."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = made(row)
@@ -105,7 +113,8 @@ def by_transformers(row: str, rows: int = 1, **settings: object) -> Method:
     ).eval()  # fmt: skip
     weights = gpt2_weights(model)
     assert peer.load_state_dict(weights, strict=False).unexpected_keys == []
-    ids = torch.tensor([[EOS, *PROMPT]] * rows)
+    peer.to(device, dtype)
+    ids = torch.tensor([[EOS, *PROMPT]] * rows, device=device)
     values = {"do_sample": False, "attention_mask": torch.ones_like(ids), **settings}
     return lambda tokens: peer.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **values)
 
@@ -349,7 +358,24 @@ def shapes(arguments: argparse.Namespace) -> None:
     show("3 x 256, vocabulary 8,192: rotary, RMSNorm, QK-norm, squared ReLU", race(methods, 200, arguments.rounds), {})
 
 
-ROWS = {"batch": batch, "sampling": sampling, "start": start, "int8": int8, "shapes": shapes}
+def gpu(arguments: argparse.Namespace) -> None:
+    device = str(local_device())
+    for row in ("small", "large"):
+        there: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+        methods: dict[str, Maker] = {
+            "ours, bf16": partial(ours, row, "bf16", device=device),
+            "transformers, static cache and compile": partial(
+                by_transformers, row, cache_implementation="static", **there
+            ),
+            "transformers, dynamic cache": partial(by_transformers, row, **there),
+        }
+        shape = SHAPES[row]
+        size = f"{shape['num_layers']} x {shape['hidden_size']}, vocabulary {VOCABULARY[row]:,}"
+        rates = race(methods, 200, arguments.rounds)
+        show(f"{size}, bf16, batch 1, greedy, on {device}", rates, {"transformers, static cache and compile": "3"})
+
+
+ROWS = {"batch": batch, "sampling": sampling, "start": start, "int8": int8, "shapes": shapes, "gpu": gpu}
 
 if __name__ == "__main__":
     main()
