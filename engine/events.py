@@ -21,6 +21,7 @@ Event: TypeAlias = dict[str, Any]
 Listener: TypeAlias = Callable[[Event], None]
 
 FILE_NAME = "metrics.jsonl"
+REPORT_NAME = "report.html"  # what engine/screen/report makes of it, in the same folder
 MAX_LINE_BYTES = 2**20  # of an event; what is longer is none
 RECENT_BYTES = 2**22  # of metrics.jsonl that a start looks at: the last hours of a run
 

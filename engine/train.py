@@ -40,7 +40,8 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    log = EventLog(folder.folder, console, ranks.is_main, [report.listener(lambda: folder.hold.root, console.warn)])
+    listeners = [report.listener(lambda: folder.hold.root, folder.folder, console)]
+    log = EventLog(folder.folder, console, ranks.is_main, listeners)
     diverged, rollbacks = None, 0
     with ExitStack() as stack, deterministic(preset.train.deterministic):
         watch = watch or stack.enter_context(watch_signals(ranks, console))

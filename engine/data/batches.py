@@ -111,6 +111,29 @@ class Batches:
         adaptive = self.adaptive.state() if self.adaptive else None
         return {"pins": self.pins, "loader": merge_states(states) if states else None, "adaptive": adaptive}
 
+    def reading(self) -> dict[str, dict[str, Any]]:
+        """Return what was read of each source, over all ranks: of the lineage `tokens` (labels) and the newest `epoch`;
+        since the start `documents`, and `filtered` ones by reason."""
+        lanes = self.position["lanes"] if self.position else {}
+        own = [lane for number, lane in lanes.items() if int(number) % self.ranks.world_size == self.ranks.rank]
+        streams = [
+            (name, stream["tokens"], stream["state"]) for lane in own for name, stream in lane["streams"].items()
+        ]
+        positions = [(name, tokens, state["pass"] + 1 if state else 1) for name, tokens, state in streams]
+        totals: dict[str, dict[str, Any]] = {
+            name: {"tokens": 0, "epoch": 1, "documents": 0, "filtered": Counter()} for name in self.source_names
+        }
+        mine = (positions, self.loader.documents(), self.loader.counts())
+        for positions, documents, filtered in self.ranks.gather(mine):
+            for name, tokens, epoch in positions:
+                if name in totals:
+                    totals[name]["tokens"] += tokens
+                    totals[name]["epoch"] = max(totals[name]["epoch"], epoch)
+            for name, number in documents.items():
+                totals[name]["documents"] += number
+                totals[name]["filtered"].update(filtered.get(name, {}))
+        return totals
+
     def log_filtered(self) -> None:
         """Log how many documents the filters removed since the start, over all ranks."""
         totals: dict[str, Counter[str]] = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from engine.data.adaptive import AdaptiveRunState
+from engine.events import REPORT_NAME
 from engine.run.curriculum import CurriculumState
 from engine.run.stability import StabilityState
 from sources.loading.state import LoaderState
@@ -57,5 +58,6 @@ class TrainResult:
     def summary(self) -> str:
         return (
             f"Done: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} tokens/s. The model is {self.snapshot}; to "
-            "generate with it, start main.py again and answer g."
+            "generate with it, start main.py again and answer g. "
+            f"The report is {self.snapshot.with_name(REPORT_NAME)}; a browser shows it."
         )

@@ -156,7 +156,8 @@ class Trainer:
             c.diverge("The validation loss is not finite")
         progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
         shown = samples.show(c.engine, c.evaluator.rows, c.tokenizer, progress.step, c.ranks)
-        c.log.write("evaluation", step=progress.step, tokens_total=progress.tokens_total, **figures, **shown)
+        counts = {"step": progress.step, "tokens_total": progress.tokens_total}
+        c.log.write("evaluation", **counts, **figures, **shown, data=c.batches.reading())
         return True
 
     def _finish(self, tokens: int) -> TrainResult:

@@ -42,6 +42,7 @@ class BlockQueue:
         self.tokens = saved["tokens"] if saved else 0  # labels delivered since the lineage began
         self.dry = False  # no shard holds a usable text
         self.filtered: Counter[str] = Counter()  # documents, by reason
+        self.documents = 0  # the others, in the blocks since the start
         self._lanes = prefetcher.lanes_of_chain(name)
         self._before: PipelineState | None = saved["state"] if saved else None  # the block in use
         self._taken = saved["taken"] if saved else 0  # of this lane's rows of the block in use
@@ -76,6 +77,7 @@ class BlockQueue:
             self._lengths = self._rows.lengths.tolist()
             if self._lanes == 1 or self.lane == 0:  # else another lane counts
                 self.filtered.update(result.filtered)
+                self.documents += result.documents
             if len(result.block):
                 self._next = self._request(result.after)
             else:

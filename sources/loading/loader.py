@@ -185,6 +185,14 @@ class Loader:
                 totals[name].update(dict(blocks.filtered))  # a copy: the loader's thread may add a reason meanwhile
         return dict(totals)
 
+    def documents(self) -> dict[str, int]:
+        """Return how many documents of each source were packed in this rank's lanes since the start, up to the ends of
+        the blocks in use."""
+        totals: Counter[str] = Counter()
+        for lane in self._lanes.values():
+            totals.update({name: blocks.documents for name, blocks in lane.queues.items()})
+        return dict(totals)
+
     def close(self) -> None:
         """Stop reading ahead; waits for workers, but not for a network's time limit."""
         self._stop.set()

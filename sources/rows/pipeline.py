@@ -95,11 +95,12 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockResult:
-    """A block, the state behind it, and the documents that were filtered out on the way: reason -> number."""
+    """A block, the state behind it, and the documents that were filtered out (by reason) or packed on the way."""
 
     block: RowBlock
     after: PipelineState
     filtered: dict[str, int]
+    documents: int = 0
 
 
 class RowPipeline:
@@ -123,6 +124,7 @@ class RowPipeline:
         dtype = ids_dtype(config.tokenizer.vocab_size)
         self._packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, state["carry"])
         self._filtered: Counter[str] = Counter()
+        self._documents = 0  # packed since the last block
         self._share: LaneShare | None = None  # what is read in this epoch
         position = Position(state["shard"], state["cursor"], state["seen"], state["part"], state["document"])
         if state["num_shards"] != source.num_shards:
@@ -159,7 +161,8 @@ class RowPipeline:
         self.state = _state(self.source, counts, self._position, self._packer.carry(), self._recent.encode())
         if was_older:  # what is read ahead of it is filtered in today's way
             self._start(self._epoch, self._cycle, self._position, self._recent)
-        return BlockResult(block, self.state, self._take_filtered())
+        documents, self._documents = self._documents, 0
+        return BlockResult(block, self.state, self._take_filtered(), documents)
 
     @property
     def _is_older(self) -> bool:
@@ -178,6 +181,7 @@ class RowPipeline:
                 part, ids = item
                 if part.before.part == 0:
                     self._packer.end_document()  # an unfinished one, whose rest has gone from the source
+                    self._documents += 1
                 self._packer.add(ids, finished=part.after.part == 0)
                 self._position = part.after
                 for digest in part.hashes:

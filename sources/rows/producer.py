@@ -10,6 +10,8 @@ from sources.rows.pipeline_config import PipelineConfig
 from sources.source import Source, SourceError
 from storage import digest
 
+DOCUMENTS = "documents"  # in a cached block's notes, beside the reasons of filtered ones
+
 
 @dataclass(frozen=True)
 class ProducerSetup:
@@ -41,8 +43,9 @@ class LocalProducer:
             self._announce_notices(name)
             if before["block"] == 0:  # what opening the source counted was counted then, with the first block
                 self.sources[name].counts.clear()
-            filtered = cast(dict[str, int], found.notes or {})
-            return BlockResult(RowBlock(**found.arrays), cast(PipelineState, found.after), filtered)
+            filtered = cast(dict[str, int], dict(found.notes or {}))
+            documents = filtered.pop(DOCUMENTS, 0)  # caches of older versions do not have it
+            return BlockResult(RowBlock(**found.arrays), cast(PipelineState, found.after), filtered, documents)
         later = cast(PipelineState | None, cached.skip(before["block"]) if cached is not None else None)
         self._announce_notices(name)
         try:
@@ -60,7 +63,8 @@ class LocalProducer:
         if cached is not None:
             block = result.block
             arrays = {"ids": block.ids, "lengths": block.lengths, "pieces": block.pieces}
-            cached.append(before["block"], digest(before), arrays, result.after, begins=before, notes=result.filtered)
+            notes = {**result.filtered, DOCUMENTS: result.documents}
+            cached.append(before["block"], digest(before), arrays, result.after, begins=before, notes=notes)
         self._announce_notices(name)
         return result
 

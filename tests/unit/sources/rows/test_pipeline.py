@@ -251,6 +251,16 @@ def test_filtered_documents_are_counted(tmp_path, numbered, config, write_json_l
     assert counts["containing a text of data.decontaminate"] >= 1
 
 
+def test_packed_documents_are_counted(tmp_path, numbered, config, write_json_lines):
+    source = open_files(write_json_lines(tmp_path / "some", ["too short", *numbered[:200]], 1))
+    pipeline = open_pipeline(source, 0, config(num_lanes=1, whole_epochs=True))
+    documents = epoch = 0
+    while epoch == 0:
+        result = pipeline.next_block()
+        documents, epoch = documents + result.documents, result.after["pass"]
+    assert documents == len(usable(numbered[:200]))
+
+
 def changed(text: str) -> str:
     """Another document for the hash that decides what is held out, and the same to a reader."""
     return next(copy for word in ("in", "to", "at", "on", "of") if not is_held_out(copy := f"{text} {word} the end"))

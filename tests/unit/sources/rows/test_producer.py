@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_made_again_or_skipped(tmp_path, texts, tokenizer, wr
     assert all(same(reading.produce("texts", 0, state), block) for state, block in zip(states, blocks, strict=False))
 
 
-def test_cached_blocks_tell_what_was_filtered(tmp_path, texts, tokenizer):
+def test_cached_blocks_tell_what_was_packed_and_filtered(tmp_path, texts, tokenizer):
     rows = [{"text": text[:300]} for text in texts] + [{"text": None}, {"text": "short"}] * 5
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
     config = DataConfig(sources=[{"type": "files", "path": str(tmp_path / "rows.jsonl"), "name": "rows"}])
@@ -116,11 +116,12 @@ def test_cached_blocks_tell_what_was_filtered(tmp_path, texts, tokenizer):
                 result = producer.produce("rows", lane, state)
                 state = result.after
                 total.update(result.filtered)
+                total["documents"] += result.documents
         producer.flush()
         return dict(total)
 
     made = counts()
-    assert made["rows without text"] >= 5 and made["found when it was opened"] == 1
+    assert made["rows without text"] >= 5 and made["found when it was opened"] == 1 and made["documents"] > 10
     assert counts() == made
 
 
