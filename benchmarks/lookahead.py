@@ -144,6 +144,8 @@ def train_apart(benchmark: str, option: str, models: list[Any], runs: Path, at_o
 
     def train_one(model: Any) -> None:
         only = [option, model.label, "--seeds", str(model.seed), "--only", "train", "--at-once", "1"]
+        only += ["--texts", model.text] if hasattr(model, "text") else []
+        (runs / model.folder).parent.mkdir(parents=True, exist_ok=True)
         with (runs / f"{model.folder}.log").open("w") as log:
             ended = subprocess.run([sys.executable, "-m", benchmark, *sys.argv[1:], *only], stdout=log, stderr=log)
         print(f"{model.folder} ended with status {ended.returncode}", flush=True)

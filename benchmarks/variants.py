@@ -1,15 +1,18 @@
 """Optimizers and options of the trunk beside one another: held-out loss after equal tokens, and after equal time.
 
     python -m benchmarks.variants RUNS [CORPUS] [--of adamw,muon,muon@0.5] [--tokens 10000000] [--seeds 0,1,2]
-                                  [--shape 256x3] [--only train|table|speeds] [--at-once 1] [--rounds 9] [--compile]
-                                  [--gpt2 FOLDER]
+                                  [--texts mixed] [--shape 256x3] [--only train|table|speeds] [--at-once 1]
+                                  [--rounds 9] [--compile] [--gpt2 FOLDER] [--list]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
+`scales` is an option beside those that 02_offline_python ships (`now`), `now+scales+gates@0.5` are two of them;
+`--list` names all. `--texts python,corpus` trains each run on `python_packages` alone and on the folders of CORPUS
+(NAME/data/*.parquet, by their sizes) alone; `mixed` on both at once, as benchmarks.lookahead does. Where a variant has
+runs of several lengths, the second table has its loss after the first variant's time and its time to the first's loss.
 `--only speeds` prints how long a step of each takes, and so which share of the tokens takes the first one's time.
-Runs are trained on `python_packages` and the English of CORPUS as benchmarks.lookahead's are, kept in RUNS, and not
-made again, uncompiled. Speeds are those of steps taken in turns, one variant after the other, so a shared machine's
-noise meets all alike; with --compile of compiled ones, as main.py's are. Bits per byte compare vocabularies; all other
-columns are of the same tokens.
+Runs are kept in RUNS and not made again; they are trained uncompiled. Speeds are those of steps taken in turns, one
+variant after the other, so a shared machine's noise meets all alike; with --compile of compiled ones, as main.py's are.
+Bits per byte compare vocabularies; all other columns are of the same tokens.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import torch
 
 from benchmarks.lookahead import corpus_preset, finished, train_apart
 from benchmarks.overhead import real_bytes
+from benchmarks.variants_figures import Point, interval, loss_at, time_to
 from engine import train
 from engine.checkpoint.folder import CURRENT
 from engine.config import Preset
@@ -60,7 +64,69 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "bpe-4096": {"train": MUON, "data": {"tokenizer": {"train_bpe": 4096}}},
     "bpe-16384": {"train": MUON, "data": {"tokenizer": {"train_bpe": 16384}}},
     "gpt2": {"train": MUON, "data": {"tokenizer": "gpt2"}},
+    "now": {"train": MUON, "model": ALL | {"bias": False}},
 }
+# By name: changes to `now`, to be joined by +.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "embedding-norm": {"model": {"embedding_norm": True}},
+    "scales": {"model": {"stream_scales": True}},
+    "skips": {"model": {"skip_connections": True}},
+    "values": {"model": {"value_embeddings": "tables"}},
+    "value-projections": {"model": {"value_embeddings": "projections"}},
+    "gates": {"model": {"attention_gates": True}},
+    "bigrams": {"model": {"bigram_rows": 16_384}},
+    "bigrams-64k": {"model": {"bigram_rows": 65_536}},
+    "softcap": {"model": {"logit_softcap": 15.0}},
+    "softcap-30": {"model": {"logit_softcap": 30.0}},
+    "z-loss": {"model": {"z_loss": 1e-4}},
+    "untied-head": {"model": {"tie_embeddings": False}},
+    "zero-head": {"model": {"tie_embeddings": False, "head_init": "zero"}},
+    "factorised": {"model": {"embedding_size": 128}},
+    "cautious": {"train": {"cautious_weight_decay": True}},
+    "decay-to-zero": {"train": {"weight_decay_schedule": "linear"}},
+    "no-decay": {"train": {"weight_decay": 0.0}},
+    "decay-0.2": {"train": {"weight_decay": 0.2}},
+    "decay-0.4": {"train": {"weight_decay": 0.4}},
+    "rates-embedding-0.5": {"train": {"embedding_rate_factor": 0.5}},
+    "rates-embedding-2": {"train": {"embedding_rate_factor": 2.0}},
+    "rates-embedding-4": {"train": {"embedding_rate_factor": 4.0}},
+    "rates-head-0.3": {"train": {"head_rate_factor": 0.3}},
+    "rates-head-2": {"train": {"head_rate_factor": 2.0}},
+    "rates-scalar-0.3": {"train": {"scalar_rate_factor": 0.3}},
+    "rates-scalar-4": {"train": {"scalar_rate_factor": 4.0}},
+    "rate-3e-3": {"train": {"learning_rate": 3e-3}},
+    "rate-7e-3": {"train": {"learning_rate": 7e-3}},
+    "rate-1e-2": {"train": {"learning_rate": 1e-2}},
+    "rate-1.4e-2": {"train": {"learning_rate": 1.4e-2}},
+    "embedding-decay": {"train": {"embedding_weight_decay": 0.1}},
+    "momentum-warmup": {"train": {"muon_momentum_warmup_fraction": 0.1}},
+    "no-nesterov": {"train": {"muon_nesterov": False}},
+    "normuon": {"train": {"muon_normalise_rows": True}},
+    "polar-express": {"train": {"muon_polynomial": "polar_express"}},
+    "polar-express-6": {"train": {"muon_polynomial": "polar_express", "muon_iterations": 6}},
+    "iterations-3": {"train": {"muon_iterations": 3}},
+    "final-0": {"train": {"final_learning_rate_fraction": 0.0}},
+    "final-5": {"train": {"final_learning_rate_fraction": 0.05}},
+    "final-15": {"train": {"final_learning_rate_fraction": 0.15}},
+    "linear": {"train": {"learning_rate_schedule": "linear"}},
+    "linear-to-0": {"train": {"learning_rate_schedule": "linear", "final_learning_rate_fraction": 0.0}},
+    "cooldown-40": {"train": {"learning_rate_schedule": "linear", "cooldown_fraction": 0.4}},
+    "cooldown-60": {"train": {"learning_rate_schedule": "linear", "cooldown_fraction": 0.6}},
+    "average-5": {"train": {"weight_average_fraction": 0.05}},
+    "average-15": {"train": {"weight_average_fraction": 0.15}},
+    "batch-8k": {"train": {"accumulation_steps": 2, "learning_rate": 7e-3}},
+    "batch-16k": {"train": {"accumulation_steps": 4, "learning_rate": 1e-2}},
+    "batch-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3}},
+    "growing": {"train": {"batch_doublings": [0.4, 0.7]}},
+    "growing-from-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3, "batch_doublings": [0.1, 0.4]}},
+    "beta2-tokens": {"train": {"beta2_half_life_tokens": 200_000}},
+    "beta2-short": {"train": {"beta2_half_life_tokens": 30_000}},
+    "vocabulary-16k": {"data": {"tokenizer": {"train_bpe": 16384}}},
+}
+TEXTS = ("mixed", "python", "corpus")
+
+
+QUESTIONS = {"gsm8k": {"fields": ["question", "answer"], "format": "Q: {question}\nA: {answer}"}}
 
 
 @dataclass(frozen=True)
@@ -70,6 +136,7 @@ class Made:
     variant: str
     share: float
     seed: int
+    text: str = "mixed"
 
     @property
     def label(self) -> str:
@@ -77,17 +144,46 @@ class Made:
 
     @property
     def folder(self) -> str:
-        return f"{self.label}-{self.seed}"
+        return ("" if self.text == "mixed" else f"{self.text}/") + f"{self.label}-{self.seed}"
 
     def tokens(self, of_whole: int) -> int:
         return int(self.share * of_whole)
 
 
 def preset(made: Made, corpus: Path | None, shape: tuple[int, int]) -> Preset:
-    variant = VARIANTS[made.variant]
+    variant = sections_of(made.variant)
     # not compiled: that would take longer than so short a run gains by it
     sections = variant | {"train": variant["train"] | {"compile": False}}
-    return corpus_preset(made.variant, corpus, shape, made.seed, sections)
+    if made.text == "corpus":
+        assert corpus is not None, "--texts corpus needs a folder CORPUS"
+        weights = {
+            path.name: float(size)
+            for path in sorted(corpus.iterdir())
+            if (size := sum(file.stat().st_size for file in path.glob("data/train-*.parquet")))
+        }
+        sources: list[dict[str, Any]] = [
+            {"type": "hf", "name": name, "dataset": str(corpus / name)} | QUESTIONS.get(name, {}) for name in weights
+        ]
+        data = sections.get("data", {}) | {"sources": sources, "source_weights": weights}
+        return corpus_preset(_name(made.variant), None, shape, made.seed, sections | {"data": data})
+    own = None if made.text == "python" else corpus
+    return corpus_preset(_name(made.variant), own, shape, made.seed, sections)
+
+
+def sections_of(variant: str) -> dict[str, dict[str, Any]]:
+    """The changes to a plain preset's sections that the parts of a variant's name stand for, the first one first.
+    Raises KeyError for a part that is none."""
+    first, *options = variant.split("+")
+    merged = dict(VARIANTS["now" if first in OPTIONS else first])
+    for name in [first, *options] if first in OPTIONS else options:
+        for section, changes in OPTIONS[name].items():
+            merged[section] = merged.get(section, {}) | changes
+    return merged
+
+
+def _name(variant: str) -> str:
+    """As a preset's name, which has no +."""
+    return variant.replace("+", " ")
 
 
 def vocabulary(made: Preset) -> int:
@@ -96,7 +192,7 @@ def vocabulary(made: Preset) -> int:
 
 
 def speeds(presets: dict[str, Preset], rounds: int, compiled: bool) -> dict[str, float]:
-    """Seconds of a step of each variant, relative to the first's in the same round; medians."""
+    """Seconds of a token in a step of each variant, relative to the first's in the same round; medians."""
     device = local_device()
     bf16 = machine.native_bf16(device)
     machine.keep_freed_memory(device)
@@ -109,9 +205,15 @@ def speeds(presets: dict[str, Preset], rounds: int, compiled: bool) -> dict[str,
             begin = time.perf_counter()
             step()
             if number:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append((time.perf_counter() - begin) / rows_of_step(presets[name]))
     first = next(iter(seconds.values()))
     return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
+
+
+def rows_of_step(made: Preset) -> int:
+    """At the end of a run, which has the largest steps."""
+    train = made.train
+    return train.per_gpu_batch_size * train.accumulation_steps * 2 ** len(train.batch_doublings)
 
 
 def _stepper(made: Preset, device: torch.device, bf16: bool, compiled: bool):
@@ -123,11 +225,13 @@ def _stepper(made: Preset, device: torch.device, bf16: bool, compiled: bool):
         model.forward = torch.compile(model.forward)
     shape = made.train.per_gpu_batch_size, made.model.seq_length
     ids = real_bytes(math.prod(shape)).view(shape).to(device)
+    micro_batches = rows_of_step(made) // made.train.per_gpu_batch_size
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss_sum, *_ = model(ids, ids.roll(-1, 1))
-        (loss_sum / ids.numel()).backward()
+        for _ in range(micro_batches):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                loss_sum, *_ = model(ids, ids.roll(-1, 1))
+            (loss_sum / ids.numel()).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -157,6 +261,23 @@ def table(runs: list[Made], folder: Path, tokens: int, relative: dict[str, float
             f"  {label:22} {made.share * tokens / 1e6:8.2f} M {made.share * relative[made.variant]:6.2f} {ce:12.4f} "
             f"{bits:10.4f}   {'  '.join(f'{difference:+.4f}' for difference in against)}"
         )
+    by_variant: dict[str, dict[int, list[Point]]] = {}
+    for made in runs:
+        time_taken = made.share * relative[made.variant]
+        point = time_taken, figures[made.label, made.seed]["ce"]
+        by_variant.setdefault(made.variant, {}).setdefault(made.seed, []).append(point)
+    whole = {seed: figures[first, seed]["ce"] for seed in seeds if (first, seed) in figures}
+    print(f"  {'':32} {'CE at equal time, less ' + first + chr(39) + 's':>36}   time to {first}'s CE, by seed")
+    for variant, points in by_variant.items():
+        if variant == runs[0].variant:
+            continue
+        reached = {seed: loss_at(points.get(seed, []), runs[0].share) for seed in whole}
+        less = [loss - whole[seed] for seed, loss in reached.items() if loss is not None]
+        times = [time_to(points.get(seed, []), loss) for seed, loss in whole.items()]
+        print(
+            f"  {variant:32} {interval(less) if less else '-':>36}   "
+            + "  ".join("-" if found is None else f"{found[0].strip('=')}{found[1]:.2f}" for found in times)
+        )
 
 
 def main() -> None:
@@ -166,6 +287,8 @@ def main() -> None:
     parser.add_argument("--of", default="adamw,muon,muon@0.5")
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--texts", default="mixed", help="of mixed, python, corpus: each run on each of them alone")
+    parser.add_argument("--list", action="store_true", help="names of variants, and of options of `now`")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
     parser.add_argument("--compile", action="store_true", help="what is timed")
@@ -175,12 +298,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.corpus is not None and not arguments.corpus.is_dir():
         parser.error(f"{arguments.corpus} is no folder; a run would go on without its sources")
+    if arguments.list:
+        print(f"{' '.join(VARIANTS)}\n\noptions of now: {' '.join(OPTIONS)}")
+        return
+    texts = arguments.texts.split(",")
+    if unknown := [text for text in texts if text not in TEXTS]:
+        parser.error(f"--texts {','.join(unknown)} is none of {', '.join(TEXTS)}")
+    if "corpus" in texts and arguments.corpus is None:
+        parser.error("--texts corpus needs the folder CORPUS")
     if arguments.gpt2:
         VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
     width, layers = map(int, arguments.shape.split("x"))
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
+    for name, *_ in specs:
+        if unknown := [part for part in name.split("+") if part not in VARIANTS | OPTIONS]:
+            parser.error(f"--of {unknown[0]} is no variant; --list names all")
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    runs = [Made(name, float(share or 1.0), seed) for seed in seeds for name, _, share in specs]
+    runs = [Made(name, float(share or 1.0), seed, text) for text in texts for seed in seeds for name, _, share in specs]
 
     def relative(of: list[Made]) -> dict[str, float]:
         presets = {made.variant: preset(made, arguments.corpus, (width, layers)) for made in of}
@@ -213,7 +347,12 @@ def main() -> None:
         f"{layers} x {width}, sequence 256, {arguments.tokens:,} tokens; "
         f"time relative to a whole run of {there[0].variant}, {'compiled' if arguments.compile else 'uncompiled'}"
     )
-    table(there, arguments.runs, arguments.tokens, relative(there))
+    of_time = relative(there)
+    for text in texts:
+        if of_text := [made for made in there if made.text == text]:
+            if len(texts) > 1:
+                print(f"on {text}:")
+            table(of_text, arguments.runs, arguments.tokens, of_time)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .positions import rotate
+from .streams.bigrams import NO_TOKEN, previous_tokens
+from .streams.gates import HeadGate
 
 NORM_EPS = 1e-6
 Attended = tuple[Tensor, Tensor, Tensor | None]  # keys, values, mask
@@ -26,15 +28,27 @@ SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 
 
 class KeyValueCache:
-    """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid."""
+    """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid.
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int = 0):
-        self.keys, self.values, self.length = keys, values, length
+    tokens (B, seq_length) int64: their ids, for a trunk that reads pairs of tokens; else None.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int = 0, tokens: Tensor | None = None):
+        self.keys, self.values, self.length, self.tokens = keys, values, length, tokens
 
     @property
     def positions(self) -> Tensor | None:
         """Of the next token, (B,); None where it is `length` for all rows."""
         return None
+
+    def previous(self, input_ids: Tensor) -> Tensor:
+        """Store the ids (B, T) of new tokens; return those before each, NO_TOKEN where there is none."""
+        assert self.tokens is not None, "only a trunk that reads pairs of tokens asks for it"
+        end = self.length + input_ids.shape[1]
+        self.tokens[:, self.length : end] = input_ids
+        if self.length == 0:
+            return previous_tokens(input_ids, None)
+        return self.tokens[:, self.length - 1 : end - 1]
 
     def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
         """Store keys and values (B, H, T, D/H) of new tokens behind `length`.
@@ -56,7 +70,7 @@ class RowCache(KeyValueCache):
     """A cache of rows of different lengths, to which as many tokens of each row are appended at a time."""
 
     def __init__(self, cache: KeyValueCache):
-        super().__init__(cache.keys, cache.values)
+        super().__init__(cache.keys, cache.values, tokens=cache.tokens)
         self.window = cache.keys.shape[3]  # columns that are attended to; may be set to fewer
         self._columns = torch.arange(self.window, device=cache.keys.device)
         self._rows = torch.arange(cache.keys.shape[1], device=cache.keys.device)
@@ -69,7 +83,24 @@ class RowCache(KeyValueCache):
 
     def row(self, number: int, length: int) -> KeyValueCache:
         """One row by itself, of which `length` tokens are valid."""
-        return KeyValueCache(self.keys[:, number : number + 1], self.values[:, number : number + 1], length)
+        rows = slice(number, number + 1)
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return KeyValueCache(self.keys[:, rows], self.values[:, rows], length, tokens)
+
+    def reorder(self, rows: list[int], start: int = 0) -> None:
+        """Let row i hold what rows[i] holds; up to `start` it does already."""
+        for part in (self.keys, self.values):
+            changed = part[..., start:, :]
+            changed.copy_(changed[:, rows])
+        if self.tokens is not None:
+            self.tokens.copy_(self.tokens[rows])
+
+    def previous(self, input_ids: Tensor) -> Tensor:
+        assert self.tokens is not None, "only a trunk that reads pairs of tokens asks for it"
+        positions = self._positions[:, None] + self._columns[: input_ids.shape[1]]
+        self.tokens[self._rows[:, None], positions] = input_ids
+        before = self.tokens[self._rows[:, None], (positions - 1).clamp_min(0)]
+        return before.masked_fill(positions == 0, NO_TOKEN)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
         positions = self._positions[:, None] + self._columns[: keys.shape[2]]
@@ -106,6 +137,8 @@ class CausalSelfAttention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
         self.query_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
         self.key_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
+        self.output_gate: HeadGate | None = None  # both are set by the block that has them
+        self.value_gate: HeadGate | None = None
 
     def forward(
         self,
@@ -114,12 +147,14 @@ class CausalSelfAttention(nn.Module):
         causal_mask: Tensor | None = None,
         segment_mask: Tensor | None = None,
         rotations: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); position t sees the positions up to t and whatever the cache holds before them.
 
         causal_mask (seq_length, seq_length), True where attention is allowed, is needed when several tokens follow a
         cache that is not empty, and lets training on a CPU use `attend`. segment_mask (B, 1, T, T), the same inside
-        segments, takes its place where there is no cache. rotations (2, T, D/H/2): those of the T positions.
+        segments, takes its place where there is no cache. rotations (2, T, D/H/2): those of the T positions. values
+        (B, T, D) are added to the attention's own, with the value gate's factors.
         """
         batch_size, length, hidden_size = x.shape
         query, key, value = split_heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
@@ -127,6 +162,10 @@ class CausalSelfAttention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
+
+        if values is not None and self.value_gate is not None:
+            added = values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            value = value + (self.value_gate(x) * added).to(value.dtype)
 
         mask, is_causal = segment_mask, segment_mask is None
         if cache is not None:
@@ -139,6 +178,8 @@ class CausalSelfAttention(nn.Module):
             mixed = attend(query, key, value, causal_mask[:length, :length] if mask is None else mask)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
+        if self.output_gate is not None:
+            mixed = mixed * self.output_gate(x).to(mixed.dtype)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache
 from .config import ModelConfig
+from .streams.gates import HeadGate
 
 Norm = nn.LayerNorm | nn.RMSNorm
 
@@ -45,14 +46,21 @@ def inner_size(hidden_size: int, kind: str) -> int:
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm: attention and MLP read the normalised residual stream and add to it."""
+    """Pre-norm: attention and MLP read the normalised residual stream and add to it.
 
-    def __init__(self, config: ModelConfig, layer: int):
+    value_embeddings: whether attention's values get embeddings of the tokens added.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, value_embeddings: bool = False):
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = CausalSelfAttention(
             config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm, config.bias
         )
+        if config.attention_gates:
+            self.attention.output_gate = HeadGate(config.hidden_size, config.num_heads)
+        if value_embeddings:
+            self.attention.value_gate = HeadGate(config.hidden_size, config.num_heads)
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config.hidden_size, config.mlp, config.bias)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
@@ -64,9 +72,10 @@ class TransformerBlock(nn.Module):
         causal_mask: Tensor,
         segment_mask: Tensor | None,
         rotations: Tensor | None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); the other arguments are those of CausalSelfAttention.forward."""
-        attended = self.attention(self.attention_norm(x), cache, causal_mask, segment_mask, rotations)
+        attended = self.attention(self.attention_norm(x), cache, causal_mask, segment_mask, rotations, values)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -80,7 +89,8 @@ def make_norm(config: ModelConfig) -> Norm:
 
 def initialise_weights(module: nn.Module, config: ModelConfig) -> None:
     """GPT-2's scheme, drawn from torch's global generator: normal weights, zero biases, and residual projections scaled
-    down so that the variance of the residual stream does not grow with depth. Weights of norms stay at one."""
+    down so that the variance of the residual stream does not grow with depth. Weights of norms stay at one, those of
+    gates at zero."""
     std = config.init_std
     residual_std = std / math.sqrt(2 * config.num_layers)
     for name, parameter in module.named_parameters():
@@ -88,5 +98,5 @@ def initialise_weights(module: nn.Module, config: ModelConfig) -> None:
             nn.init.zeros_(parameter)
         elif name.endswith(("out_proj.weight", "mlp.down.weight")):
             nn.init.normal_(parameter, std=residual_std)
-        elif "norm" not in name:
+        elif "norm" not in name and "gate" not in name:
             nn.init.normal_(parameter, std=std)

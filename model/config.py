@@ -4,13 +4,26 @@ Both are frozen and refuse unknown keys; types are strict, because a preset is J
 The vocabulary size is not a key: it follows from the tokenizer and is passed to the model beside its configuration.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 MOST_HIDDEN = 2**20
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+# What no other program and no kernel for decoding has, and its value where it is off.
+ADDITIONS: dict[str, Any] = {
+    "embedding_norm": False,
+    "stream_scales": False,
+    "skip_connections": False,
+    "value_embeddings": "none",
+    "attention_gates": False,
+    "bigram_rows": 0,
+    "logit_softcap": 0.0,
+    "embedding_size": 0,
+}
 
 
 class ModelConfig(BaseModel):
@@ -31,6 +44,51 @@ class ModelConfig(BaseModel):
     tie_embeddings: bool = Field(default=True, description="the LM head shares the embedding's weights")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout of embeddings, attention and blocks")
     init_std: float = Field(default=0.02, gt=0.0, le=1.0, description="standard deviation of the initial weights")
+    embedding_norm: bool = Field(default=False, description="normalise the embedding before the first block")
+    stream_scales: bool = Field(
+        default=False, description="learned scalars of each block on what it reads and on the normalised embedding"
+    )
+    skip_connections: bool = Field(
+        default=False, description="outputs of the first half of the blocks are added to the second half, as in a U-net"
+    )
+    value_embeddings: Literal["none", "tables", "projections"] = Field(
+        default="none",
+        description="what every second block adds to attention's values: rows of a table, or a projection of the "
+        "embedding",
+    )
+    attention_gates: bool = Field(default=False, description="learned gates of what each attention head returns")
+    logit_softcap: float = Field(
+        default=0.0, ge=0.0, le=1e4, description="bound of the logits, which approach it by a tanh; 0: there is none"
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="weight of the squared logarithm of the softmax's denominator in the loss",
+    )
+    head_init: Literal["normal", "zero"] = Field(
+        default="normal", description="initial weights of a head that is not tied"
+    )
+    embedding_size: int = Field(
+        default=0, ge=0, le=MOST_HIDDEN, description="size of embeddings and head, which are projected; 0: hidden_size"
+    )
+    bigram_rows: int = Field(
+        default=0, ge=0, le=2**30, description="rows of a hashed embedding of pairs of tokens; 0: there is none"
+    )
+
+    @field_validator("head_init")
+    @classmethod
+    def _a_tied_head_starts_as_the_embedding(cls, head_init: str, info: ValidationInfo) -> str:
+        if head_init == "zero" and info.data.get("tie_embeddings", True):
+            raise PydanticCustomError(
+                "head_init", "zero needs a head of its own; set tie_embeddings to false or leave head_init out."
+            )
+        return head_init
+
+    @property
+    def additions(self) -> list[str]:
+        """The keys, among those that change what a plain decoder computes, that are on."""
+        return [key for key, off in ADDITIONS.items() if getattr(self, key) != off]
 
     @field_validator("hidden_size")
     @classmethod

@@ -11,8 +11,11 @@ Notable here
   head's gradient, each of whose terms is a product in that dtype.
 - It is an opaque operator (torch.library), not an autograd.Function: torch.compile neither unrolls the chunks nor
   breaks the graph at it.
-- On a GPU a Triton kernel computes NLLs and gradients from the logits of a chunk (loss_kernel.py). Elsewhere, and in
-  fp64, torch's operators do, compiled where the model is: the opaque operator hides them from the model's compilation.
+- Logits may be capped (Gemma 2, arXiv 2408.00118), and the squared log-sum-exp of each token may be added to the loss
+  (z-loss: PaLM, arXiv 2204.02311). Neither costs anything where it is off.
+- On a GPU a Triton kernel computes NLLs and gradients from the logits of a chunk (loss_kernel.py). Elsewhere, in
+  fp64, and with a cap or a z-loss, torch's operators do, compiled where the model is: the opaque operator hides them
+  from the model's compilation.
 """
 
 import functools
@@ -32,21 +35,31 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 128 * 2**20, 4 * 2**30
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: Tensor | None = None,
+    softcap: float = 0.0,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of softmax(hidden @ weight.T + bias) against labels.
 
     hidden (N, D), weight (V, D), bias (V,) or None: a constant, -inf excludes a row; labels (N,) int64, -100 = ignored;
-    token_weights (N,) or None: constants by which the NLLs are multiplied in the sum.
+    token_weights (N,) or None: constants by which the NLLs are multiplied in the sum. softcap: logits x become
+    softcap * tanh(x / softcap), before the bias. z_loss: z_loss * log-sum-exp^2 of each token is added to its NLL in
+    the sum. 0 turns either off.
     Returns (loss_sum, token_nll): the scalar fp32 (weighted) sum of NLLs in nats, differentiable with respect to hidden
-    and weight, and the fp32 NLLs (N,), detached, never weighted, 0 where ignored.
+    and weight, and the fp32 NLLs (N,), detached, never weighted, without the z-loss, 0 where ignored.
     """
     constants = [tensor for tensor in (bias, token_weights) if tensor is not None]
     assert not any(tensor.requires_grad for tensor in constants), "constants here; their gradients are not computed"
     dtype = matmul_dtype(hidden)
     with_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     compiled = torch.compiler.is_compiling()
-    loss_sum, token_nll, _, _ = _fused(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled)
+    loss_sum, token_nll, _, _ = _fused(
+        hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled, softcap, z_loss
+    )
     return loss_sum, token_nll.detach()
 
 
@@ -80,10 +93,13 @@ def _fused(
     dtype: torch.dtype,
     with_gradients: bool,
     compiled: bool,
+    softcap: float,
+    z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss_sum, token_nll, d loss_sum / d hidden, d loss_sum / d weight); without gradients the last two are empty."""
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     token_nll = hidden.new_zeros(len(labels), dtype=accumulate)
+    penalty = torch.zeros_like(token_nll) if z_loss else None
     grad_hidden = torch.empty_like(hidden) if with_gradients else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=accumulate) if with_gradients else weight.new_empty(0)
     chunk = even_chunk(len(labels), chunk_tokens(weight))
@@ -93,15 +109,25 @@ def _fused(
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             weights = None if token_weights is None else token_weights[rows]
-            logits = F.linear(low_hidden[rows], low_weight, low_bias)
-            grad_logits = _chunk_nll(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
+            if softcap or z_loss:
+                logits = F.linear(low_hidden[rows], low_weight)
+                compute = _compiled_adjusted() if compiled else _adjusted
+                token_nll[rows], added, grad_logits = compute(
+                    logits, bias, labels[rows], weights, accumulate, with_gradients, softcap, z_loss
+                )
+                if penalty is not None:
+                    penalty[rows] = added
+            else:
+                logits = F.linear(low_hidden[rows], low_weight, low_bias)
+                grad_logits = _chunk_nll(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
             if grad_logits is not None:
                 grad_hidden[rows] = grad_logits @ low_weight
                 if dtype == accumulate:
                     grad_weight.addmm_(grad_logits.T, low_hidden[rows])
                 else:
                     grad_weight += grad_logits.T @ low_hidden[rows]
-    weighted = token_nll if token_weights is None else token_nll * token_weights
+    weighted = token_nll if penalty is None else token_nll + penalty
+    weighted = weighted if token_weights is None else weighted * token_weights
     return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
 
 
@@ -150,13 +176,60 @@ def _nll_and_gradient(
     return nll, exponentials.mul_(scale).to(dtype).scatter_(1, target, at_target.to(dtype))
 
 
+def _adjusted(
+    logits: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: Tensor | None,
+    accumulate: torch.dtype,
+    with_gradients: bool,
+    softcap: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits (N, V), without the bias, of a chunk -> the NLLs (N,), what the z-loss adds to each, and, with_gradients,
+    d loss_sum / d logits in their dtype."""
+    dtype, logits = logits.dtype, logits.to(accumulate)
+    bounded = None
+    if softcap:
+        bounded = (logits / softcap).tanh()
+        logits = softcap * bounded
+    if bias is not None:
+        logits = logits + bias
+    target = labels[:, None]
+    ignored = target == IGNORE_INDEX
+    target = target.masked_fill(ignored, 0)
+    target_logit = logits.gather(1, target)
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = (logits - largest).exp()
+    total = exponentials.sum(dim=1, keepdim=True)
+    log_sum = total.log() + largest
+    nll = (log_sum - target_logit).masked_fill(ignored, 0.0).squeeze(1)
+    added = (z_loss * log_sum.square()).masked_fill(ignored, 0.0).squeeze(1)
+    if not with_gradients:
+        return nll, added, None
+    # d (NLL + z_loss * log_sum^2) / d logits = (1 + 2 z_loss log_sum) softmax - onehot(label)
+    counted = (~ignored).to(accumulate)
+    if token_weights is not None:
+        counted = counted * token_weights[:, None]
+    gradient = exponentials * (counted * (1 + 2 * z_loss * log_sum) / total)
+    gradient = gradient.scatter_add(1, target, -counted)
+    if bounded is not None:
+        gradient = gradient * (1 - bounded.square())
+    return nll, added, gradient.to(dtype)
+
+
+@functools.cache
+def _compiled_adjusted() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    return torch.compile(_adjusted)
+
+
 @functools.cache
 def _compiled_nll_and_gradient() -> Callable[..., tuple[Tensor, Tensor | None]]:
     return torch.compile(_nll_and_gradient)
 
 
 @_fused.register_fake
-def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled):
+def _(hidden, weight, bias, labels, token_weights, dtype, with_gradients, compiled, softcap, z_loss):
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     return (
         hidden.new_empty((), dtype=accumulate),
@@ -175,12 +248,7 @@ def _scale_gradients(ctx, grad_loss, *_):
     return (
         (grad_hidden * grad_loss).to(grad_hidden.dtype),
         (grad_weight * grad_loss).to(grad_weight.dtype),
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
+        *[None] * 8,
     )
 
 

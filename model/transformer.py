@@ -9,6 +9,7 @@ Notable here
 - With dropout 0 `forward` draws no random number.
 - Features that are off cost nothing: without segment_ids no mask is built, without `difficulty` the head is read once,
   and without auxiliary objectives there is no lookahead core.
+- Options that add something to what the blocks read (streams/) start as the plain trunk and draw nothing.
 - The lookahead core (latent/) is one class to the trunk: LookaheadCore gets its states, and what it returns is added to
   the loss.
 """
@@ -26,6 +27,8 @@ from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import row_losses, row_weights
+from .streams.bigrams import BigramEmbedding, previous_tokens
+from .streams.streams import Streams, normalised, value_layers
 from .tensors import LookAhead, LookAheadOutput, States, TrainingOutput
 
 VOCAB_MULTIPLE = 64
@@ -46,16 +49,24 @@ class TransformerLM(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        self.tokens = nn.Embedding(self.padded_vocab_size, config.hidden_size)
+        size = config.embedding_size or config.hidden_size
+        self.tokens = nn.Embedding(self.padded_vocab_size, size)
         rotary = config.positions == "rotary"
         self.positions = None if rotary else LearnedPositions(config.seq_length, config.hidden_size)
         self.rotary = RotaryPositions(config.seq_length, config.hidden_size // config.num_heads) if rotary else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.num_layers))
+        with_values = value_layers(config)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config, layer, layer in with_values) for layer in range(config.num_layers)
+        )
         self.final_norm = make_norm(config)
         self.lm_head = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, self.padded_vocab_size, bias=False)
+            self.lm_head = nn.Linear(size, self.padded_vocab_size, bias=False)
+        self.widen = self.narrow = None  # between the sizes of embeddings and hidden states
+        if config.embedding_size:
+            self.widen = nn.Linear(size, config.hidden_size, bias=False)
+            self.narrow = nn.Linear(config.hidden_size, size, bias=False)
 
         output_bias = None  # nothing to add without padding rows
         if self.padded_vocab_size > vocab_size:
@@ -64,11 +75,18 @@ class TransformerLM(nn.Module):
         self.register_buffer("output_bias", output_bias, persistent=False)
         self.register_buffer("causal_mask", causal_mask(config.seq_length), persistent=False)
         initialise_weights(self, config)
+        if self.lm_head is not None and config.head_init == "zero":
+            nn.init.zeros_(self.lm_head.weight)
+        for projection in (self.widen, self.narrow):
+            if projection is not None:  # keeps the size of what it projects
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        self.streams = Streams.create(config, self.padded_vocab_size)
+        self.bigrams = BigramEmbedding(config.bigram_rows, config.hidden_size) if config.bigram_rows else None
         self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
 
     @property
     def head_weight(self) -> Tensor:
-        """(padded_vocab_size, D): the rows of the LM head, which are the embedding's when tied."""
+        """(padded_vocab_size, embedding size): the rows of the LM head, which are the embedding's when tied."""
         return self.tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
@@ -87,17 +105,18 @@ class TransformerLM(nn.Module):
         losses are computed first, by reading the head once more. look_ahead: what this micro-batch draws for the
         objectives of the lookahead core, which are then added to the loss.
         """
-        states = self.states(input_ids, segment_ids=segment_ids)
+        config, states = self.config, self.states(input_ids, segment_ids=segment_ids)
         hidden = states.final.flatten(0, 1)
+        hidden = hidden if self.narrow is None else self.narrow(hidden)
         head = (self.head_weight, self.output_bias, labels.flatten())
         token_weights = None
         if difficulty is not None:
             with torch.no_grad():
-                _, token_nll = linear_cross_entropy(hidden, *head)
+                _, token_nll = linear_cross_entropy(hidden, *head, softcap=config.logit_softcap)
                 row_loss = row_losses(token_nll.view(labels.shape), labels)
                 weights = row_weights(row_loss, difficulty, curriculum_temperature)
                 token_weights = weights[:, None].expand_as(labels).flatten()
-        loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights)
+        loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights, config.logit_softcap, config.z_loss)
         token_nll = token_nll.view(labels.shape)
         if look_ahead is None:
             return TrainingOutput(loss_sum, token_nll)
@@ -129,7 +148,7 @@ class TransformerLM(nn.Module):
                 "give fewer tokens or call extend_max_seq_len first."
             )
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
-        x = self.tokens(input_ids)
+        x = self._embed(input_ids, cache, segment_ids)
         rows = None if cache is None else cache.positions
         if rows is not None:
             rows = rows[:, None] + torch.arange(length, device=rows.device)
@@ -138,19 +157,38 @@ class TransformerLM(nn.Module):
         rotations = None
         if self.rotary is not None:
             rotations = self.rotary(length, start) if rows is None else self.rotary.of_rows(rows)
+        if self.config.embedding_norm:
+            x = normalised(x)
         x = second_layer = before_last = self.dropout(x)
+        streams, outputs, values = self.streams, [], None
+        first = x if streams is None else normalised(x)
         for index, block in enumerate(self.blocks):
+            if streams is not None:
+                x, values = streams.into_block(index, x, first, outputs), streams.values_of(index, input_ids, first)
             before_last = x
-            x = block(x, cache, self.causal_mask, mask, rotations)
+            x = block(x, cache, self.causal_mask, mask, rotations, values)
+            if streams is not None:
+                outputs.append(x)
             if index < 2:
                 second_layer = x
         if cache is not None and rows is None:
             cache.length += length
         return States(self.final_norm(x), second_layer, before_last)
 
+    def _embed(self, input_ids: Tensor, cache: KeyValueCache | None, segment_ids: Tensor | None) -> Tensor:
+        """input_ids (B, T) -> (B, T, D), without positions."""
+        x = self.tokens(input_ids)
+        x = x if self.widen is None else self.widen(x)
+        if self.bigrams is None:
+            return x
+        previous = previous_tokens(input_ids, segment_ids) if cache is None else cache.previous(input_ids)
+        return x + self.bigrams(previous, input_ids)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocab_size): the real vocabulary only, in fp32."""
-        return F.linear(hidden, self.head_weight[: self.vocab_size]).float()
+        hidden = hidden if self.narrow is None else self.narrow(hidden)
+        logits, cap = F.linear(hidden, self.head_weight[: self.vocab_size]).float(), self.config.logit_softcap
+        return cap * (logits / cap).tanh() if cap else logits
 
     def new_cache(self, batch_size: int = 1) -> KeyValueCache:
         """An empty cache for one window of seq_length tokens."""
@@ -158,7 +196,10 @@ class TransformerLM(nn.Module):
         head_size = config.hidden_size // config.num_heads
         shape = (config.num_layers, batch_size, config.num_heads, config.seq_length, head_size)
         like = self.final_norm.weight
-        return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape))
+        tokens = None
+        if self.bigrams is not None:
+            tokens = like.new_zeros(batch_size, config.seq_length, dtype=torch.int64)
+        return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape), tokens=tokens)
 
     def extend_max_seq_len(self, new_length: int) -> None:
         """Let the model read `new_length` tokens; learned positions keep their bits, new ones: see positions.py.
@@ -185,8 +226,11 @@ class TransformerLM(nn.Module):
         (PaLM, arXiv 2204.02311, appendix B), plus those of the lookahead core at its full depth."""
         config, length = self.config, seq_length or self.config.seq_length
         matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
-        matrices += self.padded_vocab_size * config.hidden_size
+        matrices += self.head_weight.numel()
+        matrices += sum(layer.weight.numel() for layer in (self.widen, self.narrow) if layer is not None)
         flops = 6 * matrices + 12 * config.num_layers * config.hidden_size * length
+        if self.streams is not None:
+            flops += self.streams.flops_per_token()
         if self.latent is None:
             return flops
         return flops + round(self.latent.flops_per_token(config.hidden_size, self.padded_vocab_size, length))

@@ -3,11 +3,13 @@
 Only setup takes a whole `Preset`; every other function takes one section or plain values.
 """
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from model.config import AuxiliaryConfig, ModelConfig
+from model.config import ADDITIONS, AuxiliaryConfig, ModelConfig
 from model.latent import require_room
 from sources.config import DataConfig
 
@@ -15,6 +17,9 @@ MOST_ROWS = 2**30
 Count = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 Tokens = Annotated[int, Field(ge=1, le=2**50)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(gt=0, le=1000)]
+Polynomial = Literal["quintic", "polar_express"]
+_OF_MUON = ("cautious_weight_decay", "muon_momentum_warmup_fraction", "muon_normalise_rows")
 
 
 class TrainConfig(BaseModel):
@@ -24,6 +29,9 @@ class TrainConfig(BaseModel):
 
     per_gpu_batch_size: Count = Field(default=32, description="rows of one micro-batch on one rank")
     accumulation_steps: Count = Field(default=1, description="gradient accumulation: micro-batches of one step")
+    batch_doublings: tuple[Fraction, ...] = Field(
+        default=(), strict=False, max_length=20, description="shares of a run at which the rows of a step double"
+    )
     probe_batch: bool = Field(default=False, description="measure the fastest micro-batch; the global batch stays")
     train_tokens: int | None = Field(default=None, ge=1, description="overridden: a run is 100,000,000 tokens")
     eval_tokens: Tokens = Field(default=500_000, description="tokens of the validation set")
@@ -33,6 +41,31 @@ class TrainConfig(BaseModel):
     weight_decay: Fraction = Field(default=0.1, description="for matrices; norms, biases and embeddings have none")
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1, description="share of a run with learning rate warm-up")
     final_learning_rate_fraction: Fraction = Field(default=0.1, description="final learning rate / peak learning rate")
+    learning_rate_schedule: Literal["cosine", "linear"] = Field(default="cosine", description="how it falls")
+    cooldown_fraction: float = Field(default=1.0, gt=0, le=1, description="share of a run, its end, in which it falls")
+    embedding_rate_factor: Factor = Field(default=1.0, description="embeddings' learning rate / learning_rate")
+    head_rate_factor: Factor = Field(default=1.0, description="an untied head's learning rate / learning_rate")
+    scalar_rate_factor: Factor = Field(default=1.0, description="norms', biases' and scalars' rate / learning_rate")
+    embedding_weight_decay: Fraction = Field(default=0.0, description="for embeddings and a head tied to them")
+    head_weight_decay: Fraction | None = Field(default=None, description="for an untied head; null: weight_decay")
+    weight_decay_schedule: Literal["constant", "linear"] = Field(default="constant", description="linear: falls to 0")
+    # optimizer comes before the following ones, whose validator reads it.
+    cautious_weight_decay: bool = Field(default=False, description="only of what a step of Muon makes smaller")
+    muon_momentum_warmup_fraction: Fraction = Field(default=0.0, description="share of a run with momentum warm-up")
+    muon_nesterov: bool = Field(default=True, description="Nesterov momentum")
+    muon_normalise_rows: bool = Field(default=False, description="rows of Muon's updates are normalised, as NorMuon's")
+    muon_polynomial: Polynomial = Field(default="quintic", description="how Muon orthogonalises")
+    muon_iterations: int = Field(default=5, ge=1, le=20, description="how often")
+    beta2_half_life_tokens: Tokens | None = Field(
+        default=None,
+        description="tokens after which AdamW has forgotten half of a squared gradient; null: beta2 is 0.95",
+    )
+    weight_average_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of a run, its end, whose average weights are its result; 0: the last",
+    )
     gradient_clipping: float = Field(default=1.0, gt=0, description="largest gradient norm, the lookahead core aside")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage")
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
@@ -47,6 +80,26 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=1234, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
     forbid_synchronization: bool = Field(default=False, description="debugging: a micro-batch may not wait for the GPU")
     deterministic: bool = Field(default=False, description="only deterministic kernels: the same bits; slower on a GPU")
+
+    @field_validator("batch_doublings")
+    @classmethod
+    def _shares_ascend(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if list(shares) != sorted(shares):
+            raise PydanticCustomError(
+                "batch_doublings",
+                "{shares} is not a list of ascending shares of a run; give the smallest first.",
+                {"shares": str(list(shares))},
+            )
+        return shares
+
+    @field_validator(*_OF_MUON)
+    @classmethod
+    def _belongs_to_muon(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("optimizer") == "adamw":
+            raise PydanticCustomError(
+                "of_muon", '{value} needs Muon; set train.optimizer to "muon" or leave it out.', {"value": str(value)}
+            )
+        return value
 
 
 class Preset(BaseModel):
@@ -67,6 +120,15 @@ class Preset(BaseModel):
         if self.auxiliary.enable_adaptive_sources and self.data.mix_strategy == "sequential":
             remedy = 'set data.mix_strategy to "weighted" or auxiliary.enable_adaptive_sources to false'
             raise ValueError(f'Adaptive sources have no effect with data.mix_strategy "sequential"; {remedy}.')
+        if self.auxiliary.enable_adaptive_sources and self.train.batch_doublings:
+            remedy = "leave out train.batch_doublings or set auxiliary.enable_adaptive_sources to false"
+            raise ValueError(f"Adaptive sources count steps of one size; {remedy}.")
         if self.auxiliary.looks_ahead:
             require_room(self.auxiliary, self.model.seq_length)
+            for key in ("value_embeddings", "logit_softcap", "embedding_size"):
+                if key in self.model.additions:
+                    raise ValueError(
+                        f"The lookahead core cannot read a trunk with model.{key}; set that to "
+                        f"{json.dumps(ADDITIONS[key])} or turn the core's parts in auxiliary off."
+                    )
         return self

@@ -66,7 +66,27 @@ class Batches:
         self._events: list[dict[str, Any]] = []  # of this rank's sources, not yet logged
         self._logged: set[tuple[Any, ...]] = set()
 
-    def next(self, report: Callable[[], Agreement]) -> tuple[Batch | None, Agreement]:
+    def next(self, report: Callable[[], Agreement], parts: int = 1) -> tuple[Batch | None, Agreement]:
+        """Return the next `parts` of the loader's batches as one, and the ranks' agreement; None when the run must
+        stop.
+
+        Where a source is lost between them, all start over behind the last step. Raises AllSourcesFailed.
+        """
+        taken: list[Batch] = []
+        labels = 0
+        while True:
+            loader = self.loader
+            batch, agreed = self._next(report)
+            if batch is None:
+                return None, agreed
+            if self.loader is not loader:
+                taken, labels = [], 0
+            taken.append(batch)
+            labels += agreed.labels
+            if len(taken) == parts:
+                return joined(taken), replace(agreed, labels=labels)
+
+    def _next(self, report: Callable[[], Agreement]) -> tuple[Batch | None, Agreement]:
         """Return the next batch once every rank has its own, and the ranks' agreement; None when the run must stop.
 
         `report` is what this rank has to say beside its batch. A rank whose batch is late says so every few seconds, so
@@ -181,3 +201,17 @@ class Batches:
         self.loader.close()
         self.opened.check()
         self.loader = self.factory.make(self.opened, self.position)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """Batches of one rank as one, of all their micro-batches, that resumes behind the last one."""
+    *_, last = batches
+    if len(batches) == 1:
+        return last
+
+    def together(name: str) -> torch.Tensor:
+        tensor = torch.cat([getattr(batch, name) for batch in batches])
+        return tensor.pin_memory() if getattr(last, name).is_pinned() else tensor
+
+    tensors = {name: together(name) for name in ("input_ids", "labels", "segment_ids", "source_ids")}
+    return replace(last, **tensors, num_tokens=sum(batch.num_tokens for batch in batches))

@@ -24,6 +24,7 @@ from engine.device import machine
 from engine.device.ranks import TIMEOUT, Ranks
 from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
+from engine.optim.schedule import Hyperparameters
 from sources.loading.shape import BatchShape
 
 Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes at run time
@@ -111,9 +112,26 @@ def warmup_step(engine: Engine, micro_batches: int) -> Iterator[None]:
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """Set the trunk's learning rate; the lookahead core's is auxiliary.learning_rate_factor times it."""
+    """Set the learning rate of the trunk's matrices; the others' are their factors times it."""
+    set_hyperparameters(engine, Hyperparameters(rate))
+
+
+def set_hyperparameters(engine: Engine, values: Hyperparameters) -> None:
+    """Set what the next step is made with."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group["rate_factor"]
+        group["lr"] = values.learning_rate * group["rate_factor"]
+        group["weight_decay"] = group["full_decay"] * values.decay_share
+        if values.momentum is not None:
+            group["momentum"] = values.momentum
+        if values.beta2 is not None:
+            group["betas"] = (group["betas"][0], values.beta2)
+
+
+def set_accumulation_steps(engine: Engine, steps: int) -> None:
+    """Set the number of micro-batches of the next steps; between two steps only."""
+    if steps != engine.gradient_accumulation_steps():
+        engine.set_train_batch_size(engine.train_micro_batch_size_per_gpu() * steps * engine.dp_world_size)
+        engine.micro_steps = 0
 
 
 def learning_rate(engine: Engine) -> float:
@@ -205,6 +223,16 @@ def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
     with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
         state = engine.module.state_dict() if keep else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def assign(engine: Engine, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Replace the model's weights by full tensors, by name; the optimizer's own copies stay as they are. All ranks must
+    call it, with the same ones."""
+    parameters, sharded = dict(engine.module.named_parameters()), engine.zero_optimization_stage() == 3
+    for name, tensor in tensors:
+        with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0, enabled=sharded):
+            parameters[name].copy_(tensor)
 
 
 def fragments(engine: Engine) -> Iterator[tuple[str, torch.Tensor, Fragment]]:

@@ -1,12 +1,14 @@
 """The optimizer's state as plain tensors, in full and by parameter name: any ZeRO stage and world size continues it."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 
-from engine.checkpoint.state import MOMENTS, OptimizerState
+from engine.checkpoint.state import AVERAGE, MOMENTS, OptimizerState
 from engine.device.deepspeed_engine import Engine, fragments
 from engine.device.ranks import Ranks
-from engine.optim.muon import MuonAdamW
+from engine.optim.muon import Fragment, MuonAdamW
 
 
 def optimizer_state(engine: Engine, keep: bool) -> OptimizerState:
@@ -18,15 +20,28 @@ def optimizer_state(engine: Engine, keep: bool) -> OptimizerState:
     steps = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, flat, fragment in fragments(engine) if steps else ():
-        for key in _kept_moments(engine, name):
-            full = torch.zeros(fragment.shape, device=flat.device)
-            part = optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel]
-            full.view(-1)[fragment.start : fragment.start + fragment.numel] = part
-            if engine.zero_optimization_stage() > 0:
-                dist.all_reduce(full)
+        averaged = (AVERAGE,) if AVERAGE in optimizer.state[flat] else ()
+        for key in _kept_moments(engine, name) + averaged:
+            full = _whole(engine, key, flat, fragment)
             if keep:
                 moments.setdefault(name, {})[key] = full.cpu()
     return {"step": steps[0] if steps else 0, "moments": moments}
+
+
+def whole_tensors(engine: Engine, key: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every parameter's name and the full tensor that the optimizer keeps for it under `key`. All ranks must take
+    part in each."""
+    for name, flat, fragment in fragments(engine):
+        yield name, _whole(engine, key, flat, fragment)
+
+
+def _whole(engine: Engine, key: str, flat: torch.Tensor, fragment: Fragment) -> torch.Tensor:
+    full = torch.zeros(fragment.shape, device=flat.device)
+    part = engine.basic_optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel]
+    full.view(-1)[fragment.start : fragment.start + fragment.numel] = part
+    if engine.zero_optimization_stage() > 0:
+        dist.all_reduce(full)
+    return full
 
 
 def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ranks) -> list[str]:
@@ -38,15 +53,19 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
     shapes = {name: {key: moment.shape for key, moment in own.items()} for name, own in saved.items()}
     step_count, shapes = ranks.broadcast((state["step"] if state else 0, shapes))
     optimizer, missing = engine.basic_optimizer, []
+    names = [name for name, *_ in fragments(engine)] if step_count else []
+    # One that only some parameters have would have to begin again.
+    averaged = (AVERAGE,) if all(AVERAGE in shapes.get(name, {}) for name in names) else ()
     for name, flat, fragment in fragments(engine) if step_count else ():
-        kept = _kept_moments(engine, name)
+        kept = _kept_moments(engine, name) + averaged
         if flat not in optimizer.state:  # optimizers create their state at the first step
             step = torch.tensor(float(step_count), device=flat.device)  # where fused AdamW keeps it
             optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in kept}}
-        if any(shapes.get(name, {}).get(key) != fragment.shape for key in kept):
+        found = [key for key in kept if shapes.get(name, {}).get(key) == fragment.shape]
+        if len(found) < len(kept) and not (MOMENTS[0] in found and _is_stepped_by_muon(engine, name)):
             missing.append(name)
             continue
-        for key in kept:
+        for key in found:  # Muon's averages of squares may begin at zero beside a momentum
             full = saved[name][key].contiguous() if ranks.is_main else torch.empty(fragment.shape)
             part = ranks.broadcast_tensor(full).view(-1)[fragment.start : fragment.start + fragment.numel]
             optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel] = part
@@ -54,6 +73,12 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
 
 
 def _kept_moments(engine: Engine, name: str) -> tuple[str, ...]:
-    """Return which of MOMENTS the optimizer keeps for a parameter; Muon keeps the first."""
+    """Return which of MOMENTS the optimizer keeps for a parameter; Muon keeps the first, and both with row norms."""
+    if _is_stepped_by_muon(engine, name) and not engine.basic_optimizer.settings.normalise_rows:
+        return MOMENTS[:1]
+    return MOMENTS
+
+
+def _is_stepped_by_muon(engine: Engine, name: str) -> bool:
     optimizer = engine.basic_optimizer
-    return MOMENTS[:1] if isinstance(optimizer, MuonAdamW) and name in optimizer.matrices else MOMENTS
+    return isinstance(optimizer, MuonAdamW) and name in optimizer.matrices

@@ -14,15 +14,16 @@ Notable here
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-MOMENTUM, ITERATIONS = 0.95, 5
-# Of x, (x x^T) x, (x x^T)^2 x: singular values are within 0.7 to 1.2 after 5 iterations.
-COEFFICIENTS = 3.4445, -4.7750, 2.0315
-ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
+from engine.optim.orthogonal import Coefficients, coefficients, orthogonal
+
+MOMENTUM = 0.95
+ROW_MEAN_SQUARES = 0.95  # share that an average of a row's squares keeps at a step
 
 
 Matrices: TypeAlias = tuple[int, int, int]  # of one parameter: (number, rows, columns)
@@ -38,16 +39,34 @@ class Fragment(NamedTuple):
     shared: bool  # several ranks hold a part of the parameter
 
 
+@dataclass(frozen=True)
+class MuonSettings:
+    """What a step of Muon is."""
+
+    nesterov: bool = True  # look ahead: the gradient counts once more beside the momentum
+    cautious: bool = False  # decay only weights that the update makes smaller (arXiv 2510.12402)
+    normalise_rows: bool = False  # NorMuon (arXiv 2510.05491)
+    polynomials: tuple[Coefficients, ...] = coefficients("quintic", 5)
+
+
 class MuonAdamW(torch.optim.AdamW):
     """Groups with a true `muon` are updated by Muon, the others by fused AdamW.
 
-    matrices: of the parameters of these groups, by name; dtype: of the matrix products. Whoever replaces the parameters
-    by flat tensors sets `fragments`, in the same order on all ranks, and `sum_over_ranks` (in place).
+    matrices: of the parameters of these groups, by name; dtype: of the matrix products. A group's `momentum`, if it has
+    one, takes the place of MOMENTUM. Whoever replaces the parameters by flat tensors sets `fragments`, in the same
+    order on all ranks, and `sum_over_ranks` (in place).
     """
 
-    def __init__(self, groups: list[dict], matrices: dict[str, Matrices], learning_rate: float, dtype: torch.dtype):
+    def __init__(
+        self,
+        groups: list[dict],
+        matrices: dict[str, Matrices],
+        learning_rate: float,
+        dtype: torch.dtype,
+        settings: MuonSettings | None = None,
+    ):
         super().__init__(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-        self.matrices, self.dtype = matrices, dtype
+        self.matrices, self.dtype, self.settings = matrices, dtype, settings or MuonSettings()
         self.fragments: dict[Tensor, list[Fragment]] = {}
         self.sum_over_ranks: Callable[[Tensor], object] = lambda tensor: None
 
@@ -69,49 +88,73 @@ class MuonAdamW(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:
                 state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
+                if self.settings.normalise_rows:
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        updates = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-        flat_updates = dict(zip(parameters, (update.view(-1) for update in updates), strict=True))
-        self._orthogonalise([(flat, fragment) for p, flat in flat_updates.items() for fragment in self.fragments[p]])
+        momentum = groups[0].get("momentum", MOMENTUM)
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        if self.settings.nesterov:
+            updates = torch._foreach_lerp(gradients, momenta, momentum)
+        else:
+            updates = [each.clone() for each in momenta]
+        pieces = []
+        for parameter, update in zip(parameters, updates, strict=True):
+            flats = [update.view(-1)]
+            if self.settings.normalise_rows:
+                flats.append(self.state[parameter]["exp_avg_sq"].view(-1))
+            pieces += [(flats, fragment) for fragment in self.fragments[parameter]]
+        self._orthogonalise(pieces)
         for group in groups:
             own, updates = updates[: len(group["params"])], updates[len(group["params"]) :]
-            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+            decay = group["lr"] * group["weight_decay"]
+            if self.settings.cautious:
+                for parameter, update in zip(group["params"], own, strict=True):
+                    parameter.mul_(torch.where(update * parameter > 0, 1 - decay, 1.0))
+            else:
+                torch._foreach_mul_(group["params"], 1 - decay)
             torch._foreach_add_(group["params"], own, alpha=-group["lr"])
 
-    def _orthogonalise(self, fragments: list[tuple[Tensor, Fragment]]) -> None:
-        """Replace each fragment's elements in its flat tensor by those of its orthogonalised matrix."""
-        sizes = [math.prod(fragment.shape) for _, fragment in fragments if fragment.shared]
-        shared = fragments[0][0].new_zeros(sum(sizes))
+    def _orthogonalise(self, pieces: list[tuple[list[Tensor], Fragment]]) -> None:
+        """Replace each fragment's elements in its flat tensor by those of its orthogonalised matrix.
+
+        A piece's tensors are the update and, where rows are normalised, the averages of their squares, which every
+        element of a row has.
+        """
+        sizes = [math.prod(fragment.shape) for flats, fragment in pieces if fragment.shared for _ in flats]
+        shared = pieces[0][0][0].new_zeros(sum(sizes))
         shared_wholes = iter(shared.split(sizes))
-        alike: defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor, Fragment]]] = defaultdict(list)
-        for flat, fragment in fragments:
-            place = whole = flat[fragment.place : fragment.place + fragment.numel]
+        alike: defaultdict[tuple[int, ...], list[tuple[list[Tensor], list[Tensor], Fragment]]] = defaultdict(list)
+        for flats, fragment in pieces:
+            places = wholes = [flat[fragment.place : fragment.place + fragment.numel] for flat in flats]
             if fragment.shared:
-                whole = next(shared_wholes)
-                whole[fragment.start : fragment.start + fragment.numel] = place
+                wholes = [next(shared_wholes) for _ in flats]
+                for place, whole in zip(places, wholes, strict=True):
+                    whole[fragment.start : fragment.start + fragment.numel] = place
             if fragment.numel:
-                alike[fragment.shape[1:]].append((place, whole, fragment))
+                alike[fragment.shape[1:]].append((places, wholes, fragment))
         if sizes:
             self.sum_over_ranks(shared)
         for entries in alike.values():  # matrices of one shape in one batched product
-            matrices = torch.cat([whole.view(fragment.shape) for _, whole, fragment in entries])
-            orthogonalised = orthogonal(matrices, self.dtype).split([fragment.shape[0] for *_, fragment in entries])
-            for (place, _, fragment), matrix in zip(entries, orthogonalised, strict=True):
-                place.copy_(matrix.reshape(-1)[fragment.start : fragment.start + fragment.numel])
+            matrices, *squares = (
+                torch.cat([wholes[number].view(fragment.shape) for _, wholes, fragment in entries])
+                for number in range(len(entries[0][0]))
+            )
+            made = [orthogonal(matrices, self.dtype, self.settings.polynomials)]
+            if squares:
+                made = normalised_rows(made[0], squares[0])
+            numbers = [fragment.shape[0] for *_, fragment in entries]
+            for (places, _, fragment), *results in zip(entries, *(whole.split(numbers) for whole in made), strict=True):
+                for place, result in zip(places, results, strict=True):
+                    place.copy_(result.reshape(-1)[fragment.start : fragment.start + fragment.numel])
 
 
-def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N, R, C) -> (N, R, C) fp32: about the nearest matrices with orthogonal rows or columns (all singular values 0.7
-    to 1.2, by Newton and Schulz's iteration), times ADAMW_RMS * sqrt(max(R, C))."""
-    rows, columns = matrices.shape[1:]
-    x = (matrices.mT if rows > columns else matrices).to(dtype)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    first, second, third = COEFFICIENTS
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)
-    x = x.float() * (ADAMW_RMS * math.sqrt(max(rows, columns)))
-    return x.mT if rows > columns else x
+def normalised_rows(matrices: Tensor, squares: Tensor) -> list[Tensor]:
+    """Matrices (N, R, C) and running averages of their rows' mean squares, expanded to (N, R, C) -> the matrices with
+    each row divided by the root of its new average and as large as before as a whole, and the new averages."""
+    means = matrices.square().mean(dim=-1, keepdim=True).expand_as(matrices)
+    squares = squares.lerp(means, 1 - ROW_MEAN_SQUARES)
+    divided = matrices / squares.sqrt().clamp_min(1e-10)
+    size = [each.norm(dim=(1, 2), keepdim=True) for each in (matrices, divided)]
+    return [divided * (size[0] / size[1].clamp_min(1e-10)), squares]

@@ -1,25 +1,86 @@
-"""The learning rate over one run: a linear warm-up, then a cosine down to a fraction of the peak, counted in tokens.
+"""What a step's place in a run decides: learning rate, weight decay, momentum and beta2, counted in tokens.
+
+The learning rate rises in a linear warm-up, stays at its peak where the cool-down is not the whole rest, and falls, by
+a cosine or linearly, to a fraction of the peak.
 
 A run that continues a trained model with its optimizer's moments warms up again, but briefly: the moments are there
 already, and the step sizes only have to grow back from the end of the last run.
 """
 
 import math
+from typing import Literal, NamedTuple
+
+from engine.config import TrainConfig
+from engine.optim.muon import MOMENTUM
 
 CONTINUED_WARMUP = 0.25  # of the first run's warm-up
+FIRST_MOMENTUM = 0.85  # where a warm-up of Muon's momentum starts
+
+
+class Hyperparameters(NamedTuple):
+    """What a step is made with, beside what never changes."""
+
+    learning_rate: float  # of the trunk's matrices
+    decay_share: float = 1.0  # of the weight decay
+    momentum: float | None = None  # Muon's; None: its own
+    beta2: float | None = None  # AdamW's; None: its own
+
+
+def hyperparameters(train: TrainConfig, tokens: int, budget: int, continued: bool, step_tokens: int) -> Hyperparameters:
+    """Those of the step that begins after `tokens` of a run's `budget`; `step_tokens`: of a step before any doubling.
+
+    The learning rate grows with the root of the batch (Malladi et al., arXiv 2205.10287).
+    """
+    multiple = batch_multiple(train, tokens, budget)
+    rate = learning_rate(
+        tokens,
+        budget,
+        peak=train.learning_rate,
+        warmup_fraction=train.warmup_fraction,
+        final_fraction=train.final_learning_rate_fraction,
+        continued=continued,
+        shape=train.learning_rate_schedule,
+        cooldown_fraction=train.cooldown_fraction,
+    )
+    rate *= math.sqrt(multiple)
+    share = max(0.0, 1 - tokens / budget) if train.weight_decay_schedule == "linear" else 1.0
+    momentum = beta2 = None
+    if train.muon_momentum_warmup_fraction and not continued:
+        done = min(1.0, tokens / (train.muon_momentum_warmup_fraction * budget))
+        momentum = FIRST_MOMENTUM + (MOMENTUM - FIRST_MOMENTUM) * done
+    if train.beta2_half_life_tokens is not None:
+        beta2 = 0.5 ** (multiple * step_tokens / train.beta2_half_life_tokens)
+    return Hyperparameters(rate, share, momentum, beta2)
+
+
+def batch_multiple(train: TrainConfig, tokens: int, budget: int) -> int:
+    """How many times the rows of a run's first steps the step has that begins after `tokens` of its `budget`."""
+    return 2 ** sum(tokens >= share * budget for share in train.batch_doublings)
 
 
 def learning_rate(
-    tokens: int, budget: int, *, peak: float, warmup_fraction: float, final_fraction: float, continued: bool
+    tokens: int,
+    budget: int,
+    *,
+    peak: float,
+    warmup_fraction: float,
+    final_fraction: float,
+    continued: bool,
+    shape: Literal["cosine", "linear"] = "cosine",
+    cooldown_fraction: float = 1.0,
 ) -> float:
     """The rate for the step that begins after `tokens` of a run's `budget`.
 
-    A continued run's warm-up starts at the rate where the last run ended, a first run's at nearly zero.
+    A continued run's warm-up starts at the rate where the last run ended, a first run's at nearly zero. The cool-down
+    takes the last `cooldown_fraction` of the run, or what the warm-up leaves of it.
     """
     warmup = warmup_fraction * budget * (CONTINUED_WARMUP if continued else 1.0)
     floor = final_fraction * peak
     if tokens < warmup:
         start = floor if continued else 0.01 * peak
         return start + (peak - start) * tokens / warmup
-    done = min(1.0, (tokens - warmup) / max(1.0, budget - warmup))
+    begin = max(warmup, (1 - cooldown_fraction) * budget)
+    done = min(1.0, max(0.0, (tokens - begin) / max(1.0, budget - begin)))
+    if shape == "linear":
+        return peak + (floor - peak) * done
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * done))

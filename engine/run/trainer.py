@@ -18,9 +18,10 @@ from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
 from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
+from engine.device.weight_average import WeightAverage
 from engine.errors import FolderMoved, Interrupted, SourcesFailed
 from engine.formatting import count
-from engine.optim.schedule import learning_rate
+from engine.optim.schedule import batch_multiple, hyperparameters
 from engine.run import samples
 from engine.run.setup import Components
 from engine.run.state import TrainResult
@@ -41,6 +42,7 @@ class Trainer:
         # ZeRO stage 3 holds no whole weights within a micro-batch.
         self._abandonable = partial(watch.abandonable, interruptible=components.train.zero_stage < 3)
         self._step_seconds = 0.0
+        self._average = WeightAverage(components.train.weight_average_fraction, components.token_budget)
 
     def train(self) -> TrainResult:
         """Step until the token budget is met; evaluate and save on the way and at the end.
@@ -54,7 +56,8 @@ class Trainer:
         next_evaluation = (first_tokens // interval + 1) * interval
         while progress.tokens_in_run < c.token_budget:
             begin = time.monotonic()
-            batch, agreed = self._next_batch()
+            multiple = batch_multiple(c.train, progress.tokens_in_run, c.token_budget)
+            batch, agreed = self._next_batch(multiple)
             waited = time.monotonic() - begin
             try:
                 step = self._step(batch, agreed)
@@ -86,17 +89,18 @@ class Trainer:
         warm_up(c.runner, c.evaluator, c.step_shape, c.warmup_repeats, c.draw)
         if missing := load_optimizer_state(c.engine, c.optimizer, c.ranks):
             c.log.say(f"The optimizer's state lacks {len(missing)} parameters; their moments start at zero.")
+        self._average.start(c.engine)
         c.optimizer = None  # twice the model's size, and the engine has it now
         if c.compile_cache:
             c.compile_cache.done()
         freeze_gc()  # a compiler leaves hundreds of thousands of objects
 
-    def _next_batch(self) -> tuple[Batch, Agreement]:
-        """Return the next batch and the ranks' agreement. A signal, a checkpoint folder that was moved and the end of
-        all sources end the run here."""
+    def _next_batch(self, multiple: int) -> tuple[Batch, Agreement]:
+        """Return the next step's batch, of `multiple` times the preset's rows, and the ranks' agreement. A signal, a
+        checkpoint folder that was moved and the end of all sources end the run here."""
         c, progress = self.c, self.progress
         try:
-            batch, agreed = c.batches.next(self._report)
+            batch, agreed = c.batches.next(self._report, multiple)
         except AllSourcesFailed as failed:
             c.saver.save_final(asdict(progress), self.watch.stopping)
             raise SourcesFailed(
@@ -109,15 +113,11 @@ class Trainer:
 
     def _step(self, batch: Batch, agreed: Agreement) -> StepResult:
         c, train = self.c, self.c.train
-        rate = learning_rate(
-            self.progress.tokens_in_run,
-            c.token_budget,
-            peak=train.learning_rate,
-            warmup_fraction=train.warmup_fraction,
-            final_fraction=train.final_learning_rate_fraction,
-            continued=self.progress.run > 1,
-        )
-        deepspeed_engine.set_learning_rate(c.engine, rate)
+        tokens, continued = self.progress.tokens_in_run, self.progress.run > 1
+        step_tokens = c.shape.rows_per_step * c.shape.seq_length
+        values = hyperparameters(train, tokens, c.token_budget, continued, step_tokens)
+        deepspeed_engine.set_hyperparameters(c.engine, values)
+        deepspeed_engine.set_accumulation_steps(c.engine, len(batch.input_ids))
         if c.engine.module.config.dropout:
             seed_batch(train.seed, batch.number, c.ranks.rank)
         wrap = self._abandonable if agreed.long_step or c.ranks.world_size == 1 else iter
@@ -139,6 +139,7 @@ class Trainer:
         progress.step += 1
         progress.tokens_in_run += step.labels
         progress.tokens_total += step.labels
+        self._average.add(c.engine, progress.tokens_in_run, step.labels)
         c.telemetry.add(step)
         if curriculum:
             curriculum.after_step(step.labels)
@@ -165,6 +166,7 @@ class Trainer:
         c, progress = self.c, self.progress
         c.telemetry.log_steps(progress, deepspeed_engine.learning_rate(c.engine))
         c.batches.log_filtered()
+        self._average.take_place(c.engine)
         if not self._evaluate():
             self._interrupt(c.ranks.agree(self.watch.agreement()))  # the next start evaluates
         progress.finished = True

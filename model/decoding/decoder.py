@@ -13,8 +13,11 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..attention import NORM_EPS
 from ..block import Norm, TransformerBlock
 from ..latent.draft import Drafter
+from ..streams.gates import HeadGate
+from ..streams.streams import Skip, Streams, StreamScale
 from ..transformer import TransformerLM
 from . import kernel
 from .processing import shares_by_kernel
@@ -77,7 +80,8 @@ class Weights:
 
     def __init__(self, model: TransformerLM, precision: Precision):
         self.precision: Precision = precision
-        self.on_kernel = model.final_norm.weight.device.type == "cpu" and kernel.library() is not None
+        on_cpu = model.final_norm.weight.device.type == "cpu"
+        self.on_kernel = on_cpu and kernel.knows(model.config) and kernel.library() is not None
         self.model = model
         self._kept: list[Tensor] = []  # what the structures point to
         self.drafter = None if model.latent is None else model.latent.drafter
@@ -94,8 +98,8 @@ class Weights:
 
     def _pack(self, model: TransformerLM) -> None:
         blocks = [cast(TransformerBlock, block) for block in model.blocks]
-        layers = (kernel.Layer * len(blocks))()
-        for layer, block in zip(layers, blocks, strict=True):
+        layers, streams = (kernel.Layer * len(blocks))(), model.streams
+        for number, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
             attention, mlp = block.attention, block.mlp
             layer.attention_norm, layer.mlp_norm = self._norm(block.attention_norm), self._norm(block.mlp_norm)
             layer.query_norm, layer.key_norm = self._norm(attention.query_norm), self._norm(attention.key_norm)
@@ -103,6 +107,9 @@ class Weights:
             layer.out = self._linear(attention.out_proj.weight, attention.out_proj.bias)
             layer.up = self._linear(mlp.up.weight, mlp.up.bias)
             layer.down = self._linear(mlp.down.weight, mlp.down.bias)
+            layer.output_gate, layer.value_gate = self._gate(attention.output_gate), self._gate(attention.value_gate)
+            if streams is not None:
+                self._pack_streams(streams, number, layer)
         config = model.config
         rotary = None if model.rotary is None else model.rotary(config.seq_length)
         self.layers = layers
@@ -110,11 +117,33 @@ class Weights:
             layers=config.num_layers, hidden=config.hidden_size, heads=config.num_heads,
             inner=blocks[0].mlp.down.in_features, vocab=model.vocab_size, window=config.seq_length,
             format=_FORMATS[self.precision], rms_norm=config.norm == "rms", mlp=_MLPS[config.mlp],
-            threads=torch.get_num_threads(), embedding=self._plain(model.tokens.weight),
+            threads=torch.get_num_threads(), embedding_norm=config.embedding_norm,
+            skips=config.num_layers // 2 if config.skip_connections else 0,
+            unit=self._norm(nn.RMSNorm(config.hidden_size, eps=NORM_EPS) if config.additions else None),
+            embedding=self._plain(model.tokens.weight),
+            bigrams=self._plain(None if model.bigrams is None else model.bigrams.table.weight),
+            bigram_rows=config.bigram_rows,
             learned=self._plain(None if model.positions is None else model.positions.weight),
             rotary=self._plain(rotary), layer=layers, final_norm=self._norm(model.final_norm),
             head=self._linear(model.head_weight, None),
         )  # fmt: skip
+
+    def _pack_streams(self, streams: Streams, number: int, layer: kernel.Layer) -> None:
+        if streams.scales is not None:
+            layer.scales = self._plain(cast(StreamScale, streams.scales[number]).scales)
+        if streams.skips is not None and number >= streams.first_skip:
+            skip = number - streams.first_skip
+            layer.skip = self._plain(cast(Skip, streams.skips[skip]).scale)
+            layer.skip_from = len(streams.skips) - 1 - skip
+        if str(number) in streams.values:
+            weight = cast(Tensor, streams.values[str(number)].weight)
+            if streams.from_ids:
+                layer.value_table = self._plain(weight)
+            else:
+                layer.value_projection = self._linear(weight, None)
+
+    def _gate(self, gate: HeadGate | None) -> int | None:
+        return None if gate is None else self._plain(gate.weight)
 
     def _pack_drafter(self, drafter: Drafter, head: Tensor) -> None:
         """In bf16 at least: what is drafted need not be exact, and reading the weights is what it costs."""
@@ -175,6 +204,8 @@ class KernelDecoder:
         self._structure = kernel.Model.from_buffer_copy(weights.structure)
         self._structure.slots = slots
         self._structure.keys, self._structure.values = (part.data_ptr() for part in self._cache)
+        self._read = torch.empty(slots, self.window, dtype=torch.int64)  # read by bigrams alone
+        self._structure.read = self._read.data_ptr()
         self._make_room(max(1, slots))
         self.hidden = self._logits.new_empty(0, config.hidden_size)
         self.draft_length = 0 if weights.drafter is None else weights.drafter.length
@@ -201,6 +232,7 @@ class KernelDecoder:
     def reorder(self, slots: Sequence[int]) -> None:
         self.lengths = [self.lengths[slot] for slot in slots]
         longest = max(self.lengths)
+        self._read[:] = self._read[list(slots)]
         self._cache[..., :longest, :] = self._cache[:, :, list(slots), :, :longest]
 
     def place(self) -> None:
@@ -265,9 +297,8 @@ def _converted(model: TransformerLM, precision: Precision) -> TransformerLM:
     if converted.lm_head is None:  # the embedding is looked up as it is
         converted.lm_head = nn.Linear(*reversed(converted.tokens.weight.shape), bias=False)
         converted.lm_head.weight = nn.Parameter(converted.tokens.weight.clone())
-    matrices = [
-        p for name, p in converted.named_parameters() if p.ndim == 2 and "tokens" not in name and "pos" not in name
-    ]
+    tables = {module.weight for module in converted.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for name, p in converted.named_parameters() if p.ndim == 2 and p not in tables and "gate" not in name]
     for parameter in matrices:
         weight, scale = quantized(parameter)
         parameter.copy_(weight * scale[:, None])

@@ -21,11 +21,26 @@ enum { GELU, SQUARED_RELU, SWIGLU };
 
 typedef struct { const void *weight; const float *scale, *bias; } Linear; /* (out, in), (out), (out) */
 typedef struct { const float *weight, *bias; float eps; } Norm;           /* weight NULL: there is no norm */
-typedef struct { Norm attention_norm, query_norm, key_norm, mlp_norm; Linear qkv, out, up, down; } Layer;
+typedef struct {
+    Norm attention_norm, query_norm, key_norm, mlp_norm;
+    Linear qkv, out, up, down;
+    /* model/streams/; NULL where they are off */
+    const float *scales;                   /* (2): of what it reads, and of the normalised embedding */
+    const float *skip;                     /* (1): of the output of block skip_from */
+    const float *output_gate, *value_gate; /* (heads, hidden) */
+    const float *value_table;              /* (vocab, hidden) */
+    Linear value_projection;               /* of the normalised embedding */
+    int32_t skip_from;
+} Layer;
 
 typedef struct {
     int32_t layers, hidden, heads, inner, vocab, window, slots, format, rms_norm, mlp, threads;
+    int32_t embedding_norm, skips; /* skips: blocks, from the first, whose outputs are added to later ones */
+    Norm unit;                     /* RMSNorm without weights: of ones */
     const float *embedding; /* (vocab, hidden) */
+    const float *bigrams;   /* (bigram_rows, hidden) or NULL: streams/bigrams.py */
+    int64_t bigram_rows;
+    int64_t *read;          /* (slots, window): the tokens of each slot, for bigrams */
     const float *learned;   /* (window, hidden) or NULL */
     const float *rotary;    /* (2, window, head / 2): cosines, sines; or NULL */
     const Layer *layer;
@@ -221,6 +236,20 @@ static void attend(const float *query, const float *keys, const float *values, i
     }
 }
 
+/* The row of the table of pairs for a token and the one before it, -1: none (streams/bigrams.py). */
+static int64_t pair(const Model *m, int64_t previous, int64_t current) {
+    int64_t mixed = ((previous + 1) * 0x9E3779B1LL) ^ ((current + 1) * 0x85EBCA6BLL);
+    return (mixed ^ (mixed >> 15)) % m->bigram_rows;
+}
+
+/* A head's gate (width,) of what attention reads. */
+static float gate_of(const float *gate, const float *normed, int width) {
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < width; i++) sum += gate[i] * normed[i];
+    return 2 / (1 + expf(-sum));
+}
+
 static float gelu(float x) { return 0.5f * x * (1 + erff(x * (float)M_SQRT1_2)); }
 
 static void activate(const Model *m, const float *up, float *inner, int n) {
@@ -249,8 +278,7 @@ static int thread(void) {
 /* Floats of scratch for n tokens. */
 int64_t scratch_size(const Model *m, int n) {
     int64_t up = (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner;
-    return n * (2 * (int64_t)m->hidden + 3 * (int64_t)m->hidden + m->hidden + up + m->inner) +
-           (int64_t)m->threads * m->window;
+    return n * ((8 + m->skips) * (int64_t)m->hidden + up + m->inner) + (int64_t)m->threads * m->window;
 }
 
 /* Reads n tokens, tokens of one slot in order, and writes the logits (wanted, vocab) of the last `wanted` ones. */
@@ -260,20 +288,45 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
     float *x = scratch, *normed = x + (int64_t)n * width, *qkv = normed + (int64_t)n * width;
     float *mixed = qkv + (int64_t)n * 3 * width, *inner = mixed + (int64_t)n * width;
     float *up = inner + (int64_t)n * m->inner;
-    float *all_scores = up + n * (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner;
+    float *first = up + n * (m->mlp == SWIGLU ? 2 : 1) * (int64_t)m->inner; /* the embedding, normalised */
+    float *values = first + (int64_t)n * width, *outputs = values + (int64_t)n * width;
+    float *all_scores = outputs + (int64_t)m->skips * n * width;
     #pragma omp parallel num_threads(m->threads)
     {
         float *scores = all_scores + (int64_t)thread() * m->window;
+        if (m->bigrams) {
+            #pragma omp for schedule(static)
+            for (int token = 0; token < n; token++) {
+                m->read[(int64_t)slots[token] * m->window + positions[token]] = tokens[token];
+            }
+        }
         #pragma omp for schedule(static)
         for (int token = 0; token < n; token++) {
-            const float *embedding = m->embedding + tokens[token] * width;
+            const float *embedding = m->embedding + tokens[token] * width, *both = 0;
+            if (m->bigrams) {
+                const int64_t *before = m->read + (int64_t)slots[token] * m->window + positions[token] - 1;
+                both = m->bigrams + pair(m, positions[token] ? *before : -1, tokens[token]) * width;
+            }
             const float *learned = m->learned ? m->learned + (int64_t)positions[token] * width : 0;
             for (int i = 0; i < width; i++) {
-                x[(int64_t)token * width + i] = learned ? embedding[i] + learned[i] : embedding[i];
+                float value = both ? embedding[i] + both[i] : embedding[i];
+                x[(int64_t)token * width + i] = learned ? value + learned[i] : value;
             }
+            float *own = x + (int64_t)token * width;
+            if (m->embedding_norm) normalise(m->unit, 1, own, own, width);
+            if (m->unit.weight) normalise(m->unit, 1, own, first + (int64_t)token * width, width);
         }
         for (int number = 0; number < m->layers; number++) {
             const Layer *layer = m->layer + number;
+            if (layer->skip || layer->scales) {
+                const float *earlier = outputs + (int64_t)layer->skip_from * n * width;
+                #pragma omp for schedule(static)
+                for (int64_t i = 0; i < (int64_t)n * width; i++) {
+                    float value = layer->skip ? x[i] + layer->skip[0] * earlier[i] : x[i];
+                    x[i] = layer->scales ? layer->scales[0] * value + layer->scales[1] * first[i] : value;
+                }
+            }
+            if (layer->value_projection.weight) linear(m, layer->value_projection, first, n, width, values, width, 0);
             normalise_all(m, layer->attention_norm, x, normed, n);
             linear(m, layer->qkv, normed, n, width, qkv, 3 * width, 0);
             #pragma omp for schedule(static)
@@ -281,6 +334,12 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
                 int token = job / m->heads, h = job % m->heads, position = positions[token];
                 int64_t cache = (((int64_t)number * m->slots + slots[token]) * m->heads + h) * m->window * head;
                 float *query = qkv + (int64_t)token * 3 * width + h * head, *key = query + width;
+                if (layer->value_gate) {
+                    const float *added = layer->value_table ? layer->value_table + tokens[token] * width
+                                                            : values + (int64_t)token * width;
+                    float gate = gate_of(layer->value_gate + h * width, normed + (int64_t)token * width, width);
+                    for (int i = 0; i < head; i++) key[width + i] += gate * added[h * head + i];
+                }
                 place(m, layer->query_norm, query, head, position);
                 place(m, layer->key_norm, key, head, position);
                 memcpy(m->keys + cache + (int64_t)position * head, key, head * sizeof *key);
@@ -292,12 +351,20 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
                 int64_t cache = (((int64_t)number * m->slots + slots[token]) * m->heads + h) * m->window * head;
                 attend(qkv + (int64_t)token * 3 * width + h * head, m->keys + cache, m->values + cache, head,
                        positions[token], scores, mixed + (int64_t)token * width + h * head);
+                if (layer->output_gate) {
+                    float gate = gate_of(layer->output_gate + h * width, normed + (int64_t)token * width, width);
+                    for (int i = 0; i < head; i++) mixed[(int64_t)token * width + h * head + i] *= gate;
+                }
             }
             linear(m, layer->out, mixed, n, width, x, width, 1);
             normalise_all(m, layer->mlp_norm, x, normed, n);
             linear(m, layer->up, normed, n, width, up, m->mlp == SWIGLU ? 2 * m->inner : m->inner, 0);
             activate(m, up, inner, n);
             linear(m, layer->down, inner, n, m->inner, x, width, 1);
+            if (number < m->skips) {
+                #pragma omp for schedule(static)
+                for (int64_t i = 0; i < (int64_t)n * width; i++) outputs[(int64_t)number * n * width + i] = x[i];
+            }
         }
         normalise_all(m, m->final_norm, x + (int64_t)(n - wanted) * width, normed, wanted);
         linear(m, m->head, normed, wanted, width, logits, m->vocab, 0);

@@ -15,6 +15,8 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
+from ..config import ModelConfig
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sampling.c"))
 # Sums may be reordered, so that they use vectors; infinities and NaN stay what they are.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
@@ -33,14 +35,20 @@ class Layer(Structure):
     _fields_ = [
         *((name, Norm) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
         *((name, Linear) for name in ("qkv", "out", "up", "down")),
+        *((name, c_void_p) for name in ("scales", "skip", "output_gate", "value_gate", "value_table")),
+        ("value_projection", Linear),
+        ("skip_from", c_int32),
     ]
 
 
 class Model(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("layers", "hidden", "heads", "inner", "vocab", "window", "slots")),
-        *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads")),
-        *((name, c_void_p) for name in ("embedding", "learned", "rotary")),
+        *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads", "embedding_norm", "skips")),
+        ("unit", Norm),
+        *((name, c_void_p) for name in ("embedding", "bigrams")),
+        ("bigram_rows", c_int64),
+        *((name, c_void_p) for name in ("read", "learned", "rotary")),
         ("layer", POINTER(Layer)),
         ("final_norm", Norm),
         ("head", Linear),
@@ -56,6 +64,11 @@ class Drafter(Structure):
         *((name, Linear) for name in ("query", "recall", "up", "direct", "down", "after")),
         ("before", c_void_p),
     ]
+
+
+def knows(config: ModelConfig) -> bool:
+    """Whether kernel.c computes what such a model does; torch decodes what it does not know."""
+    return not {"logit_softcap", "embedding_size"}.intersection(config.additions)
 
 
 @cache

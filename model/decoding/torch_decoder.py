@@ -47,8 +47,7 @@ class TorchDecoder:
 
     def reorder(self, slots: Sequence[int]) -> None:
         self.lengths = [self.lengths[slot] for slot in slots]
-        for part in (self.cache.keys, self.cache.values):
-            part.copy_(part[:, list(slots)])
+        self.cache.reorder(list(slots))
 
     def place(self) -> None:
         self.cache.positions.copy_(torch.tensor(self.lengths), non_blocking=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ADDITIONS, ModelConfig
 from .errors import ExportError
 
 VOCABULARY = ("tokens.weight", "lm_head.weight")  # tensors with a row for each token id, and padding after them
@@ -29,9 +29,10 @@ class Architecture:
 
     def differences(self, config: ModelConfig) -> list[str]:
         """What keeps a model from being one of these, in words."""
+        options = {**self.options, **{key: (ADDITIONS[key],) for key in config.additions}}
         return [
             f"{key} {' or '.join(map(str, values))}"
-            for key, values in self.options.items()
+            for key, values in options.items()
             if getattr(config, key) not in values
         ]
 
@@ -52,7 +53,7 @@ def choose(table: Sequence[Row], config: ModelConfig, program: str) -> Row:
     nearest = min(table, key=lambda row: len(row.differences(config)))
     if not (differences := nearest.differences(config)):
         return nearest
-    has = ", ".join(f"{key} {getattr(config, key)}" for key in nearest.options)
+    has = ", ".join(f"{key} {getattr(config, key)}" for key in (*nearest.options, *config.additions))
     raise ExportError(
         f"{program} has no architecture for a model of {has}; the nearest one, {nearest.name}, needs "
         f"{', '.join(differences)}."

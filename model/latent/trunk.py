@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attention import KeyValueCache, split_heads
 from ..block import Norm, TransformerBlock
 from ..positions import RotaryPositions, rotate
+from ..streams.gates import gate
 from ..tensors import States
 
 KeysAndValues = tuple[Tensor, Tensor]
@@ -49,7 +50,7 @@ class LastBlock:
         """Keys and values (B, H, T, D/H), without gradient, of a text whose states before the block are (B, T, D)."""
         with torch.no_grad():
             rotations = None if self.rotary is None else self.rotary(before_last.shape[1])
-            _, keys, values = self._project(before_last, rotations)
+            _, keys, values, _ = self._project(before_last, rotations)
         return keys, values
 
     def __call__(
@@ -68,7 +69,7 @@ class LastBlock:
         values of this step are appended.
         """
         attention, length = self.block.attention, x.shape[1]
-        query, key, value = self._project(x, rotations)
+        query, key, value, gates = self._project(x, rotations)
         steps.append((key, value))
         keys, values = text
         scale = query.shape[-1] ** -0.5
@@ -78,13 +79,15 @@ class LastBlock:
         mixed = weights[..., : -len(steps)] @ values
         for weight, (_, value) in zip(weights[..., -len(steps) :].unbind(-1), steps, strict=True):
             mixed = mixed + weight[..., None] * value[:, :, :length]
+        mixed = mixed if gates is None else mixed * gates.to(mixed.dtype)
         x = x + _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
         mlp = self.block.mlp
         x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, _normalise(self.block.mlp_norm, x))))
         return _normalise(self.final_norm, x)
 
-    def _project(self, x: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, N, D/H) of what reaches the block (B, N, D)."""
+    def _project(self, x: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values (B, H, N, D/H) of what reaches the block (B, N, D), and the factors of its heads
+        (B, H, N, 1), None where it has no gates."""
         attention = self.block.attention
         x = _normalise(self.block.attention_norm, x)
         qkv = F.linear(x, attention.in_proj_weight.detach(), _detached(attention.in_proj_bias))
@@ -93,7 +96,8 @@ class LastBlock:
             query, key = _normalise(attention.query_norm, query), _normalise(attention.key_norm, key)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
-        return query, key, value
+        output_gate = attention.output_gate
+        return query, key, value, None if output_gate is None else gate(x, output_gate.weight.detach())
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

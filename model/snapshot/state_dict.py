@@ -14,7 +14,7 @@ from ..transformer import TransformerLM
 from .vetting import shown
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-_NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "eos_token_id")
+_NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "head_init", "z_loss", "eos_token_id")
 
 
 @dataclass

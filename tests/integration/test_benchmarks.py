@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import variants
+from benchmarks.variants_figures import interval, loss_at, time_to
 from tests.helpers.text import REPOSITORY
 
 WITHOUT_A_TABLE = "train_speed_workers"  # what the processes of train_speed run
@@ -48,8 +50,33 @@ def test_variants_trains_and_compares(tmp_path: Path):
     assert float(half[3]) != float(whole[3])  # held-out CE
     assert float(half[-1]) == pytest.approx(float(half[3]) - float(whole[3]), abs=2e-4)
     assert "not finished" not in printed
+    sizes = ("--seeds", "0", "--tokens", 32_768, "--rounds", 1)
+    printed = run("variants", tmp_path, "--of", "now,scales,scales@0.5", "--texts", "python", *sizes)
+    assert (tmp_path / "python" / "scales@0.5-0").is_dir() and row(printed, "scales")
     speeds = run("variants", tmp_path, "--of", "adamw,all", "--only", "speeds", "--rounds", 1)
     assert row(speeds, "adamw")[0] == "1.000"
+
+
+def test_every_variant_and_option_is_a_preset(tmp_path: Path):
+    (tmp_path / "books" / "data").mkdir(parents=True)
+    (tmp_path / "books" / "data" / "train-0.parquet").write_bytes(bytes(1000))
+    for name in [*variants.VARIANTS, *variants.OPTIONS, "now+scales+cautious", "scales+final-0"]:
+        for text in variants.TEXTS:
+            made = variants.preset(variants.Made(name, 1.0, 3, text), tmp_path, (128, 2))
+            assert made.train.seed == 3 and not made.train.compile
+            names = [source.source_name for source in made.data.sources]
+            assert ("python_packages" in names) == (text != "corpus") and ("books" in names) == (text == "corpus")
+    both = variants.preset(variants.Made("scales+final-0", 0.5, 0, "python"), None, (128, 2))
+    assert both.model.stream_scales and both.model.norm == "rms" and both.train.final_learning_rate_fraction == 0
+
+
+def test_what_variants_say_about_equal_time():
+    points = [(0.5, 4.2), (1.0, 4.0)]
+    assert loss_at(points, 1.0) == 4.0 and loss_at(points, 0.5**0.5) == pytest.approx(4.1)
+    assert loss_at(points, 1.01) == 4.0 and loss_at(points, 1.1) is None and loss_at(points, 0.3) is None
+    assert time_to(points, 4.1) == ("=", pytest.approx(0.5**0.5))
+    assert time_to(points, 4.3) == ("<", 0.5) and time_to(points, 3.9) is None
+    assert interval([0.1, 0.2, 0.3]) == "+0.2000 +- 0.2484" and interval([0.1]) == "+0.1000"
 
 
 @pytest.mark.slow

@@ -25,7 +25,26 @@ OPTIONS = {
         "bias": False,
         "tie_embeddings": False,
     },
+    "embedding_norm": {"embedding_norm": True},
+    "stream_scales": {"stream_scales": True},
+    "skip_connections": {"skip_connections": True, "num_layers": 5},
+    "value_tables": {"value_embeddings": "tables"},
+    "value_projections": {"value_embeddings": "projections"},
+    "attention_gates": {"attention_gates": True},
+    "bigrams": {"bigram_rows": 97},
+    "capped": {"logit_softcap": 5.0, "z_loss": 1e-3},
+    "zero_head": {"tie_embeddings": False, "head_init": "zero"},
+    "factorised": {"embedding_size": 8},
+    "factorised_untied": {"embedding_size": 8, "tie_embeddings": False},
 }
+STARTS_AS_PLAIN = (
+    "stream_scales",
+    "skip_connections",
+    "value_tables",
+    "value_projections",
+    "attention_gates",
+    "bigrams",
+)
 
 
 def make(config: ModelConfig, option: str) -> TransformerLM:
@@ -39,7 +58,7 @@ def model(request, config) -> TransformerLM:
     model = make(config.model_copy(update={"init_std": 0.2}), request.param)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if any(part in name for part in ("norm", "gate", "streams", "bigrams")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
@@ -97,21 +116,37 @@ def test_weights_come_back_from_a_state_dict(model, token_ids):
 def test_every_option_learns_and_is_counted(config, token_ids, option):
     model = make(config, option).train()
     assert model.num_parameters() == sum(parameter.numel() for parameter in model.parameters())
-    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks"))
-    head = model.padded_vocab_size * config.hidden_size
-    attention = 12 * config.num_layers * config.hidden_size * config.seq_length
+    tables = {"tokens.weight", "positions.weight", "lm_head.weight", "bigrams.table.weight"}
+    if option == "value_tables":
+        tables.add("streams.values.1.weight")
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name not in tables)
+    head = model.padded_vocab_size * (model.config.embedding_size or config.hidden_size)
+    attention = 12 * model.config.num_layers * config.hidden_size * config.seq_length
     assert model.flops_per_token() == 6 * (matrices + head) + attention
     rows, labels = token_ids[:256].view(8, 32), token_ids[1:257].view(8, 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(30):
+    for step in range(30):
         loss = model(rows, labels).loss_sum / labels.numel()
         optimizer.zero_grad()
         loss.backward()
-        assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+        gradients = [parameter.grad for parameter in model.parameters()]
+        assert all(g is not None and (step == 0 or g.any()) for g in gradients)  # what starts at 0 may hide a gate
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(500), abs=0.3) and losses[-1] < losses[0] - 2
+
+
+@pytest.mark.parametrize("option", STARTS_AS_PLAIN)
+def test_what_is_added_starts_as_the_plain_trunk_and_draws_nothing(config, token_ids, option):
+    added, state = make(config, option), torch.random.get_rng_state()
+    plain = make(config.model_copy(update={"num_layers": added.config.num_layers}), "plain")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(weight, added.get_parameter(name)) for name, weight in plain.named_parameters())
+    with torch.no_grad():
+        for length in (1, 32):
+            ids = token_ids[None, :length]
+            assert torch.equal(added.hidden_states(ids), plain.hidden_states(ids))
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -116,7 +116,9 @@ def test_without_gradients_none_are_computed():
     with torch.no_grad():
         loss, _ = linear_cross_entropy(hidden, weight, bias, labels)
     assert not loss.requires_grad
-    _, _, grad_hidden, grad_weight = linear_loss._fused(hidden, weight, bias, labels, None, torch.float32, False, False)
+    _, _, grad_hidden, grad_weight = linear_loss._fused(
+        hidden, weight, bias, labels, None, torch.float32, False, False, 0.0, 0.0
+    )
     assert grad_hidden.numel() == grad_weight.numel() == 0
     torch.testing.assert_close(loss, reference(hidden, weight, bias, labels, 1.0)[0].float())
 
@@ -148,9 +150,49 @@ def test_gradient_checks_and_operator_contract(weighted):
     )
     torch.library.opcheck(
         linear_loss._fused,
-        (hidden, weight, bias, labels, token_weights, torch.float64, True, False),
+        (hidden, weight, bias, labels, token_weights, torch.float64, True, False, 0.0, 0.0),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(3.0, 0.0), (0.0, 0.02), (3.0, 0.02)])
+def test_capped_logits_and_the_z_loss_equal_plain_means(many_chunks, softcap, z_loss, weighted):
+    hidden, weight, bias, labels = problem()
+    token_weights = token_weights_for(labels) if weighted else None
+    loss, token_nll = linear_cross_entropy(hidden, weight, bias, labels, token_weights, softcap, z_loss)
+    (loss * 0.25).backward()
+    h, w = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
+    logits = F.linear(h, w)
+    logits = (softcap * (logits / softcap).tanh() if softcap else logits) + bias.double()
+    expected_nll = F.cross_entropy(logits, labels, reduction="none")
+    each = expected_nll + z_loss * logits.logsumexp(1).square() * (labels != -100)
+    expected = (each if token_weights is None else each * token_weights.double()).sum()
+    (expected * 0.25).backward()
+    pairs = ((loss, expected), (token_nll, expected_nll), (hidden.grad, h.grad), (weight.grad, w.grad))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs.float(), atol=2e-5, rtol=2e-5)
+    assert not weight.grad[200:].any() and not hidden.grad[labels == -100].any()
+
+
+def test_a_cap_and_a_z_loss_pass_the_gradient_check():
+    hidden, weight, bias, labels = problem(torch.float64, tokens=12, rows=24, vocab_size=20)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, bias, labels, None, 2.0, 0.1)[0], (hidden, weight)
+    )
+
+
+def test_a_compiled_model_compiles_capped_logits(many_chunks):
+    hidden, weight, bias, labels = problem()
+
+    def loss_of(h, w):
+        return linear_cross_entropy(h, w, bias, labels, None, 3.0, 0.02)
+
+    eager = loss_of(hidden, weight)
+    expected = torch.autograd.grad(eager[0], (hidden, weight))
+    made = torch.compile(loss_of, fullgraph=True, backend="aot_eager")(hidden, weight)
+    torch.testing.assert_close(made, eager)
+    torch.testing.assert_close(torch.autograd.grad(made[0], (hidden, weight)), expected)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -7,6 +7,7 @@ import pytest
 
 from engine.config import CONFIGS, load_preset, parse_preset, preset_files, write_schema
 from engine.config.reading import SCHEMA_FILE
+from engine.errors import PresetError
 
 REFERENCE_KEYS = {
     "model": ["hidden_size", "num_layers", "num_heads", "seq_length"],
@@ -58,3 +59,39 @@ def test_the_schema_beside_the_presets_is_current(tmp_path: Path):
     write_schema(tmp_path / SCHEMA_FILE)
     written = json.loads((tmp_path / SCHEMA_FILE).read_text())
     assert json.loads((CONFIGS / SCHEMA_FILE).read_text()) == written, "run engine.config.write_schema()"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "off"),
+    [("value_embeddings", "tables", '"none"'), ("logit_softcap", 15.0, "0.0"), ("embedding_size", 64, "0")],
+)
+def test_the_lookahead_core_is_refused_beside_what_it_cannot_read(key, value, off):
+    values = {"name": "n", "model": {key: value}}
+    assert getattr(parse_preset(values).model, key) == value
+    with pytest.raises(PresetError, match=f"model.{key}; set that to {off} or turn"):
+        parse_preset(values | {"auxiliary": {"enable_value": True}})
+
+
+def test_a_tied_head_cannot_begin_at_zero():
+    values = {"name": "n", "model": {"head_init": "zero", "tie_embeddings": False}}
+    assert parse_preset(values).model.head_init == "zero"
+    values["model"].pop("tie_embeddings")
+    with pytest.raises(PresetError, match="zero needs a head of its own; set tie_embeddings to false"):
+        parse_preset(values)
+
+
+def test_what_belongs_to_muon_is_refused_beside_adamw():
+    values = {"name": "n", "train": {"optimizer": "muon", "cautious_weight_decay": True}}
+    assert parse_preset(values).train.cautious_weight_decay
+    values["train"].pop("optimizer")
+    with pytest.raises(PresetError, match=r'needs Muon; set train.optimizer to "muon" or leave it out'):
+        parse_preset(values)
+
+
+def test_doublings_of_the_batch_ascend_and_stand_alone():
+    values = {"name": "n", "train": {"batch_doublings": [0.2, 0.5]}}
+    assert parse_preset(values).train.batch_doublings == (0.2, 0.5)
+    with pytest.raises(PresetError, match=r"count steps of one size; leave out train\.batch_doublings"):
+        parse_preset(values | {"auxiliary": {"enable_adaptive_sources": True}, "data": {"mix_strategy": "weighted"}})
+    with pytest.raises(PresetError, match="not a list of ascending shares"):
+        parse_preset(values | {"train": {"batch_doublings": [0.5, 0.2]}})

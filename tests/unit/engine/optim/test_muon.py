@@ -10,8 +10,9 @@ from engine import train
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.errors import Interrupted
 from engine.events import read
-from engine.optim.muon import ADAMW_RMS, Fragment, MuonAdamW, orthogonal
+from engine.optim.muon import MOMENTUM, Fragment, MuonAdamW, MuonSettings, normalised_rows
 from engine.optim.optimizers import muon
+from engine.optim.orthogonal import ADAMW_RMS, coefficients
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 
@@ -23,21 +24,6 @@ EVERYTHING = AuxiliaryConfig(
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / CURRENT, weights_only=True)["model"]
-
-
-@pytest.mark.parametrize("shape", [(3, 48, 48), (1, 96, 24), (2, 24, 96)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_updates_have_equal_singular_values_and_the_size_of_adamws(shape: tuple[int, ...], dtype: torch.dtype):
-    torch.manual_seed(0)
-    matrices = torch.randn(shape) * torch.tensor([1e-6, 1.0, 1e3])[: shape[0], None, None]
-    made = orthogonal(matrices, dtype)
-    assert made.dtype == torch.float32 and made.shape == shape
-    singular = torch.linalg.svdvals(made / (ADAMW_RMS * max(shape[1:]) ** 0.5))
-    assert singular.min() > 0.5 and singular.max() < 1.3
-    assert made.square().mean().sqrt().item() == pytest.approx(ADAMW_RMS, rel=0.25)
-    for one, other in zip(matrices, made, strict=True):  # along the matrix, not against it
-        u, _, v = torch.linalg.svd(one, full_matrices=False)
-        assert torch.linalg.matrix_norm(u.T @ (other / other.norm()) @ v.T).item() == pytest.approx(1, abs=0.02)
 
 
 def test_a_step_is_that_of_torchs_muon():
@@ -89,7 +75,12 @@ def test_which_weights_muon_steps_and_how_fused_ones_split():
     assert moved.tolist() == pytest.approx([1e-2 * ADAMW_RMS] * 3, rel=0.2)
 
 
-def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices():
+@pytest.mark.parametrize(
+    "settings",
+    [MuonSettings(), MuonSettings(False, True, True, coefficients("polar_express", 6))],
+    ids=["plain", "every option"],
+)
+def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices(settings: MuonSettings):
     """Two ranks by hand: three parameters in one flat tensor, cut in the middle of the second."""
     torch.manual_seed(0)
     a, b, c = (1, 8, 12), (3, 6, 6), (1, 10, 8)  # of 96, 108 and 80 numbers
@@ -101,7 +92,8 @@ def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices():
     def stepped(part: slice, fragments: list[Fragment], sum_over_ranks: Callable) -> torch.Tensor:
         flat = torch.nn.Parameter(start[part].clone())
         flat.grad = gradient[part].clone()
-        optimizer = MuonAdamW([{"params": [flat], "weight_decay": 0.1, "muon": True}], {}, 0.1, torch.float32)
+        groups = [{"params": [flat], "weight_decay": 0.1, "muon": True}]
+        optimizer = MuonAdamW(groups, {}, 0.1, torch.float32, settings)
         optimizer.fragments, optimizer.sum_over_ranks = {flat: fragments}, sum_over_ranks
         optimizer.step()
         return flat.detach()
@@ -112,6 +104,62 @@ def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices():
         stepped(*half, lambda tensor: parts.append(tensor.clone()))
     made = [stepped(*half, lambda tensor: tensor.copy_(sum(parts))) for half in halves]
     torch.testing.assert_close(torch.cat(made), stepped(slice(None), both, lambda tensor: pytest.fail("nobody shares")))
+
+
+def stepped(settings: MuonSettings, gradients: list[torch.Tensor], **group) -> list[torch.Tensor]:
+    """A weight of ones and minus ones after each step."""
+    weight = torch.nn.Parameter(torch.ones_like(gradients[0]))
+    with torch.no_grad():
+        weight[:, ::2] = -1
+    groups = [{"params": [weight], "weight_decay": 0.5, "muon": True, **group}]
+    optimizer = MuonAdamW(groups, {}, 0.1, torch.float32, settings)
+    optimizer.fragments = {weight: [Fragment((1, *weight.shape), 0, 0, weight.numel(), False)]}
+    made = []
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        made.append(weight.detach().clone())
+    return made
+
+
+def test_cautious_decay_takes_what_the_update_makes_smaller_only():
+    torch.manual_seed(0)
+    gradient = torch.randn(16, 24)
+    (plain,), (cautious,) = (stepped(MuonSettings(cautious=each), [gradient]) for each in (False, True))
+    start = torch.ones(16, 24)
+    start[:, ::2] = -1
+    update = start * (1 - 0.1 * 0.5) - plain  # with the learning rate
+    smaller = update * start > 0
+    assert smaller.any() and not smaller.all()
+    torch.testing.assert_close(cautious, torch.where(smaller, plain, start - update))
+
+
+def test_momentum_and_nesterov_are_those_asked_for():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 16, 24)
+    usual = stepped(MuonSettings(), [first, second])
+    assert all(map(torch.equal, usual, stepped(MuonSettings(), [first, second], momentum=MOMENTUM)))
+    forgetful = stepped(MuonSettings(nesterov=False), [first, second], momentum=0.0)
+    alone = stepped(MuonSettings(nesterov=False), [second], momentum=0.0)
+    start = stepped(MuonSettings(), [torch.zeros(16, 24)])[0] / (1 - 0.1 * 0.5)
+    decayed = 1 - 0.1 * 0.5
+    torch.testing.assert_close(forgetful[1] - forgetful[0] * decayed, alone[0] - start * decayed)
+    heavy = stepped(MuonSettings(nesterov=False), [first, second])
+    torch.testing.assert_close(heavy[0], forgetful[0])
+    assert not torch.allclose(heavy[1], usual[1], atol=1e-3)
+
+
+def test_normalised_rows_are_equal_and_together_as_large_as_before():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 30, 8) * torch.linspace(0.1, 3, 30)[:, None]
+    made, squares = normalised_rows(matrices, torch.zeros_like(matrices))
+    rows = made.norm(dim=2)
+    torch.testing.assert_close(rows, rows[:, :1].expand(2, 30))
+    torch.testing.assert_close(made.norm(dim=(1, 2)), matrices.norm(dim=(1, 2)))
+    torch.testing.assert_close(squares, 0.05 * matrices.square().mean(-1, keepdim=True).expand(2, 30, 8))
+    again, later = normalised_rows(torch.ones(2, 30, 8), squares)
+    assert again[0, 0, 0] > 2 * again[0, -1, 0]  # rows that were small before move more
+    torch.testing.assert_close(later, squares * 0.95 + 0.05)
 
 
 @pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
@@ -150,6 +198,18 @@ def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
     assert losses[-1] < losses[7]
     moments = CheckpointFolder(tmp_path).newest().optimizer["moments"]
     assert all(own.keys() == {"exp_avg", "exp_avg_sq"} for own in moments.values())
+
+
+def test_rows_may_be_normalised_in_a_later_run(tiny, tmp_path: Path, capsys):
+    """Their averages begin at zero, and the momentum is kept."""
+    for number, changes in enumerate(({}, {"muon_normalise_rows": True}, {}), 1):
+        preset = tiny(train={"optimizer": "muon"} | changes)
+        train(preset, token_budget=number * 8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
+        moments = CheckpointFolder(tmp_path).newest().optimizer["moments"]["blocks.0.mlp.up.weight"]
+        assert ("exp_avg_sq" in moments) == (number == 2)
+    assert "their moments start at zero" not in capsys.readouterr().out
+    losses = list(by_step(read(tmp_path)).values())
+    assert len(losses) == 24 and losses[8] < losses[7] + 0.1 and losses[-1] < losses[7]
 
 
 @pytest.mark.slow

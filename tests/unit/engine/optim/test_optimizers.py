@@ -47,3 +47,45 @@ def test_the_lookahead_core_has_groups_of_its_own_with_its_factor(optimizer: str
         assert set(group["params"]) <= core or not set(group["params"]) & core
         assert group["rate_factor"] == (3.0 if set(group["params"]) <= core else 1.0)
     assert {parameter for group in groups for parameter in group["params"]} == set(model.parameters())
+
+
+def test_roles_have_their_own_rates_and_decay():
+    config = ModelConfig(
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        seq_length=16,
+        tie_embeddings=False,
+        stream_scales=True,
+        value_embeddings="tables",
+        bigram_rows=10,
+    )
+    model = TransformerLM(config, 64)
+    asked = TrainConfig(
+        optimizer="muon",
+        embedding_rate_factor=2.0,
+        head_rate_factor=3.0,
+        scalar_rate_factor=4.0,
+        embedding_weight_decay=0.02,
+        head_weight_decay=0.03,
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        names[parameter]: (group["rate_factor"], group["weight_decay"], group.get("muon", False))
+        for group in make_optimizer(model, asked, bf16=False).param_groups
+        for parameter in group["params"]
+    }
+    assert found.keys() == set(names.values())
+    for name in ("tokens.weight", "positions.weight", "bigrams.table.weight", "streams.values.1.weight"):
+        assert found[name] == (2.0, 0.02, False)
+    assert found["lm_head.weight"] == (3.0, 0.03, False)
+    for name in ("blocks.0.mlp_norm.weight", "blocks.1.mlp.up.bias", "streams.scales.0.scales"):
+        assert found[name] == (4.0, 0.0, False)
+    assert found["blocks.0.mlp.up.weight"] == (1.0, 0.1, True)
+
+
+def test_without_roles_groups_are_two_and_in_the_models_order():
+    """So that sums over them keep their bits."""
+    model = TransformerLM(ModelConfig(hidden_size=16, num_layers=2, num_heads=2, seq_length=16), 64)
+    groups = make_optimizer(model, TrainConfig(), bf16=False).param_groups
+    assert [group["params"] for group in groups] == [group["params"] for group in parameter_groups(model, 0.1)]

@@ -144,3 +144,51 @@ def test_drafts_equal_the_drafters_own(model):
         logits = decoder.condition(logits[1].clone(), torch.tensor(42))
         torch.testing.assert_close(logits, conditioned, rtol=tolerance, atol=tolerance * float(conditioned.std()))
         assert decoder.lengths == [0, 5]  # drafting reads nothing
+
+
+STREAMS = {
+    "streams": {"stream_scales": True, "skip_connections": True, "embedding_norm": True, "num_layers": 5},
+    "tables": {"value_embeddings": "tables", "attention_gates": True, "stream_scales": True},
+    "projections": {"value_embeddings": "projections", "positions": "rotary", "norm": "rms", "qk_norm": True},
+    "bigrams": {"bigram_rows": 97},
+}
+UNKNOWN = {
+    "head": {"embedding_size": 12, "logit_softcap": 8.0},
+}
+
+
+def check_all(model: TransformerLM, weights: Weights) -> None:
+    test_rows_at_different_positions_equal_the_model(model, weights.decoder(3))
+    test_tokens_are_forgotten_and_slots_reordered(model, weights.decoder(3))
+    test_the_window_can_be_filled_to_its_last_token(model, weights.decoder(3))
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_both_decoders_know_what_every_block_can_read(streams: str, monkeypatch):
+    monkeypatch.setitem(KINDS, streams, STREAMS[streams])
+    model = make_model(streams)
+    weights = Weights(model, "fp32")
+    assert isinstance(weights.decoder(1), KernelDecoder)
+    check_all(model, weights)
+    test_the_kernel_gives_a_row_the_same_bits_alone_and_in_company(model)
+    for precision in ("bf16", "int8"):
+        test_both_decoders_read_the_same_reduced_weights(model, precision, monkeypatch)
+        monkeypatch.undo()
+    monkeypatch.setattr("model.decoding.kernel.library", lambda: None)
+    weights = Weights(model, "fp32")
+    assert isinstance(weights.decoder(1), TorchDecoder)
+    check_all(model, weights)
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_what_the_kernel_does_not_know_is_decoded_by_torch(unknown: str, monkeypatch):
+    monkeypatch.setitem(KINDS, unknown, UNKNOWN[unknown])
+    model = make_model(unknown)
+    weights = Weights(model, "fp32")
+    assert isinstance(weights.decoder(1), TorchDecoder)
+    check_all(model, weights)
+    exact = expected(model, [5, 6, 7, 8])[-1]
+    for precision in ("bf16", "int8"):
+        reduced = Weights(model, precision).decoder(2)
+        reduced.read(1, [5, 6, 7])
+        assert 0 < (reduced.step([1], [8])[0].float() - exact).abs().max() < 0.1 * exact.std()

@@ -6,6 +6,7 @@ import pytest
 
 from engine.config import load_preset, preset_files
 from model import ExportError, ModelConfig
+from model.config import ADDITIONS
 from model.export.architecture import choose
 from model.export.counterparts import COUNTERPARTS, recognise
 
@@ -21,7 +22,8 @@ COMBINATIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.
 
 def test_the_rows_name_every_option():
     untouched = {"num_layers", "num_heads", "hidden_size", "seq_length", "tie_embeddings", "dropout", "init_std"}
-    assert ModelConfig.model_fields.keys() == OPTIONS.keys() | untouched
+    untouched |= {"head_init", "z_loss"}  # what a model computes is the same
+    assert ModelConfig.model_fields.keys() == OPTIONS.keys() | untouched | ADDITIONS.keys()
     assert all(row.options.keys() == OPTIONS.keys() for row in COUNTERPARTS)
 
 
@@ -57,6 +59,25 @@ def test_the_nearest_counterpart_is_named():
         "transformers has no architecture for a model of positions rotary, norm rms, qk_norm True, mlp swiglu, bias "
         "True; the nearest one, Qwen3ForCausalLM, needs bias False."
     )
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [
+        *({key: True} for key in ("embedding_norm", "stream_scales", "skip_connections", "attention_gates")),
+        {"value_embeddings": "tables"},
+        {"bigram_rows": 100},
+        {"logit_softcap": 15.0},
+        {"embedding_size": 64},
+    ],
+    ids=lambda addition: next(iter(addition)),
+)
+def test_what_no_other_program_has_is_refused(addition):
+    ((key, value),) = addition.items()
+    portable = {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu", "bias": False}
+    with pytest.raises(ExportError) as caught:
+        choose(COUNTERPARTS, ModelConfig(**portable, **addition), "transformers")
+    assert f"{key} {value}; the nearest one, ApertusForCausalLM, needs {key} {ADDITIONS[key]}." in str(caught.value)
 
 
 def test_matrices_stand_as_transformers_has_them():

@@ -14,6 +14,7 @@ TRUNKS = {
     "all": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
     "one_block": {"positions": "rotary", "mlp": "swiglu", "num_layers": 1},
     "no_bias": {"bias": False},
+    "streams": {"stream_scales": True, "skip_connections": True, "attention_gates": True, "bigram_rows": 31},
 }
 
 
@@ -35,7 +36,12 @@ def make_trunk() -> Callable[..., TransformerLM]:
     def make(**changes) -> TransformerLM:
         torch.manual_seed(0)
         config = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "seq_length": 12, "init_std": 0.3}
-        return TransformerLM(ModelConfig(**(config | changes)), 50)
+        model = TransformerLM(ModelConfig(**(config | changes)), 50)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "gate" in name or "streams" in name or "bigrams" in name:
+                    parameter.add_(torch.randn_like(parameter))
+        return model
 
     return make
 
