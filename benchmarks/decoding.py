@@ -7,15 +7,19 @@ beginnings of held-out documents. Methods take turns; speeds are medians.
 
 Rows: identical (greedy texts), joints (of drawn texts, over a vocabulary of 16), verify (tokens a step of the model),
 speed, typical (what entropy-gated acceptance changes), overlap (of drafts and model, beside rollouts of the
-transition), teaching (a drafter taught by rollouts beside one taught by the coming tokens alone; takes some minutes).
+transition), teaching (drafters taught with and without rollouts, by AdamW and Muon; takes a quarter of an hour),
+fitting (the snapshot's drafter after lm.fit_drafter on --fit-tokens tokens of training text: overlap, tokens a step and
+speed once more; takes many minutes).
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,7 @@ from model.decoding.drafts.acceptance import block_verified
 from model.decoding.drafts.speculation import speculated_tokens
 from model.decoding.generate import Token, generate_tokens
 from model.decoding.settings import GenerationSettings
+from model.fitting.drafter import LEARNING_RATE, optimizers
 from model.latent.core import LookaheadCore
 from model.latent.distillation import DraftedText, draft_figure
 from model.latent.draft import Drafter
@@ -41,7 +46,7 @@ from tests.helpers import chains
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 100
 HELD_OUT_TOKENS, TEACHING_TOKENS = 100_000, 400_000
-TEACHING_STEPS, TEACHING_COLUMNS, TEACHING_RATE = 600, 48, 2e-3
+TEACHING_STEPS, TEACHING_COLUMNS = 300, 48
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Bench:
     text: Text
     prompts: list[list[int]]
     threads: int
+    fit_tokens: int = 2_000_000
 
     @property
     def model(self) -> TransformerLM:
@@ -78,6 +84,7 @@ def main() -> None:
     parser.add_argument("snapshot", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--fit-tokens", type=int, default=2_000_000)
     parser.add_argument("--rows", default="identical,joints,verify,speed,typical,overlap,teaching")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -85,7 +92,7 @@ def main() -> None:
     text = collect(parse_preset(lm.preset), lm, HELD_OUT_TOKENS, TEACHING_TOKENS, torch.device("cpu"))
     rows = text.test.input_ids[(text.test.labels >= 0).sum(1) > PROMPT_TOKENS]
     prompts = [row[1 : 1 + PROMPT_TOKENS].tolist() for row in rows[: arguments.prompts]]
-    bench = Bench(lm, text, prompts, arguments.threads)
+    bench = Bench(lm, text, prompts, arguments.threads, arguments.fit_tokens)
     config = lm.model.config
     print(
         f"{machine.describe(torch.device('cpu'))}, {processor()}, torch {torch.__version__}, "
@@ -227,41 +234,62 @@ def overlaps(bench: Bench, drafter: Drafter) -> dict[str, list[tuple[float, floa
     }
 
 
+class Lesson(NamedTuple):
+    """How a drafter is taught."""
+
+    rollouts: int
+    columns: int  # of a row
+    rate: float
+    muon: bool
+
+
+LESSONS = {
+    "AdamW, 4 rollouts": Lesson(4, TEACHING_COLUMNS, 2e-3, False),
+    "AdamW": Lesson(0, TEACHING_COLUMNS, 2e-3, False),
+    "Muon, 4 rollouts": Lesson(4, TEACHING_COLUMNS, LEARNING_RATE, True),
+    "Muon": Lesson(0, TEACHING_COLUMNS, LEARNING_RATE, True),
+    "Muon, four times the positions": Lesson(0, 4 * TEACHING_COLUMNS, LEARNING_RATE, True),
+}
+
+
 def teaching(bench: Bench) -> None:
-    """Drafters of equal size, from scratch, on the same text, on a trunk and a transition that stay as they are."""
-    core = bench.model.latent
-    assert core is not None
-    print(f"\na drafter taught for {TEACHING_STEPS} steps, three seeds: overlap and agreement at places 1, 2, 3")
-    results: dict[int, list[list[tuple[float, float]]]] = {}
-    for rollouts in (core.auxiliary.draft_rollouts or 4, 0):
+    """Drafters of equal size, from scratch, on the same text, on a trunk and a transition that stay as they are. The
+    text and what the model says along it teach them all, and rollouts some."""
+    print(f"\na drafter taught for {TEACHING_STEPS} steps, three seeds: overlap at places 1, 2, 3, and seconds")
+    results: dict[str, list[list[float]]] = {}
+    for name, lesson in LESSONS.items():
+        begin = time.perf_counter()
         for seed in (0, 1, 2):
-            results.setdefault(rollouts, []).append(overlaps(bench, taught(bench, rollouts, seed))["drafter"])
-        for seed, places in enumerate(results[rollouts]):
-            figures = ", ".join(f"{shared:.4f} {agree:.4f}" for shared, agree in places)
-            print(f"  {rollouts} rollouts, seed {seed}: {figures}", flush=True)
-    with_, without = results.values()
-    for place in range(bench.drafter.length):
-        gains = [one[place][0] - other[place][0] for one, other in zip(with_, without, strict=True)]
-        print(
-            f"  place {place + 1}: rollouts add {statistics.fmean(gains):+.4f} overlap "
-            f"({', '.join(f'{gain:+.4f}' for gain in gains)})"
-        )
+            found = overlaps(bench, taught(bench, lesson, seed))["drafter"]
+            results.setdefault(name, []).append([shared for shared, _ in found])
+        seconds = (time.perf_counter() - begin) / 3
+        for seed, places in enumerate(results[name]):
+            print(
+                f"  {name}, seed {seed}: {', '.join(f'{shared:.4f}' for shared in places)}  {seconds:.0f} s", flush=True
+            )
+    for name, other in itertools.pairwise(results):
+        for place in range(bench.drafter.length):
+            gains = [two[place] - one[place] for one, two in zip(results[name], results[other], strict=True)]
+            shown = ", ".join(f"{gain:+.4f}" for gain in gains)
+            print(f"  place {place + 1}: {other} less {name} {statistics.fmean(gains):+.4f} ({shown})")
 
 
-def taught(bench: Bench, rollouts: int, seed: int) -> Drafter:
+def taught(bench: Bench, lesson: Lesson, seed: int) -> Drafter:
     model, own = bench.model, bench.model.latent
     assert own is not None
+    rollouts = lesson.rollouts
     auxiliary = own.auxiliary.model_copy(update={"draft_rollouts": rollouts})
     torch.manual_seed(seed)
     core = LookaheadCore.create(model.config, auxiliary, model.padded_vocab_size)
     assert core is not None and core.drafter is not None
-    optimizer = torch.optim.AdamW(core.drafter.parameters(), lr=TEACHING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(core.drafter.parameters(), lr=lesson.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    made = optimizers(core.drafter, lesson.rate) if lesson.muon else [adamw]
     for step, (ids, labels) in enumerate(teaching_rows(bench, seed)):
-        for group in optimizer.param_groups:
-            group["lr"] = TEACHING_RATE * min(1.0, (step + 1) / 50) * (1 - step / TEACHING_STEPS)
+        for group in (group for optimizer in made for group in optimizer.param_groups):
+            group["lr"] = lesson.rate * min(1.0, (step + 1) / 50) * (1 - step / TEACHING_STEPS)
         draw = LookAheadSampler(auxiliary, ids.shape[1], seed).draw(torch.zeros_like(ids), Trained.alike(1.0), step)
         generator = torch.Generator().manual_seed(step)
-        columns = torch.randperm(ids.shape[1] - auxiliary.draft_length, generator=generator)[:TEACHING_COLUMNS]
+        columns = torch.randperm(ids.shape[1] - auxiliary.draft_length, generator=generator)[: lesson.columns]
         uniforms = torch.rand(auxiliary.draft_length - 1, rollouts, len(ids) * len(columns), generator=generator)
         draw = draw._replace(
             rows=torch.arange(len(ids)), draft_columns=columns.sort().values, draft_uniforms=uniforms,
@@ -271,10 +299,11 @@ def taught(bench: Bench, rollouts: int, seed: int) -> Drafter:
         remaining = torch.full_like(ids, ids.shape[1]) - torch.arange(ids.shape[1])
         text = DraftedText(context, draw, labels, remaining)
         total, count = draft_figure(core.drafter, own.transition, model, text)
-        optimizer.zero_grad()
+        core.drafter.zero_grad()
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(core.drafter.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in made:
+            optimizer.step()
     return core.drafter.eval()
 
 
@@ -286,6 +315,24 @@ def teaching_rows(bench: Bench, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             yield batch.input_ids[0], batch.labels[0].clamp_min(0)
             if (done := done + 1) == TEACHING_STEPS:
                 return
+
+
+def fitting(bench: Bench) -> None:
+    decode = bench.lm.tokenizer.decode
+    texts = [
+        decode(row.tolist())
+        for batch in bench.text.training(bench.fit_tokens, 1)
+        for row in batch.input_ids.flatten(0, -2)
+    ]
+    begin = time.perf_counter()
+    fit = bench.lm.fit_drafter(texts, bench.fit_tokens)
+    shown = [", ".join(f"{share:.3f}" for share in shares) for shares in (fit.overlap_before, fit.overlap)]
+    print(
+        f"\nthe drafter after {fit.tokens:,} tokens by itself, {time.perf_counter() - begin:.0f} s: overlap on rows "
+        f"that did not teach {shown[0]} before, {shown[1]} now"
+    )
+    for row in (overlap, verify, speed):
+        row(bench)
 
 
 def race(methods: dict[str, Callable[[], object]], tokens: int, rounds: int = 5) -> dict[str, float]:
@@ -308,6 +355,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "typical": typical,
     "overlap": overlap,
     "teaching": teaching,
+    "fitting": fitting,
 }
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""What the lookahead core costs in training, and that it costs nothing when it is off.
+"""What the lookahead core costs in training, the drafter and the information gain beside it, and that it costs nothing
+when it is off.
 
     python -m benchmarks.lookahead_cost [--shapes 256x3,768x12] [--vocabulary 8192] [--rows 16] [--passes 4]
 
 One process, the engine's own step with the optimizer and the kind of trunk that 04_lookahead.json ships, on the
-standard library's text. Both models take turns step by step, so that a shared machine's noise meets both alike; the
-figure is the median of the ratios of neighbouring steps.
+standard library's text. The models take turns step by step, so that a shared machine's noise meets all alike; the
+figures are medians of the ratios of neighbouring steps. `on` is the core as it is shipped, without a drafter; `draft`
+has one, and `gain` the information gain too.
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import time
@@ -30,6 +33,8 @@ from sources.loading.loader import Batch, BatchShape
 
 SHIPPED = load_preset("configs/04_lookahead.json")
 CORE = SHIPPED.auxiliary
+DRAFT = CORE.model_copy(update={"enable_draft": True})
+GAIN = DRAFT.model_copy(update={"information_gain_weight": 0.1})
 OFF = AuxiliaryConfig(policy_kl_weight=1.0, rollout_depth=1, value_horizons=(2,), span_length=3)  # weights, no switch
 
 
@@ -102,7 +107,7 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
         state={},
         events=[],
     )
-    kinds = {"none": None, "off": OFF, "on": CORE}
+    kinds = {"none": None, "off": OFF, "on": CORE, "draft": DRAFT, "gain": GAIN}
     trainers = {name: Trainer(config, core, arguments, ranks) for name, core in kinds.items()}
     compiling = choose_compile(True, 0, ranks, Console(enabled=False)) if arguments.compile else None
     if compiling:
@@ -112,12 +117,11 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
         for trainer in trainers.values():
             trainer.step(batch)
     same = all(map(torch.equal, *(list(trainers[name].engine.module.parameters()) for name in ("none", "off"))))
-    times: dict[str, list[float]] = {"off": [], "on": []}
+    times: dict[str, list[float]] = {"off": [], "on": [], "draft": [], "gain": []}
     for number in range(arguments.rounds):
         for name in sorted(times, reverse=bool(number % 2)):
             times[name].append(trainers[name].step(batch))
     tokens = batch.num_tokens
-    ratios = sorted(off / on for off, on in zip(times["off"], times["on"], strict=True))
     precision = "bf16" if machine.native_bf16(ranks.device) else "fp32"
     compiled = "compiled" if compiling else "eager"
     print(
@@ -127,11 +131,16 @@ def compare(config: ModelConfig, arguments: argparse.Namespace, ranks: Ranks) ->
     for name in times:
         trainer, rate = trainers[name], tokens / statistics.median(times[name])
         print(
-            f"  {name:4} {trainer.parameters / 1e6:7.2f} M parameters  {trainer.flops / 1e6:8.1f} MFLOP a token", end=""
+            f"  {name:5} {trainer.parameters / 1e6:7.2f} M parameters  {trainer.flops / 1e6:8.1f} MFLOP a token", end=""
         )
         print(f"  {rate:9,.0f} tokens/s (median of {arguments.rounds})")
-    print(f"  on / off, tokens/s, pair by pair: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
-    print(f"  by the count of FLOPs: {trainers['off'].flops / trainers['on'].flops:.3f}")
+    for without, name in itertools.pairwise(times):
+        ratios = sorted(one / other for one, other in zip(times[without], times[name], strict=True))
+        flops = trainers[without].flops / trainers[name].flops
+        print(
+            f"  {name} / {without}, tokens/s, pair by pair: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to "
+            f"{ratios[-1]:.3f}); by the count of FLOPs {flops:.3f}"
+        )
     print(f"  off after two steps is to the bit what a model without the section is: {same}")
     for trainer in trainers.values():
         trainer.engine.destroy()

@@ -1,8 +1,10 @@
 """Whether looking ahead improves what is written: what the value, the drafter and the transition know about a choice.
 
-    python -m benchmarks.planning SNAPSHOT [--threads 2] [--held-out 200000] [--rows gap,temperature,gain,lines]
+    python -m benchmarks.planning SNAPSHOT [SNAPSHOT ...] [--prompts 1000] [--judge SNAPSHOT] [--threads 2]
+        [--held-out 200000] [--rows gap,temperature,samplers,gain,lines]
 
-SNAPSHOT has a transition, a value and a drafter, and the sources of its preset can be opened here. All is measured on
+Each SNAPSHOT has a transition, a value and a drafter, and the sources of its preset can be opened here; several are
+seeds of one another, and `lines` takes them together, the other rows one by one. All is measured on
 held-out documents: what is fitted is fitted on one half of them and judged on the other. Intervals are 95% ones of a
 bootstrap over documents.
 
@@ -12,12 +14,15 @@ Rows:
     temperature   NLL with log T = a + b H + c V against the one best fixed temperature
     gain          how well h_t foretells what reading x_{t+1} will tell about x_{t+2}, the information gain
                   log p(x_{t+2} | h_{t+1}) - log sum_a p(a | h_t) q(x_{t+2} | h_t, a), q being the drafter
-    lines         the rest of a line of held-out text: exact matches, edit similarity and time of greedy writing,
-                  temperatures, the likeliest of n texts, and beam search
+    samplers      rep-4, distinct-4 and the perplexity by a judge, another model, of texts drawn at six fixed
+                  temperatures and with six offsets of an adaptive one
+    lines         the rest of a line of text: exact matches, edit similarity and time of greedy writing, temperatures,
+                  the likeliest of n texts, beam search and planning
 """
 
 import argparse
 import difflib
+import math
 import random
 import statistics
 import time
@@ -25,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,16 +40,17 @@ from benchmarks.generate import processor
 from benchmarks.lookahead_text import Documents, Text, collect
 from engine.config import parse_preset
 from engine.device import machine
-from model import LanguageModel, TransformerLM, load
+from model import Generation, LanguageModel, TransformerLM, load
 from model.latent import expected_nll
 from model.latent.core import LookaheadCore
+from model.latent.objectives.information_gain import expected_gain
 from model.latent.rollout import Rollout, RolloutContext
 from model.latent.trunk import LastBlock
 from model.loss import IGNORE_INDEX
 
 COLUMNS, CHOICES = 24, 16  # of a row of text, and tokens drawn at each
 LIKELIEST = 32  # tokens a over which the drafter's guess about x_{t+2} is summed
-LINES, CONTEXT_CHARACTERS = 600, 500
+CONTEXT_CHARACTERS = 500
 REST_CHARACTERS = range(6, 41)  # of a line, that are to be written
 RESAMPLES = 2000
 RIDGES = (1.0, 30.0, 1000.0, 30000.0)
@@ -53,6 +60,8 @@ RIDGES = (1.0, 30.0, 1000.0, 30000.0)
 class Bench:
     lm: LanguageModel
     text: Text
+    lines: int
+    judge: LanguageModel | None
 
     @property
     def model(self) -> TransformerLM:
@@ -67,23 +76,33 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("snapshot", type=Path)
+    parser.add_argument("snapshots", type=Path, nargs="+")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=200_000, help="tokens")
-    parser.add_argument("--rows", default="gap,temperature,gain,lines")
+    parser.add_argument("--prompts", type=int, default=1000, help="lines to complete")
+    parser.add_argument("--judge", type=Path, help="another model's snapshot")
+    parser.add_argument("--rows", default="gap,temperature,samplers,gain,lines")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lm = load(arguments.snapshot, device="cpu")
-    bench = Bench(lm, collect(parse_preset(lm.preset), lm, arguments.held_out, 0, torch.device("cpu")))
-    config = lm.model.config
+    judge = load(arguments.judge, device="cpu") if arguments.judge else None
     print(f"{machine.describe(torch.device('cpu'))}, {processor()}, torch {torch.__version__}")
-    print(
-        f"{arguments.snapshot}: {config.num_layers} x {config.hidden_size}, vocabulary {lm.model.vocab_size:,}, "
-        f"{lm.progress['tokens_total']:,} tokens; {len(bench.text.tune)} held-out documents to fit with and "
-        f"{len(bench.text.test)} to judge by"
-    )
-    for row in arguments.rows.split(","):
-        ROWS[row](bench)
+    rows, benches = arguments.rows.split(","), []
+    for path in arguments.snapshots:
+        lm = load(path, device="cpu")
+        text = collect(parse_preset(lm.preset), lm, arguments.held_out, 0, torch.device("cpu"))
+        benches.append(Bench(lm, text, arguments.prompts, judge))
+        config = lm.model.config
+        print(
+            f"{path}: {config.num_layers} x {config.hidden_size}, vocabulary {lm.model.vocab_size:,}, "
+            f"{lm.progress['tokens_total']:,} tokens; {len(text.tune)} held-out documents to fit with and "
+            f"{len(text.test)} to judge by"
+        )
+    for bench in benches:
+        for row in rows:
+            if row != "lines":
+                ROWS[row](bench)
+    if "lines" in rows:
+        lines(benches)
 
 
 def interval(values: Tensor, documents: Tensor) -> str:
@@ -216,6 +235,11 @@ def gain(bench: Bench) -> None:
         predicted = ridge(features[0], tune.gain, features[1])
         residual = (test.gain - predicted).square().mean() / test.gain.var(correction=0)
         print(f"  a regression on {name}: R2 {1 - residual:.3f}, rank correlation {ranked(predicted, test.gain):.3f}")
+    head = bench.core.value_head
+    if head is not None and head.gain_bins is not None:  # auxiliary.information_gain_weight
+        predicted = expected_gain(head.gain(test.state))
+        residual = (test.gain - predicted).square().mean() / test.gain.var(correction=0)
+        print(f"  the value head: R2 {1 - residual:.3f}, rank correlation {ranked(predicted, test.gain):.3f}")
 
 
 @dataclass(frozen=True)
@@ -296,6 +320,57 @@ def ranked(first: Tensor, second: Tensor) -> float:
     return torch.corrcoef(ranks)[0, 1].item()
 
 
+# --- samplers
+
+
+SAMPLED_PROMPTS, PROMPT_TOKENS, SAMPLED_TOKENS = 40, 32, 100
+FIXED = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+OFFSETS = tuple(math.log(fixed) for fixed in FIXED)  # as many, and about as far
+
+
+def samplers(bench: Bench) -> None:
+    rows = bench.text.test.input_ids[(bench.text.test.labels >= 0).sum(1) > PROMPT_TOKENS][:SAMPLED_PROMPTS]
+    prompts = [bench.lm.tokenizer.decode(row[1 : 1 + PROMPT_TOKENS].tolist()) for row in rows]
+    print(
+        f"\nwhat samplers write, {len(prompts)} texts of {SAMPLED_TOKENS} tokens each, top_p 1: rep-4, distinct-4, "
+        "nats a token by the model itself and, where there is a judge, perplexity a token by it"
+    )
+    bench.lm.fit_temperature(documents_of(bench))
+    grid: list[tuple[str, dict]] = [(f"temperature {t}", {"temperature": t}) for t in FIXED]
+    grid += [
+        (f"adaptive {offset:+.2f}", {"temperature": "adaptive", "temperature_offset": offset}) for offset in OFFSETS
+    ]
+    for name, settings in grid:
+        texts = bench.lm.generate(prompts, SAMPLED_TOKENS, top_p=1.0, seed=0, stop_at_eos=False, logprobs=0, **settings)
+        grams = [list(zip(*(text.tokens[at:] for at in range(4)), strict=False)) for text in texts]
+        every = [gram for some in grams for gram in some]
+        repeated = 1 - sum(len(set(some)) for some in grams) / len(every)
+        own = -statistics.fmean(token.logprob for text in texts for token in text.logprobs or [])
+        shown = f"  {name:<16} {repeated:.3f}  {len(set(every)) / len(every):.3f}  {own:.3f}"
+        print(shown + (f"  {judged(bench.judge, prompts, texts):.1f}" if bench.judge else ""), flush=True)
+
+
+def judged(judge: LanguageModel, prompts: Sequence[str], texts: Sequence[str]) -> float:
+    """The judge's perplexity of the texts, each after its prompt, a token of its own."""
+    nats, tokens = 0.0, 0
+    for prompt, text in zip(prompts, texts, strict=True):
+        before, whole = judge.score(prompt), judge.score(prompt + text)
+        nats += float(whole.token_nll.sum() - before.token_nll.sum())
+        tokens += len(whole.tokens) - len(before.tokens)
+    return math.exp(nats / max(1, tokens))
+
+
+def documents_of(bench: Bench) -> list[str]:
+    """The texts of the documents that are for fitting."""
+    rows = bench.text.tune
+    ids: dict[int, list[int]] = {}
+    for at, document in enumerate(rows.document.tolist()):
+        read = rows.labels[at] != IGNORE_INDEX
+        ids.setdefault(document, []).extend(rows.labels[at][read].tolist())
+    decode = bench.lm.tokenizer.decode
+    return [decode([token for token in some if token != bench.lm.eos_token_id]) for some in ids.values()]
+
+
 # --- the rest of a line
 
 
@@ -306,54 +381,110 @@ class Line:
     python: bool
 
 
-def lines(bench: Bench) -> None:
-    tasks = list(lines_of(bench))
+class Completed(NamedTuple):
+    """What a method made of all lines, by line; and how long it took."""
+
+    exact: Tensor
+    similar: Tensor
+    nll: Tensor  # nats a token of what was written, by the model itself
+    seconds: float
+    gates: int = 0
+    candidates: int = 0
+    forwards: int = 0
+
+
+METHODS: dict[str, dict] = {
+    "greedy": {"temperature": 0},
+    **{f"temperature {t}": {"temperature": t, "top_p": 1.0, "seed": 0} for t in (0.2, 0.4, 0.6, 0.8)},
+    "adaptive": {"temperature": "adaptive", "temperature_offset": math.log(0.4), "top_p": 1.0, "seed": 0},
+    **{f"the likeliest of {n}": {"temperature": 0.6, "top_p": 1.0, "seed": 0, "num_samples": n} for n in (2, 4)},
+    **{f"beam search, {n}": {"temperature": 0, "num_beams": n} for n in (2, 4)},
+    "greedy, drafts": {"temperature": 0, "speculate": True},
+    "plan": {"temperature": 0, "plan": True},
+    "plan, drafts": {"temperature": 0, "plan": True, "speculate": True},
+}
+
+
+def lines(benches: Sequence[Bench]) -> None:
+    """For all models together: they are seeds of one another."""
+    results: dict[str, list[Completed]] = {name: [] for name in METHODS}
+    for number, bench in enumerate(benches):
+        tasks = list(lines_of(bench))
+        fits = bench.lm.fit_temperature(documents_of(bench)), bench.lm.fit_plan(documents_of(bench))
+        print(f"\nmodel {number}, the rest of {len(tasks)} lines; {fits[0]}; {fits[1]}")
+        for name, settings in METHODS.items():
+            found = complete_all(bench.lm, tasks, settings)
+            results[name].append(found)
+            cost = ""
+            if settings.get("plan"):
+                cost = f"  {found.gates} places, {found.candidates} candidates, {found.forwards} forward calls"
+            print(f"  {name:<20} {shown(found, tasks)}{cost}", flush=True)
     print(
-        f"\nthe rest of {len(tasks)} lines of held-out text: exact matches of Python and of prose, edit similarity, "
-        "nats a token of what was written, seconds"
+        "\nover all models: exact matches, edit similarity, nats a token, milliseconds a line; and the first two less "
+        "those of greedy writing, line by line"
     )
-    methods: dict[str, dict] = {"greedy": {"temperature": 0}}
-    methods |= {f"temperature {t}": {"temperature": t, "top_p": 1.0, "seed": 0} for t in (0.3, 0.6)}
-    methods |= {
-        f"the likeliest of {n}": {"temperature": 0.6, "top_p": 1.0, "seed": 0, "num_samples": n} for n in (2, 4)
-    }
-    methods |= {f"beam search, {n}": {"temperature": 0, "num_beams": n} for n in (2, 4)}
-    exact: dict[str, list[bool]] = {}
-    for name, settings in methods.items():
-        begin = time.perf_counter()
-        written = [complete(bench.lm, task, settings) for task in tasks]
-        seconds = time.perf_counter() - begin
-        exact[name] = [text == task.rest for (text, _), task in zip(written, tasks, strict=True)]
-        similar = statistics.fmean(
-            difflib.SequenceMatcher(None, text, task.rest, autojunk=False).ratio()
-            for (text, _), task in zip(written, tasks, strict=True)
-        )
-        shares = [
-            statistics.fmean(right for right, task in zip(exact[name], tasks, strict=True) if task.python == python)
-            for python in (True, False)
-        ]
-        differences = torch.tensor([float(a) - float(b) for a, b in zip(exact[name], exact["greedy"], strict=True)])
-        nats = statistics.fmean(nll for _, nll in written)
-        against = "" if name == "greedy" else f"; exact less greedy {interval(differences, torch.arange(len(tasks)))}"
-        print(
-            f"  {name:<20} {shares[0]:.3f} {shares[1]:.3f}  {similar:.3f}  {nats:.3f}  {seconds:.1f}{against}",
-            flush=True,
-        )
+    greedy = results["greedy"]
+    curve = []
+    for name, found in results.items():
+        exact, similar, nll = (torch.cat([getattr(one, part) for one in found]) for part in ("exact", "similar", "nll"))
+        milliseconds = 1000 * sum(one.seconds for one in found) / len(exact)
+        curve.append((milliseconds, exact.mean().item(), name))
+        against = ""
+        if name != "greedy":
+            places = torch.cat([torch.arange(len(one.exact)) for one in found])  # a line is one draw in all models
+            differences = [
+                interval(part - torch.cat([getattr(one, label) for one in greedy]), places)
+                for part, label in ((exact, "exact"), (similar, "similar"))
+            ]
+            against = f"  {differences[0]}  {differences[1]}"
+        print(f"  {name:<20} {exact.mean():.4f}  {similar.mean():.4f}  {nll.mean():.3f}  {milliseconds:.1f}{against}")
+    print("\nquality against time: what no faster method equals")
+    best = -1.0
+    for milliseconds, exact, name in sorted(curve):
+        if exact > best:
+            best = exact
+            print(f"  {milliseconds:8.1f} ms  {exact:.4f}  {name}")
 
 
-def complete(lm: LanguageModel, task: Line, settings: dict) -> tuple[str, float]:
+def shown(found: Completed, tasks: Sequence[Line]) -> str:
+    python = torch.tensor([task.python for task in tasks])
+    kinds = {"Python": python, "prose": ~python}
+    shares = ", ".join(f"{found.exact[kind].mean():.3f} of {name}" for name, kind in kinds.items() if kind.any())
+    return f"exact {shares}  similar {found.similar.mean():.3f}  {found.nll.mean():.3f} nats  {found.seconds:.1f} s"
+
+
+def complete_all(lm: LanguageModel, tasks: Sequence[Line], settings: dict) -> Completed:
+    begin = time.perf_counter()
+    written = [complete(lm, task, settings) for task in tasks]
+    seconds = time.perf_counter() - begin
+    similar = [
+        difflib.SequenceMatcher(None, text, task.rest, autojunk=False).ratio()
+        for (text, _), task in zip(written, tasks, strict=True)
+    ]
+    plans = [text.plan for text, _ in written if text.plan is not None]
+    return Completed(
+        torch.tensor([float(text == task.rest) for (text, _), task in zip(written, tasks, strict=True)]),
+        torch.tensor(similar),
+        torch.tensor([nll for _, nll in written]),
+        seconds,
+        *(sum(getattr(plan, part) for plan in plans) for part in ("gates", "candidates", "forwards")),
+    )
+
+
+def complete(lm: LanguageModel, task: Line, settings: dict) -> tuple[Generation, float]:
     """The text that a method chooses, up to the line's end, and its NLL in nats a token."""
     texts = lm.generate(task.prompt, 24, stop="\n", logprobs=0, **settings)
     found = [
-        (-statistics.fmean([token.logprob for token in text.logprobs or []] or [0.0]), str(text))
+        (-statistics.fmean([token.logprob for token in text.logprobs or []] or [0.0]), text)
         for text in (texts if isinstance(texts, list) else [texts])
     ]
-    nll, text = min(found)
+    nll, text = min(found, key=lambda one: one[0])
     return text, nll
 
 
 def lines_of(bench: Bench) -> Iterator[Line]:
-    """LINES beginnings of lines in the documents that judge, each cut between two words."""
+    """bench.lines beginnings of lines in the documents that judge, each cut between two words; half of them of Python,
+    where there are as many."""
     generator, rows = random.Random(0), bench.text.test
     sources = list(bench.text.opened.sources)
     candidates = []
@@ -370,10 +501,15 @@ def lines_of(bench: Bench) -> Iterator[Line]:
                 candidates.append(Line(text[max(0, cut - CONTEXT_CHARACTERS) : cut], text[cut:end], python))
     for python in (True, False):
         some = [line for line in candidates if line.python == python]
-        yield from generator.sample(some, min(LINES // 2, len(some)))
+        yield from generator.sample(some, min(bench.lines // 2, len(some)))
 
 
-ROWS: dict[str, Callable[[Bench], None]] = {"gap": gap, "temperature": temperature, "gain": gain, "lines": lines}
+ROWS: dict[str, Callable[[Bench], None]] = {
+    "gap": gap,
+    "temperature": temperature,
+    "samplers": samplers,
+    "gain": gain,
+}
 
 if __name__ == "__main__":
     main()

@@ -147,6 +147,13 @@ class AuxiliaryConfig(BaseModel):
     dynamics_weight: float = Field(default=0.4, ge=0.0, description="weight of the dynamics")
     span_contrastive_weight: float = Field(default=0.1, ge=0.0, description="weight of the contrast of spans")
     draft_weight: float = Field(default=0.1, ge=0.0, description="weight of the drafter")
+    information_gain_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        validate_default=True,
+        description="weight of a further target of the value: what reading the next token tells about the one after "
+        "it; it never trains the trunk",
+    )
     policy_detach_trunk: bool = Field(default=True, description=_DETACHED)
     value_detach_trunk: bool = Field(default=True, description=_DETACHED)
     dynamics_detach_trunk: bool = Field(default=True, description=_DETACHED)
@@ -192,7 +199,15 @@ class AuxiliaryConfig(BaseModel):
         ge=0,
         le=16,
         validate_default=True,
-        description="rollouts of the transition that teach the drafter, beside the tokens that come; 0: these alone",
+        description="rollouts of the transition that teach the drafter, beside the text and what the model says along "
+        "it; 0: these alone",
+    )
+    draft_position_fraction: float = Field(
+        default=1 / 64,
+        gt=0.0,
+        le=1.0,
+        validate_default=True,
+        description="share of all positions that teach the drafter; rollouts from more of them slow training down",
     )
 
     adaptive_interval_tokens: int = Field(
@@ -213,13 +228,14 @@ class AuxiliaryConfig(BaseModel):
         default=1_000_000, ge=1, description="tokens between updates of the thresholds of difficulty"
     )
 
-    @field_validator("policy_position_fraction")
+    @field_validator("policy_position_fraction", "draft_position_fraction")
     @classmethod
     def _positions_lie_in_rolled_out_rows(cls, fraction: float, info: ValidationInfo) -> float:
         rows = info.data.get("rollout_row_fraction", 1.0)  # missing when it was refused
-        if fraction > rows:
+        drafts = info.field_name == "draft_position_fraction"
+        if fraction > rows and (info.data.get("enable_draft") or not drafts):
             raise PydanticCustomError(
-                "policy_position_fraction",
+                "draft_position_fraction" if drafts else "policy_position_fraction",
                 "{fraction} of all positions cannot lie in rollout_row_fraction {rows} of the rows; "
                 "lower it or raise rollout_row_fraction.",
                 {"fraction": fraction, "rows": rows},
@@ -249,6 +265,23 @@ class AuxiliaryConfig(BaseModel):
                 {"rollouts": rollouts},
             )
         return rollouts
+
+    @field_validator("information_gain_weight")
+    @classmethod
+    def _gain_needs_value_and_drafter(cls, weight: float, info: ValidationInfo) -> float:
+        if weight and not (info.data.get("enable_value") and info.data.get("enable_draft")):
+            raise PydanticCustomError(
+                "information_gain_weight",
+                "{weight} needs enable_value, which learns the gain, and enable_draft, which measures it; "
+                "turn both on or set information_gain_weight to 0.",
+                {"weight": weight},
+            )
+        return weight
+
+    @property
+    def foretells_gain(self) -> bool:
+        """Whether the value head learns what the next token will tell."""
+        return self.information_gain_weight > 0
 
     @property
     def looks_ahead(self) -> bool:

@@ -5,19 +5,23 @@ token is predicted too. Text that looks like a special token is plain text.
 """
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from .decoding.decoder import Precision
+from .decoding.fitted import AdaptiveTemperature, Fitted
 from .decoding.forecast import forecast
 from .decoding.settings import GenerationSettings, Settings
 from .decoding.writing import Generation, Writer
 from .export import Exported, export
+from .fitting import DrafterFit, PlanFit, fit_drafter, fit_plan, fit_temperature
+from .fitting.development import document_rows
 from .loss import IGNORE_INDEX
 from .snapshot import Snapshot, write
 from .snapshot.tokenizer import panics_as_errors, read_tokenizer
@@ -41,6 +45,8 @@ class TokenForecast:
     guesses: list[list[tuple[str, float]]]  # [k]: the likeliest tokens k + 1 places on, and their probabilities
     expected_nll: dict[int, float]  # by horizon K: the mean nats that the next K tokens are expected to have
     realised_nll: dict[int, float]  # the mean nats that they had, where enough of the text is left
+    drafted: list[str]  # the next tokens as the drafter writes them; empty without one, and after a text's first token
+    accepted: int  # how many of these, from the first on, the model itself would write at temperature 0
 
 
 class LanguageModel:
@@ -62,6 +68,7 @@ class LanguageModel:
         self.model = model
         self.eos_token_id = eos_token_id
         self.preset, self.progress = dict(preset or {}), dict(progress or {})
+        self.fitted = Fitted()
         self.tokenizer = read_tokenizer(tokenizer_json)
         num_ids = max(self.tokenizer.get_vocab().values()) + 1
         if num_ids > model.vocab_size or not 0 <= eos_token_id < model.vocab_size:
@@ -93,15 +100,15 @@ class LanguageModel:
 
         The settings are those of GenerationSettings, by name: temperature (0: greedy), top_p, top_k, min_p,
         repetition_penalty, no_repeat_ngram, stop, seed, stop_at_eos, logprobs, num_samples, echo, logits_processors,
-        num_beams, length_penalty, speculate. With num_samples = n > 1 there are n texts for each prompt, one after the
-        other.
+        num_beams, length_penalty, speculate, temperature_offset, plan. With num_samples = n > 1 there are n texts for
+        each prompt, one after the other.
 
-        A Generation is a str with `tokens`, `logprobs`, `drafted` and `stopped`. Raises ValueError for a setting that
-        does not exist or makes no sense, and for an empty list.
+        A Generation is a str with `tokens`, `logprobs`, `drafted`, `plan` and `stopped`. Raises ValueError for a
+        setting that does not exist or makes no sense, and for an empty list.
         """
         checked = GenerationSettings.of(max_new_tokens, settings)
-        with self._evaluating(), panics_as_errors():
-            texts = self._writer.generate(self._encode_all(prompt), checked)
+        with _evaluating(self.model), panics_as_errors():
+            texts = self._writer.generate(_encode_all(self, prompt), checked, self.fitted)
         generations = [generation for some in texts for generation in some]
         return generations[0] if isinstance(prompt, str) and checked.num_samples == 1 else generations
 
@@ -125,28 +132,8 @@ class LanguageModel:
                 raise ValueError(
                     f"{name} is {getattr(checked, name)!r}, which text as it is decided cannot have; use generate."
                 )
-        return self._pieces(self._encode_all(prompt), checked, isinstance(prompt, str))
-
-    def _pieces(
-        self, prompts: list[list[int]], settings: GenerationSettings, single: bool
-    ) -> Generator[Any, None, Any]:
-        with self._evaluating(), panics_as_errors():
-            if not single:
-                return (yield from self._writer.stream(prompts, settings))
-            pieces = self._writer.stream(prompts, settings)
-            while True:
-                try:
-                    yield next(pieces)[1]
-                except StopIteration as end:
-                    return end.value[0]
-
-    def _encode_all(self, prompt: str | list[str]) -> list[list[int]]:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("the list of prompts is empty; give at least one text.")
-        if not all(isinstance(text, str) for text in prompts):
-            raise ValueError("a prompt is no text; give a string, or a list of strings.")
-        return [self.encode(text) for text in prompts]
+        pieces = self._writer.stream(_encode_all(self, prompt), checked, self.fitted)
+        return _streamed(self.model, pieces, isinstance(prompt, str))
 
     @torch.no_grad()
     def score(self, text: str) -> Score:
@@ -161,7 +148,7 @@ class LanguageModel:
         seq_length = self.model.config.seq_length
         sequence = torch.tensor([self.eos_token_id, *tokens], device=self.model.tokens.weight.device)
         token_nll = torch.empty(len(tokens))
-        with self._evaluating():
+        with _evaluating(self.model):
             scored = 0
             while scored < len(tokens):
                 start = 0 if scored == 0 else scored - seq_length // 2
@@ -186,12 +173,17 @@ class LanguageModel:
             raise ValueError(f"the text has {len(tokens)} tokens; give one of at least 1 and at most {most}.")
         return self.look_ahead_ids([self.eos_token_id, *tokens], depth, best)
 
-    def look_ahead_ids(self, token_ids: list[int], depth: int = 3, best: int = 3) -> list[TokenForecast]:
-        """Like look_ahead, after each of `token_ids`; the first is usually the end-of-text token."""
-        with self._evaluating():
-            result = forecast(self.model, torch.tensor(token_ids, device=self.model.tokens.weight.device), depth, best)
+    def look_ahead_ids(
+        self, token_ids: list[int], depth: int = 3, best: int = 3, draft_after: Container[int] | None = None
+    ) -> list[TokenForecast]:
+        """Like look_ahead, after each of `token_ids`; the first is usually the end-of-text token. The drafter is asked
+        after those with the numbers draft_after alone; None: after all."""
+        ids = torch.tensor(token_ids, device=self.model.tokens.weight.device)
+        with _evaluating(self.model):
+            result = forecast(self.model, ids, depth, best, draft_after)
         with panics_as_errors():
-            pieces = {id: self.tokenizer.decode([id]) for id in {*token_ids, *result.guesses.flatten().tolist()}}
+            shown = {*token_ids, *result.guesses.flatten().tolist(), *chain.from_iterable(result.drafts)}
+            pieces = {id: self.tokenizer.decode([id]) for id in shown}
         forecasts = []
         for at, token in enumerate(token_ids):
             places = zip(result.guesses[at].tolist(), result.probabilities[at].tolist(), strict=True)
@@ -199,7 +191,8 @@ class LanguageModel:
             expected = dict(zip(result.horizons, result.expected[at].tolist(), strict=True))
             realised = zip(result.horizons, result.realised[at].tolist(), result.known[at].tolist(), strict=True)
             realised = {horizon: nll for horizon, nll, known in realised if known}
-            forecasts.append(TokenForecast(pieces[token], guesses, expected, realised))
+            drafted = [pieces[id] for id in result.drafts[at]]
+            forecasts.append(TokenForecast(pieces[token], guesses, expected, realised, drafted, result.accepted[at]))
         return forecasts
 
     def save(self, path: str | os.PathLike) -> None:
@@ -218,15 +211,72 @@ class LanguageModel:
         """
         return export(_snapshot(self), target, dtype, licences)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Turns dropout off inside: the model may be in the middle of its training."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
+    def fit_temperature(self, texts: Iterable[str]) -> AdaptiveTemperature:
+        """Fit temperature="adaptive" to texts, each a document that the model was not trained on; some 10,000 tokens
+        are enough. `save` keeps it. Raises ValueError for too little text."""
+        with _evaluating(self.model), panics_as_errors():
+            fit = fit_temperature(self.model, _rows(self, texts))
+        self.fitted = replace(self.fitted, temperature=fit)
+        return fit
+
+    def fit_plan(self, texts: Iterable[str]) -> PlanFit:
+        """Fit plan=True to texts, each a document that the model was not trained on; some 20,000 tokens are enough.
+        `save` keeps its `weights`. Raises ValueError for too little text, and for a model without a drafter and
+        without a transition."""
+        with _evaluating(self.model), panics_as_errors():
+            fit = fit_plan(self.model, _rows(self, texts))
+        self.fitted = replace(self.fitted, plan=fit.weights)
+        return fit
+
+    def fit_drafter(self, texts: Iterable[str], tokens: int = 2_000_000) -> DrafterFit:
+        """Train a drafter, this model's or a new one, on `tokens` tokens of texts, each a document; the rest of the
+        model stays as it is. `save` keeps it. What was fitted for planning with another drafter is dropped. Raises
+        ValueError for too little text."""
+        with _evaluating(self.model), panics_as_errors():
+            rows = _rows(self, texts)
+        fit = fit_drafter(self.model, rows, tokens)
+        self.preset = self.preset | {"auxiliary": (self.preset.get("auxiliary") or {}) | fit.auxiliary}
+        self.fitted = replace(self.fitted, plan=None)
+        self._writer = Writer(self.model, self.tokenizer, self.eos_token_id, self._writer.precision)  # forgets timings
+        return fit
+
+
+def _encode_all(lm: LanguageModel, prompt: str | list[str]) -> list[list[int]]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one text.")
+    if not all(isinstance(text, str) for text in prompts):
+        raise ValueError("a prompt is no text; give a string, or a list of strings.")
+    return [lm.encode(text) for text in prompts]
+
+
+def _rows(lm: LanguageModel, texts: Iterable[str]) -> list[Tensor]:
+    """Of documents, to fit by."""
+    return document_rows(texts, lm.encode, lm.eos_token_id, lm.model.config.seq_length)
+
+
+def _streamed(
+    model: TransformerLM, pieces: Generator[tuple[int, str], None, list[Generation]], single: bool
+) -> Generator[Any, None, Any]:
+    with _evaluating(model), panics_as_errors():
+        if not single:
+            return (yield from pieces)
+        while True:
+            try:
+                yield next(pieces)[1]
+            except StopIteration as end:
+                return end.value[0]
+
+
+@contextmanager
+def _evaluating(model: TransformerLM) -> Iterator[None]:
+    """Turns dropout off inside: the model may be in the middle of its training."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _available(precision: str, model: TransformerLM) -> Precision:
@@ -241,4 +291,5 @@ def _available(precision: str, model: TransformerLM) -> Precision:
 
 def _snapshot(lm: LanguageModel) -> Snapshot:
     config = lm.model.config.model_dump() | {"vocab_size": lm.model.vocab_size, "eos_token_id": lm.eos_token_id}
-    return Snapshot(lm.model.state_dict(), config, lm.tokenizer.to_str(), lm.preset, lm.progress)
+    fitted = lm.fitted.values()
+    return Snapshot(lm.model.state_dict(), config, lm.tokenizer.to_str(), lm.preset, lm.progress, fitted)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from .config import ModelConfig
 from .decoding.decoder import Precision
+from .decoding.fitted import Fitted
 from .export import read_folder
 from .language_model import LanguageModel
 from .snapshot import Snapshot, SnapshotError, learned_positions, read, restore
@@ -72,7 +73,9 @@ def _language_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = model.to(device).eval()
-        return LanguageModel(model, contents.tokenizer, eos_token_id, contents.preset, contents.progress, precision)
+        lm = LanguageModel(model, contents.tokenizer, eos_token_id, contents.preset, contents.progress, precision)
+        lm.fitted = Fitted.from_values(contents.fitted)
+        return lm
     except ValueError as error:
         raise SnapshotError(f"{path}: {error}") from error
 

@@ -13,7 +13,7 @@ from engine.config import TrainConfig
 from engine.optim.muon import Fragment, Matrices, MuonAdamW, MuonSettings
 from engine.optim.orthogonal import coefficients
 
-LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight")
+LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight", "value_head.gain_bins.weight")
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ def _passage(writer: LanguageModel, rows: ValidationSet, step: int) -> list[dict
     segment_ids = rows.segment_ids[row]
     longest = segment_ids[segment_ids >= 0].bincount().argmax()
     columns = (segment_ids == longest).nonzero()[:, 0]
-    predictions = writer.look_ahead_ids(rows.input_ids[row, columns].tolist(), latent.auxiliary.rollout_depth)
-    first = min(PASSAGE_CONTEXT, max(0, len(predictions) - PASSAGE_TOKENS))
+    first = min(PASSAGE_CONTEXT, max(0, len(columns) - PASSAGE_TOKENS))
+    shown = range(first, first + PASSAGE_TOKENS)
+    tokens = rows.input_ids[row, columns].tolist()
+    predictions = writer.look_ahead_ids(tokens, latent.auxiliary.rollout_depth, draft_after=shown)
     return [asdict(prediction) for prediction in predictions[first : first + PASSAGE_TOKENS]]

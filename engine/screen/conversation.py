@@ -8,19 +8,21 @@ import difflib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.errors import PresetError
 from engine.screen import snapshots
 from engine.screen.dialog import ask, interruptible, say
+from model import Generation
 from model.decoding.settings import GenerationSettings
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 200, "temperature": 0.8, "top_p": 0.9, "no_repeat_ngram": 4}
 SETTINGS = {
     "max_new_tokens": "tokens of an answer, at most",
-    "temperature": "0: always the likeliest token; higher: more varied",
+    "temperature": "0: always the likeliest token; higher: more varied; adaptive: by how uncertain the model is",
+    "temperature_offset": "of an adaptive temperature: above 0 more varied, below 0 less",
     "top_p": "draw from the likeliest tokens that add up to this share",
     "top_k": "draw from this many of the likeliest tokens; 0: all",
     "min_p": "leave out tokens below this share of the likeliest one's probability",
@@ -28,8 +30,10 @@ SETTINGS = {
     "no_repeat_ngram": "never the same n tokens in a row twice; 0: off",
     "stop": 'an answer ends before this text, such as "\\n"',
     "speculate": "true: write with the model's drafts, the same texts; auto: where that is faster; typical: bolder",
+    "plan": "true, with temperature 0: weigh several tokens by what follows them where the model is uncertain",
     "seed": "the same answer each time; none: another one each time",
 }
+SHOWN_CHOICES, SHOWN_BEFORE = 3, 6  # of a plan: places, and tokens before each
 COMMANDS = {
     "help": "this list",
     "settings": "the settings as they are now",
@@ -83,6 +87,9 @@ class Conversation:
         steps = tokens - sum(generation.drafted)
         drafts = f", {tokens / steps:.1f} a step of the model" if steps < tokens else ""
         say(f"\n({tokens:,} tokens, {tokens / seconds:,.0f} a second{drafts})")
+        if generation.plan is not None:
+            for line in plan_tree(generation, self._model.tokenizer.decode):
+                say(line)
         for note in notes:
             say(f"({note.message})")
 
@@ -132,6 +139,33 @@ class Conversation:
         except PresetError as error:
             return str(error)
         return f"{name} answers now."
+
+
+def plan_tree(generation: Generation, decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """What was weighed while an answer was written, and which candidate won: the places where it was not the likeliest
+    one first, SHOWN_CHOICES at most. Of each candidate that the model read, what it would have gone on with."""
+    plan = generation.plan
+    assert plan is not None
+    yield (
+        f"(planned at {plan.gates:,} places: {plan.candidates:,} candidates weighed, {plan.forwards:,} calls of the "
+        "model)"
+    )
+    others = sorted(plan.choices, key=lambda at: (plan.choices[at].chosen == 0, at))[:SHOWN_CHOICES]
+    for at in sorted(others):
+        choice = plan.choices[at]
+        yield f"  after {decode(generation.tokens[max(0, at - SHOWN_BEFORE) : at])!r}"
+        read = [number for number, one in enumerate(choice.candidates) if one.verified is not None]
+        for number in read:
+            one = choice.candidates[number]
+            branch = "└" if number == read[-1] else "├"
+            mark = "▶" if number == choice.chosen else "─"
+            yield (
+                f"    {branch}{mark} {decode([one.token])!r:<14} {decode(list(one.following))!r:<24} "
+                f"log p {one.logprob:.2f}, score {one.verified:.2f}"
+            )
+        rest = ", ".join(repr(decode([one.token])) for one in choice.candidates if one.verified is None)
+        if rest:
+            yield f"       not read: {rest}"
 
 
 def _without_length(settings: dict[str, Any]) -> dict[str, Any]:

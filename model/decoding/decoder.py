@@ -36,9 +36,7 @@ class Decoder(Protocol):
     vocab_size: int
     lengths: list[int]
     draft_length: int  # tokens that `draft` drafts; 0 without a drafter
-    hidden: (
-        Tensor  # the final states (1 or len(tokens), D) of what the last `read` returned; overwritten by the next call
-    )
+    hidden: Tensor  # the final states (n, D) of the n tokens of the last call; overwritten by the next one
 
     def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
         """Append tokens to a slot. Returns the logits (1, V) after the last one, or (len(tokens), V) after each; they
@@ -49,16 +47,21 @@ class Decoder(Protocol):
         """Append one token to each of some slots. Returns logits (len(slots), V), overwritten by the next call."""
         ...
 
-    def reorder(self, slots: Sequence[int]) -> None:
-        """Let slot i hold what slots[i] holds."""
+    def reorder(self, slots: Sequence[int], start: int = 0) -> None:
+        """Let slot i hold what slots[i] holds; the first `start` tokens are known to be the same."""
         ...
 
     def place(self) -> None:
         """Before a round of `draft`, `condition` and `verify`: `lengths` are those of now."""
         ...
 
-    def verify(self, slot: int, tokens: Tensor) -> Tensor:
-        """Append tokens (n,) to a slot. Returns the logits (n, V) after each, overwritten by the next call."""
+    def verify(self, tokens: Tensor) -> Tensor:
+        """Append tokens (B, n) to the first B slots. Returns the logits (B, n, V) after each, overwritten by the next
+        call."""
+        ...
+
+    def last_block(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (1, H, n, D/H) of the trunk's last block, of the n tokens that a slot holds."""
         ...
 
     def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
@@ -229,17 +232,26 @@ class KernelDecoder:
             self.lengths[slot] += 1
         return self._forward(tokens, slots, positions, len(slots))
 
-    def reorder(self, slots: Sequence[int]) -> None:
+    def reorder(self, slots: Sequence[int], start: int = 0) -> None:
         self.lengths = [self.lengths[slot] for slot in slots]
-        longest = max(self.lengths)
+        changed = slice(start, max(self.lengths))
         self._read[:] = self._read[list(slots)]
-        self._cache[..., :longest, :] = self._cache[:, :, list(slots), :, :longest]
+        self._cache[..., changed, :] = self._cache[:, :, list(slots), :, changed]
 
     def place(self) -> None:
         pass
 
-    def verify(self, slot: int, tokens: Tensor) -> Tensor:
-        return self.read(slot, tokens.tolist(), every=True)
+    def verify(self, tokens: Tensor) -> Tensor:
+        rows, count = tokens.shape
+        starts = self.lengths[:rows]
+        self.lengths[:rows] = [start + count for start in starts]
+        slots = [slot for slot in range(rows) for _ in range(count)]
+        positions = [starts[slot] + place for slot in range(rows) for place in range(count)]
+        return self._forward(tokens.flatten().tolist(), slots, positions, rows * count).unflatten(0, (rows, count))
+
+    def last_block(self, slot: int) -> tuple[Tensor, Tensor]:
+        keys, values = self._cache[:, -1, slot : slot + 1, :, : self.lengths[slot]]
+        return keys, values
 
     def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
         self._library.draft(
@@ -267,7 +279,7 @@ class KernelDecoder:
             self._logits.data_ptr(), self._scratch.data_ptr(),
         )  # fmt: skip
         width = self._weights.model.config.hidden_size
-        self.hidden = self._scratch[count * width :][: wanted * width].view(wanted, width)
+        self.hidden = self._scratch[count * width :][: count * width].view(count, width)
         return self._logits[:wanted]
 
     def _make_room(self, count: int) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
+from .fitted import Tempering
+from .planning.choice import Choice
 from .processing import Penalties, draw_tokens
 from .settings import GenerationSettings
 
@@ -28,6 +30,7 @@ class Token(NamedTuple):
     logprob: float | None = None  # nats of the chosen token under the model, before any setting; None: not asked for
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their log-probabilities
     drafted: bool = False  # whether it is a draft that stood: see drafts/
+    choice: Choice | None = None  # what was weighed before it was written: see planning/
 
 
 class _Row:
@@ -59,20 +62,22 @@ def generate_tokens(
     eos_token_id: int,
     samples: Sequence[int],
     ended: set[int],
+    tempering: Tempering | None = None,
 ) -> Iterator[Token]:
     """Yield the tokens that continue `prompts`, of which any may be empty, as they are decided, row by row.
 
     The decoder has a slot for each prompt; samples[i] is the number of text i among those of one prompt. Rows whose
-    numbers the caller adds to `ended` get no more tokens.
+    numbers the caller adds to `ended` get no more tokens. `tempering` says what an adaptive temperature is.
     """
     rows = [_Row(i, prompt, settings, samples[i], decoder.vocab_size) for i, prompt in enumerate(prompts)]
-    pending: list[Tensor] = []
+    pending: list[tuple[Tensor, Tensor]] = []
     for row, prompt in zip(rows, prompts, strict=True):
         decoder.lengths[row.number] = 0
-        pending.append(decoder.read(row.number, [eos_token_id, *prompt][-decoder.window :])[0].clone())
-    logits = torch.stack(pending)
+        pending.append(_read_one(decoder, row.number, [eos_token_id, *prompt][-decoder.window :]))
+    logits, hidden = map(torch.stack, zip(*pending, strict=True))
     while rows:
-        for row, token in zip(rows, _choose(logits, rows, settings), strict=True):
+        temperatures = None if tempering is None else tempering(logits, hidden)
+        for row, token in zip(rows, _choose(logits, rows, settings, temperatures), strict=True):
             if token.id == eos_token_id and settings.stop_at_eos:
                 token = token._replace(id=None, stopped="eos")
             elif token.id is not None:
@@ -84,27 +89,39 @@ def generate_tokens(
             yield token
         rows = [row for row in rows if row.number not in ended]
         if rows:
-            logits = _read(decoder, rows, eos_token_id)
+            logits, hidden = _read(decoder, rows, eos_token_id)
 
 
-def _read(decoder: Decoder, rows: Sequence[_Row], eos_token_id: int) -> Tensor:
-    """The logits (len(rows), V) after each row's newest token."""
+def _read(decoder: Decoder, rows: Sequence[_Row], eos_token_id: int) -> tuple[Tensor, Tensor]:
+    """The logits (len(rows), V) after each row's newest token, and its states (len(rows), D)."""
     full = [row for row in rows if decoder.lengths[row.number] == decoder.window]
     going = [row for row in rows if decoder.lengths[row.number] < decoder.window]
     by_row = {}
     if going:
         logits = decoder.step([row.number for row in going], [row.penalties.tokens[-1] for row in going])
         if not full:
-            return logits
-        by_row = {row.number: line.clone() for row, line in zip(going, logits, strict=True)}
+            return logits, decoder.hidden
+        by_row = {
+            row.number: (line.clone(), state.clone())
+            for row, line, state in zip(going, logits, decoder.hidden, strict=True)
+        }
     for row in full:
         document = [eos_token_id, *row.penalties.tokens]
         decoder.lengths[row.number] = 0
-        by_row[row.number] = decoder.read(row.number, document[-max(1, decoder.window // 2) :])[0].clone()
-    return torch.stack([by_row[row.number] for row in rows])
+        by_row[row.number] = _read_one(decoder, row.number, document[-max(1, decoder.window // 2) :])
+    logits, hidden = zip(*(by_row[row.number] for row in rows), strict=True)
+    return torch.stack(logits), torch.stack(hidden)
 
 
-def _choose(logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings) -> list[Token]:
+def _read_one(decoder: Decoder, slot: int, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The logits (V,) and the state (D,) after the last of the tokens, which are appended to a slot."""
+    logits = decoder.read(slot, tokens)[0].clone()
+    return logits, decoder.hidden[-1].clone()
+
+
+def _choose(
+    logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings, temperatures: Tensor | None
+) -> list[Token]:
     """One token for each row from logits (len(rows), V), which may be overwritten."""
     logits = logits.float()
     logprobs = None if settings.logprobs is None else logits.log_softmax(-1)
@@ -118,6 +135,7 @@ def _choose(logits: Tensor, rows: Sequence[_Row], settings: GenerationSettings) 
     if settings.greedy:
         ids = logits.argmax(-1).tolist()
     else:
+        logits = logits if temperatures is None else logits / temperatures[:, None]
         ids = draw_tokens(logits, settings, [row.uniform() for row in rows])
     tokens = [
         Token(row.number, None, "exhausted") if none else Token(row.number, id, None)

@@ -366,8 +366,8 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
                 for (int64_t i = 0; i < (int64_t)n * width; i++) outputs[(int64_t)number * n * width + i] = x[i];
             }
         }
-        normalise_all(m, m->final_norm, x + (int64_t)(n - wanted) * width, normed, wanted);
-        linear(m, m->head, normed, wanted, width, logits, m->vocab, 0);
+        normalise_all(m, m->final_norm, x, normed, n);
+        linear(m, m->head, normed + (int64_t)(n - wanted) * width, wanted, width, logits, m->vocab, 0);
     }
 }
 

@@ -80,7 +80,7 @@ def draw_tokens(scores: Tensor, settings: GenerationSettings, uniforms: Sequence
     else:
         scores, drawn = scores.contiguous(), (ctypes.c_int64 * rows)()
         library.draw(
-            scores.data_ptr(), rows, size, max(settings.temperature, LEAST_TEMPERATURE), settings.top_k,
+            scores.data_ptr(), rows, size, max(settings.number, LEAST_TEMPERATURE), settings.top_k,
             settings.top_p, settings.min_p, (ctypes.c_double * rows)(*uniforms), drawn, torch.get_num_threads(),
         )  # fmt: skip
         tokens = drawn[:]
@@ -94,7 +94,7 @@ def shares_by_kernel(scores: Tensor, settings: GenerationSettings) -> Tensor:
     library = kernel.library()
     assert library is not None
     library.shares(
-        scores.data_ptr(), *scores.shape, max(settings.temperature, LEAST_TEMPERATURE), settings.top_k, settings.top_p,
+        scores.data_ptr(), *scores.shape, max(settings.number, LEAST_TEMPERATURE), settings.top_k, settings.top_p,
         settings.min_p, torch.get_num_threads(),
     )  # fmt: skip
     return scores
@@ -107,7 +107,7 @@ def probabilities(scores: Tensor, settings: GenerationSettings) -> Tensor:
     tokens exactly as likely as the last one kept are kept, too. (top_p: arXiv 1904.09751; min_p: arXiv 2407.01082.)
     """
     # Relative to the largest, so that dividing by a tiny temperature overflows to -inf only.
-    scores = (scores - scores.amax(-1, keepdim=True)) / max(settings.temperature, LEAST_TEMPERATURE)
+    scores = (scores - scores.amax(-1, keepdim=True)) / max(settings.number, LEAST_TEMPERATURE)
     if 0 < settings.top_k < scores.shape[-1]:
         least = scores.topk(settings.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)

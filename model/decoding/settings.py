@@ -17,7 +17,8 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # (ids (1, t), scores (1, 
 class Settings(TypedDict, total=False):
     """The keywords of `LanguageModel.generate` and `stream`; `GenerationSettings` explains them."""
 
-    temperature: float
+    temperature: float | Literal["adaptive"]
+    temperature_offset: float
     top_p: float
     top_k: int
     min_p: float
@@ -33,6 +34,7 @@ class Settings(TypedDict, total=False):
     num_beams: int
     length_penalty: float
     speculate: bool | Literal["auto", "typical"]
+    plan: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class GenerationSettings:
     """Checked settings. Raises ValueError, in one sentence, for a value that makes no sense."""
 
     max_new_tokens: int = 64
-    temperature: float = 1.0  # 0: greedy
+    temperature: float | Literal["adaptive"] = 1.0  # 0: greedy; "adaptive": by how uncertain the model is
+    temperature_offset: float = 0.0  # added to the logarithm of an adaptive temperature
     top_p: float = 0.9  # the likeliest tokens whose probabilities add up to this; 1: all
     top_k: int = 0  # the k likeliest tokens; 0: all
     min_p: float = 0.0  # tokens with at least this share of the likeliest token's probability
@@ -59,6 +62,7 @@ class GenerationSettings:
     # With the drafts of a model that has a drafter: True: the same distribution; "auto": where that is faster here;
     # "typical": not the same, drafts that are likely enough stand too.
     speculate: bool | Literal["auto", "typical"] = False
+    plan: bool = False  # weigh candidates by what follows them where the model is uncertain; needs temperature 0
     length_penalty: float = 1.0  # of beam search: log-probabilities are divided by the length to this power
 
     @classmethod
@@ -86,14 +90,23 @@ class GenerationSettings:
             self._check_whole("seed", 0)
         if self.logprobs is not None:
             self._check_whole("logprobs", 0, MAX_TOP_LOGPROBS)
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
+        for name in ("temperature", "temperature_offset", "top_p", "min_p", "repetition_penalty", "length_penalty"):
             value = getattr(self, name)
+            if name == "temperature" and self.adaptive:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; give a number.")
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+        if not 0 <= self.number <= MAX_TEMPERATURE:
             raise ValueError(
-                f"temperature is {self.temperature!r}; give 0 (greedy) or a number up to {MAX_TEMPERATURE:g}."
+                f"temperature is {self.temperature!r}; give 0 (greedy), a number up to {MAX_TEMPERATURE:g}, or "
+                '"adaptive".'
             )
+        if self.temperature_offset and not self.adaptive:
+            raise ValueError(
+                'temperature_offset has an effect with temperature "adaptive" only; set that or leave it out.'
+            )
+        if not -3 <= self.temperature_offset <= 3:
+            raise ValueError(f"temperature_offset is {self.temperature_offset!r}; give a number from -3 to 3.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}; give a number above 0 and up to 1.")
         if not 0 <= self.min_p <= 1:
@@ -112,6 +125,7 @@ class GenerationSettings:
         if self.speculate and (self.num_beams > 1 or self.logits_processors):
             other = "num_beams" if self.num_beams > 1 else "logits_processors"
             raise ValueError(f"speculate and {other} cannot be combined; leave one of them out.")
+        self._check_plan()
 
     def _check_beams(self) -> None:
         if self.num_beams == 1:
@@ -130,11 +144,36 @@ class GenerationSettings:
                 f"num_samples is {self.num_samples}, and num_beams {self.num_beams} finds no more than that."
             )
 
+    def _check_plan(self) -> None:
+        if not isinstance(self.plan, bool):
+            raise ValueError(f"plan is {self.plan!r}; give True or False.")
+        if not self.plan:
+            return
+        if not self.greedy:
+            raise ValueError("plan draws nothing; give temperature=0 too.")
+        others = {
+            "num_beams": self.num_beams > 1,
+            "logits_processors": self.logits_processors,
+            f"speculate {self.speculate!r}": self.speculate in ("auto", "typical"),
+        }
+        for other, there in others.items():
+            if there:
+                raise ValueError(f"plan and {other} cannot be combined; leave one of them out.")
+
     def _check_whole(self, name: str, least: int, most: int = 2**63 - 1) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             range_ = f"{least} or more" if most >= 2**63 - 1 else f"from {least} to {most}"
             raise ValueError(f"{name} is {value!r}; give a whole number, {range_}.")
+
+    @property
+    def adaptive(self) -> bool:
+        return self.temperature == "adaptive"
+
+    @property
+    def number(self) -> float:
+        """The temperature that all tokens share; 1 where each has its own, by which its scores are divided before."""
+        return 1.0 if isinstance(self.temperature, str) else self.temperature
 
     @property
     def greedy(self) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import RowCache
@@ -22,7 +23,8 @@ class TorchDecoder:
         self.cache = RowCache(model.new_cache(slots))
         self._tokens = torch.zeros(slots, 1, dtype=torch.int64, device=self.cache.keys.device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: Tensor | None = None
+        self._result: tuple[Tensor, Tensor] | None = None
+        self.hidden = self.cache.keys.new_empty(0, model.config.hidden_size)
 
     @torch.inference_mode()
     def read(self, slot: int, tokens: Sequence[int], every: bool = False) -> Tensor:
@@ -30,8 +32,8 @@ class TorchDecoder:
         ids = torch.tensor([list(tokens)], device=self._tokens.device)
         hidden = self.model.hidden_states(ids, row)[0]
         self.lengths[slot] = row.length
-        self.hidden = hidden if every else hidden[-1:]
-        return self.model.logits(self.hidden)
+        self.hidden = hidden
+        return self.model.logits(hidden if every else hidden[-1:])
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
@@ -42,22 +44,32 @@ class TorchDecoder:
             self.lengths[slot] += 1
         self.cache.positions.copy_(torch.tensor(positions), non_blocking=True)
         self._tokens.copy_(torch.tensor(rows)[:, None], non_blocking=True)
-        logits = self._replay() if self._tokens.is_cuda else self._forward(max(positions) + 1)
-        return logits if list(slots) == list(range(len(self.lengths))) else logits[list(slots)]
+        logits, hidden = self._replay() if self._tokens.is_cuda else self._forward(max(positions) + 1)
+        every = list(slots) == list(range(len(self.lengths)))
+        self.hidden = hidden if every else hidden[list(slots)]
+        return logits if every else logits[list(slots)]
 
-    def reorder(self, slots: Sequence[int]) -> None:
+    def reorder(self, slots: Sequence[int], start: int = 0) -> None:
         self.lengths = [self.lengths[slot] for slot in slots]
-        self.cache.reorder(list(slots))
+        self.cache.reorder(list(slots), start)
 
     def place(self) -> None:
         self.cache.positions.copy_(torch.tensor(self.lengths), non_blocking=True)
 
-    def verify(self, slot: int, tokens: Tensor) -> Tensor:
-        assert len(self.lengths) == 1, "one row at a time"
+    def verify(self, tokens: Tensor) -> Tensor:
+        rows, count = tokens.shape
         self.cache.window = self.window
-        self.hidden = self.model.hidden_states(tokens[None], self.cache)[0]
-        self.lengths[slot] += len(tokens)
-        return self.model.logits(self.hidden)
+        every = F.pad(tokens, (0, 0, 0, len(self.lengths) - rows))  # what the other slots get lies beyond their ends
+        self.hidden = self.model.hidden_states(every, self.cache)[:rows].flatten(0, 1)
+        for slot in range(rows):
+            self.lengths[slot] += count
+        return self.model.logits(self.hidden).unflatten(0, (rows, count))
+
+    def last_block(self, slot: int) -> tuple[Tensor, Tensor]:
+        keys, values = (
+            part[-1, slot : slot + 1, :, : self.lengths[slot]] for part in (self.cache.keys, self.cache.values)
+        )
+        return keys, values
 
     def draft(self, slot: int, hidden: Tensor, token: Tensor) -> Tensor:
         assert self.drafter is not None
@@ -78,11 +90,12 @@ class TorchDecoder:
     def shares(self, scores: Tensor, settings: GenerationSettings) -> Tensor:
         return probabilities(scores, settings)
 
-    def _forward(self, window: int) -> Tensor:
+    def _forward(self, window: int) -> tuple[Tensor, Tensor]:
         self.cache.window = window
-        return self.model.logits(self.model.hidden_states(self._tokens, self.cache)[:, -1])
+        hidden = self.model.hidden_states(self._tokens, self.cache)[:, -1]
+        return self.model.logits(hidden), hidden
 
-    def _replay(self) -> Tensor:
+    def _replay(self) -> tuple[Tensor, Tensor]:
         """A step as one launch. What is written during warm-up and capture is written again by the replay."""
         if self._graph is None:
             stream = torch.cuda.Stream()
@@ -93,7 +106,7 @@ class TorchDecoder:
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._logits = self._forward(self.window)
+                self._result = self._forward(self.window)
         self._graph.replay()
-        assert self._logits is not None
-        return self._logits
+        assert self._result is not None
+        return self._result

@@ -15,10 +15,15 @@ from ..transformer import TransformerLM
 from .beam import search
 from .decoder import Decoder, Precision, Weights
 from .drafts.speculation import DraftChoice, speculated_tokens
+from .fitted import Fitted
 from .generate import Stopped, Token, generate_tokens
+from .planning.choice import Choice
+from .planning.planner import planned_tokens
+from .planning.router import ROUTED
 from .settings import GenerationSettings
 from .text import TextStream
 
+_NOTHING = Fitted()
 ROWS_AT_A_TIME = 64  # of a long list of prompts; each row has keys and values in memory
 
 
@@ -30,6 +35,15 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[str, float], ...]  # the likeliest tokens, the likeliest first
 
 
+class Plan(NamedTuple):
+    """What planning a text took."""
+
+    gates: int  # places where the model was uncertain enough to plan
+    candidates: int  # tokens that were weighed there
+    forwards: int  # forward calls of the model after the prompt, those in which candidates were read among them
+    choices: dict[int, Choice]  # by the number of the token that was chosen
+
+
 class Generation(str):
     """A text that a model wrote: a string that also says how it came about."""
 
@@ -37,6 +51,7 @@ class Generation(str):
     logprobs: list[TokenLogprob] | None  # of `tokens`, where asked for
     drafted: list[bool]  # of `tokens`: whether it was a draft that stood, so that no step of the model went into it
     stopped: Stopped  # why it ended: "eos", "length", "stop", or "exhausted", where every token was forbidden
+    plan: Plan | None  # what was weighed on the way, where it was asked to plan
 
     def __new__(
         cls,
@@ -45,10 +60,11 @@ class Generation(str):
         logprobs: list[TokenLogprob] | None,
         stopped: Stopped,
         drafted: list[bool] | None = None,
+        plan: Plan | None = None,
     ) -> "Generation":
         generation = super().__new__(cls, text)
         generation.tokens, generation.logprobs, generation.stopped = tokens, logprobs, stopped
-        generation.drafted = [False] * len(tokens) if drafted is None else drafted
+        generation.drafted, generation.plan = [False] * len(tokens) if drafted is None else drafted, plan
         return generation
 
     @property
@@ -70,6 +86,7 @@ class _Text:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
+    choices: dict[int, Choice] = field(default_factory=dict)
     stopped: Stopped = "length"
 
 
@@ -86,42 +103,51 @@ class Writer:
         self._drafts = DraftChoice()
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[list[int]], settings: GenerationSettings) -> list[list[Generation]]:
-        """For each prompt num_samples texts."""
+    def generate(
+        self, prompts: Sequence[list[int]], settings: GenerationSettings, fitted: Fitted = _NOTHING
+    ) -> list[list[Generation]]:
+        """For each prompt num_samples texts; `fitted` is what was fitted to the model."""
         if settings.num_beams > 1:
             return [self._search(prompt, settings) for prompt in prompts]
         texts = _begin(prompts, settings, self.tokenizer)
         for first in range(0, len(texts), ROWS_AT_A_TIME):
-            for _ in self._write(texts[first : first + ROWS_AT_A_TIME], settings):
+            for _ in self._write(texts[first : first + ROWS_AT_A_TIME], settings, fitted):
                 pass
         echoes = [self._echo(prompt, settings) for prompt in prompts]
         done = [self._generation(text, echoes[i // settings.num_samples], settings) for i, text in enumerate(texts)]
         return [done[first : first + settings.num_samples] for first in range(0, len(done), settings.num_samples)]
 
     def stream(
-        self, prompts: Sequence[list[int]], settings: GenerationSettings
+        self, prompts: Sequence[list[int]], settings: GenerationSettings, fitted: Fitted = _NOTHING
     ) -> Generator[tuple[int, str], None, list[Generation]]:
         """Yield (number of the prompt, piece of its text) as soon as it is decided; return the whole texts."""
         texts = _begin(prompts, settings, self.tokenizer)
-        yield from self._write(texts, settings)
+        yield from self._write(texts, settings, fitted)
         return [self._generation(text, _Text(text.stream), settings) for text in texts]
 
-    def _write(self, texts: Sequence[_Text], settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+    def _write(self, texts: Sequence[_Text], settings: GenerationSettings, fitted: Fitted) -> Iterator[tuple[int, str]]:
         """Write into `texts`, all at the same time, and yield the pieces."""
         prompts, samples = [text.prompt for text in texts], [text.sample for text in texts]
         self._announce(max(map(len, prompts)) + settings.max_new_tokens)
         ended: set[int] = set()
-        speculate = self._drafts.of(settings, prompts, self.model, self.eos_token_id, self._slots)
-        with self._slots(1 if speculate else len(texts)) as decoder:
-            if speculate:
+        tempering = fitted.tempering(settings.temperature, settings.temperature_offset, self.model.latent)
+        plan = fitted.plan_weights() if settings.plan else None
+        speculate = self._drafts.of(settings, prompts, self.model, self.eos_token_id, self._slots, tempering)
+        with self._slots(ROUTED if plan else 1 if speculate else len(texts)) as decoder:
+            if plan:
+                tokens = chain.from_iterable(
+                    planned_tokens(decoder, row, prompt, settings, self.eos_token_id, ended, self.model, plan)
+                    for row, prompt in enumerate(prompts)
+                )
+            elif speculate:
                 settings = replace(settings, speculate=speculate)
                 rows = [
-                    (decoder, row, prompts[row], settings, self.eos_token_id, samples[row], ended)
+                    (decoder, row, prompts[row], settings, self.eos_token_id, samples[row], ended, tempering)
                     for row in range(len(texts))
                 ]
                 tokens = chain.from_iterable(starmap(speculated_tokens, rows))
             else:
-                tokens = generate_tokens(decoder, prompts, settings, self.eos_token_id, samples, ended)
+                tokens = generate_tokens(decoder, prompts, settings, self.eos_token_id, samples, ended, tempering)
             while True:
                 with torch.inference_mode():  # not across a yield: the caller's own code runs there
                     token = next(tokens, None)
@@ -141,6 +167,8 @@ class Writer:
         if token.id is not None:
             text.tokens.append(token.id)
             text.drafted.append(token.drafted)
+            if token.choice is not None:
+                text.choices[len(text.tokens) - 1] = token.choice
             if token.logprob is not None:
                 text.logprobs.append(self._logprob(token.id, token.logprob, token.top))
             piece = text.stream.push(token.id)
@@ -158,7 +186,12 @@ class Writer:
     def _generation(self, text: _Text, echo: _Text, settings: GenerationSettings) -> Generation:
         logprobs = None if settings.logprobs is None else [*echo.logprobs, *text.logprobs]
         tokens, drafted = [*echo.tokens, *text.tokens], [False] * len(echo.tokens) + text.drafted
-        return Generation("".join([*echo.pieces, *text.pieces]), tokens, logprobs, text.stopped, drafted)
+        plan = None
+        if settings.plan:
+            candidates = sum(len(choice.candidates) for choice in text.choices.values())
+            choices = {len(echo.tokens) + at: choice for at, choice in text.choices.items()}
+            plan = Plan(len(choices), candidates, len(text.tokens) - sum(text.drafted), choices)
+        return Generation("".join([*echo.pieces, *text.pieces]), tokens, logprobs, text.stopped, drafted, plan)
 
     def _echo(self, prompt: list[int], settings: GenerationSettings) -> _Text:
         """The prompt as the beginning of a text, with its log-probabilities where these are asked for."""

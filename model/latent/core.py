@@ -18,6 +18,8 @@ from ..tensors import LookAhead, States
 from .distillation import DraftedText, draft_figure, draft_flops
 from .draft import Drafter
 from .look_ahead_sampler import OBJECTIVES, num_spans, require_room
+from .objectives.information_gain import NUM_BINS as GAIN_BINS
+from .objectives.information_gain import gain_figure, gain_flops
 from .policy import Head, linear_kl
 from .rollout import Rollout, RolloutContext, roll_out
 from .span import SpanProjector, info_nce, span_keys
@@ -42,7 +44,9 @@ class LookaheadCore(nn.Module):
         self.auxiliary = auxiliary
         size = config.hidden_size
         self.transition = Transition(size, config.num_heads) if auxiliary.rolls_out else None
-        self.value_head = ValueHead(size, auxiliary.value_horizons) if auxiliary.enable_value else None
+        self.value_head = None
+        if auxiliary.enable_value:
+            self.value_head = ValueHead(size, auxiliary.value_horizons, GAIN_BINS * auxiliary.foretells_gain)
         self.span_projector = SpanProjector(size) if auxiliary.enable_span_contrastive else None
         self.drafter = None
         if auxiliary.enable_draft:
@@ -89,9 +93,10 @@ class LookaheadCore(nn.Module):
             if self.transition is not None:
                 by_name |= self._rollout_figures(trunk, look_ahead, states.final, context, remaining, targets)
             if self.drafter is not None:
-                by_name["draft"] = draft_figure(
-                    self.drafter, self.transition, trunk, DraftedText(context, look_ahead, labels, remaining)
-                )
+                text = DraftedText(context, look_ahead, labels, remaining)
+                by_name["draft"] = draft_figure(self.drafter, self.transition, trunk, text)
+                if self.value_head is not None and self.auxiliary.foretells_gain:
+                    by_name["information_gain"] = gain_figure(self.value_head, self.drafter, trunk, text, token_nll)
         absent = states.final.new_zeros(2, dtype=torch.float32)
         figures = torch.stack([by_name.get(name, absent) for name in FIGURES])
         sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
@@ -146,7 +151,10 @@ class LookaheadCore(nn.Module):
         if self.span_projector is not None:
             flops += 6 * matrices(self.span_projector) * num_spans(auxiliary, seq_length) / seq_length
         if self.drafter is not None:
-            flops += draft_flops(self.drafter, self.transition, auxiliary.draft_rollouts, head_rows, seq_length)
+            each = draft_flops(self.drafter, self.transition, auxiliary.draft_rollouts, head_rows, seq_length)
+            if auxiliary.foretells_gain:
+                each += gain_flops(self.drafter, head_rows, seq_length)
+            flops += each * auxiliary.draft_position_fraction
         return flops
 
     def _value_figure(self, states: Tensor, targets: Tensor, known: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""How the drafter is taught (latent consistency distillation): by the tokens that came, and by rollouts of the
-transition along tokens that the trunk would write. None of it reaches the trunk or the transition.
+"""How the drafter is taught (latent consistency distillation): by the tokens that came, by what the trunk says along
+them, and by rollouts of the transition along tokens that the trunk would write. None of it reaches the trunk or the
+transition.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from ..tensors import LookAhead
 from .draft import Drafter, draft_losses, sample_tokens
-from .look_ahead_sampler import DRAFT_POSITION_FRACTION
 from .policy import Head
 from .rollout import Rollout, RolloutContext
 from .transition import Transition, matrices
@@ -29,7 +29,7 @@ class DraftedText(NamedTuple):
 class Lessons(NamedTuple):
     """What teaches the drafts of one place, at N positions."""
 
-    before: Tensor  # (J, N) int64: the token before the place in each of J rollouts
+    before: Tensor  # (J, N) int64: the token before the place, in the text and in each rollout
     states: Tensor  # (J, N, D): the state before it, whose logits are to be learned
 
 
@@ -48,7 +48,7 @@ def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, 
     ).flatten(1, 2)
     # x_{t+1}, x_{t+2}, ...: what stands before each place, and in it
     tokens = torch.stack([labels[rows][:, columns + k].flatten() for k in range(drafter.length + 1)]).clamp_min(0)
-    all_lessons = rolled_out_lessons(drafter, transition, trunk, text, tokens[0])
+    all_lessons = lessons_of(drafter, transition, trunk, text, tokens)
     # Both tables are read by one call of their modules each: ZeRO-3 fetches and frees weights by such calls.
     before = [torch.cat([tokens[k : k + 1], lessons.before]) for k, lessons in enumerate(all_lessons)]
     embedded = drafter.before(torch.cat(before)).split([len(part) for part in before])
@@ -62,17 +62,20 @@ def draft_figure(drafter: Drafter, transition: Transition | None, trunk: Trunk, 
 
 
 @torch.no_grad()
-def rolled_out_lessons(
-    drafter: Drafter, transition: Transition | None, trunk: Trunk, text: DraftedText, first: Tensor
+def lessons_of(
+    drafter: Drafter, transition: Transition | None, trunk: Trunk, text: DraftedText, tokens: Tensor
 ) -> list[Lessons]:
-    """For each place after x_{t+1}, `first` (N,). The first place has one teacher, the true state h_{t+1}; without
-    rollouts none has. The number of rollouts is that of look_ahead.draft_uniforms."""
+    """For each place k after x_{t+1}, tokens (places + 1, N) being x_{t+1} ...: the true state h_{t+k}, which has read
+    the text so far, and after the first place the states of rollouts, as many as look_ahead.draft_uniforms has."""
     context, uniforms = text.context, text.look_ahead.draft_uniforms
     rollouts, rows, columns = uniforms.shape[1], len(context.hidden), text.look_ahead.draft_columns + 1
-    true = context.hidden[:, columns].flatten(0, 1)
+    lessons = [
+        Lessons(tokens[place, None], context.hidden[:, columns + place].flatten(0, 1)[None])
+        for place in range(drafter.length)
+    ]
     if not rollouts or transition is None:
-        return [Lessons(first.new_empty(0, len(first)), true.new_empty(0, *true.shape))] * drafter.length
-    lessons = [Lessons(first[None], true[None])]
+        return lessons
+    true = lessons[0].states[0]
     rollout = Rollout(transition, trunk, context, columns=columns.repeat(rollouts))
     before, states = sample_tokens(true, _head(trunk), uniforms[0]), true.expand(rollouts, *true.shape)
     for place in range(1, drafter.length):
@@ -82,7 +85,7 @@ def rolled_out_lessons(
             )
         predicted = rollout.step(_by_row(states, rows), F.embedding(_by_row(before, rows), trunk.tokens.weight))
         states = predicted.unflatten(1, (rollouts, -1)).transpose(0, 1).flatten(1, 2)
-        lessons.append(Lessons(before, states))
+        lessons[place] = Lessons(torch.cat([lessons[place].before, before]), torch.cat([lessons[place].states, states]))
     return lessons
 
 
@@ -99,12 +102,12 @@ def _by_row(x: Tensor, rows: int) -> Tensor:
 def draft_flops(
     drafter: Drafter, transition: Transition | None, rollouts: int, head_rows: int, seq_length: int
 ) -> float:
-    """Training FLOPs per token of the model: those of a position, times the share of positions."""
+    """Training FLOPs of one position that teaches."""
     places, hidden_size = drafter.length, drafter.out_norm.weight.numel()
     each = matrices(drafter) - 2 * drafter.after.weight.numel()
-    markov = (1 + rollouts) * places * drafter.after.weight.numel()
-    flops = 6 * (each + markov) + 4 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
+    markov = (2 + rollouts) * places * drafter.after.weight.numel()
+    flops = 6 * (each + markov) + 6 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
     if transition is not None:
         step = matrices(transition) + 12 * hidden_size**2 + 2 * hidden_size * seq_length
         flops += 2 * rollouts * (places - 1) * (step + 2 * hidden_size * head_rows)
-    return flops * DRAFT_POSITION_FRACTION
+    return flops

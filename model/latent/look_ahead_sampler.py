@@ -16,8 +16,7 @@ from ..config import AuxiliaryConfig
 from ..tensors import LookAhead
 
 # In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
-OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive", "draft")
-DRAFT_POSITION_FRACTION = 1 / 64  # of all positions: at more of them the drafter would slow training down
+OBJECTIVES = ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive", "draft", "information_gain")
 
 
 class Trained(NamedTuple):
@@ -94,7 +93,7 @@ def _draft_draws(
     if not auxiliary.enable_draft:
         return torch.empty(0, dtype=torch.int64), torch.empty(0)
     starts = range(length - auxiliary.draft_length)
-    count = min(_share(length, DRAFT_POSITION_FRACTION / auxiliary.rollout_row_fraction), len(starts))
+    count = min(_share(length, auxiliary.draft_position_fraction / auxiliary.rollout_row_fraction), len(starts))
     columns = torch.tensor(sorted(stream.sample(starts, count)))
     generator = torch.Generator().manual_seed(stream.getrandbits(63))
     shape = (auxiliary.draft_length - 1, auxiliary.draft_rollouts, num_rows * count)
@@ -137,6 +136,7 @@ def weights_at(auxiliary: AuxiliaryConfig, trained: Trained) -> Tensor:
         auxiliary.draft_weight
         * auxiliary.enable_draft
         * (min(draft, transition) if auxiliary.draft_rollouts else draft),
+        auxiliary.information_gain_weight * min(value, draft),
     )
     return torch.tensor(weights, dtype=torch.float32)
 

@@ -17,15 +17,21 @@ UNIT = 2.0**-40  # nats: the unit of running sums, which may reach 8 million nat
 class ValueHead(nn.Module):
     """A 2-layer MLP from a state to NUM_BINS logits for each horizon."""
 
-    def __init__(self, hidden_size: int, horizons: tuple[int, ...]):
+    def __init__(self, hidden_size: int, horizons: tuple[int, ...], gain_bins: int = 0):
         super().__init__()
         self.horizons = horizons
         self.up = nn.Linear(hidden_size, hidden_size)
         self.bins = nn.Linear(hidden_size, len(horizons) * NUM_BINS)
+        self.gain_bins = nn.Linear(hidden_size, gain_bins) if gain_bins else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., H, NUM_BINS) logits in fp32."""
         return self.bins(F.gelu(self.up(hidden))).float().unflatten(-1, (len(self.horizons), NUM_BINS))
+
+    def gain(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., gain_bins) logits in fp32, over what the next token will tell (information_gain.py)."""
+        assert self.gain_bins is not None, "the value head was not made for it"
+        return self.gain_bins(F.gelu(self.up(hidden))).float()
 
 
 def bin_centres(like: Tensor) -> Tensor:

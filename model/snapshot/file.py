@@ -31,6 +31,7 @@ class Snapshot:
     tokenizer: str | None  # the contents of a tokenizer.json
     preset: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Any] = field(default_factory=dict)  # decoding.fitted.Fitted.values; older versions ignore it
 
     def auxiliary(self) -> AuxiliaryConfig:
         """The `auxiliary` section of the preset, which says which parts the lookahead core has; defaults without one.
@@ -57,6 +58,8 @@ def write(path: str | os.PathLike, snapshot: Snapshot) -> str:
         "preset": snapshot.preset,
         "progress": snapshot.progress,
     }
+    if snapshot.fitted:
+        contents["fitted"] = snapshot.fitted
     container.require_space(path, contents)
     _require_finite(path, snapshot.model)
     weights = {name: container.owned(tensor) for name, tensor in snapshot.model.items()}
@@ -106,19 +109,20 @@ def _checked(path: Path, contents: Any) -> Snapshot:
     if missing:
         raise SnapshotError(f"{path}: lacks {', '.join(missing)}; use an older checkpoint or a copy.")
     weights, progress, preset = contents["model"], contents["progress"], contents["preset"]
-    config, tokenizer = contents["config"], contents["tokenizer"]
+    config, tokenizer, fitted = contents["config"], contents["tokenizer"], contents.get("fitted", {})
     valid = (
         isinstance(tokenizer, str | None)
         and (config is None or _has_counts(config, _SIZES, required=True))
         and _has_counts(progress, _COUNTS, required=False)
         and isinstance(progress.get("evaluation"), dict | None)
         and isinstance(preset, dict)
+        and isinstance(fitted, dict)
         and all(isinstance(preset.get(section) or {}, dict) for section in ("model", "train", "data", "auxiliary"))
         and isinstance((preset.get("data") or {}).get("sources", []), list)
     )
     if not valid:
         raise _wrong_type(path)
-    return Snapshot(_by_name(path, weights), config, tokenizer, preset, progress)
+    return Snapshot(_by_name(path, weights), config, tokenizer, preset, progress, fitted)
 
 
 def _by_name(path: Path, weights: Any) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV, PREV2, CheckpointFolder, RestoredCheckpoint
-from model import ModelConfig, TransformerLM
+from model import AuxiliaryConfig, LanguageModel, ModelConfig, TransformerLM
+from model.decoding.fitted import Fitted, PlanWeights
 from model.snapshot.file import Snapshot, write
 from sources.rows.tokenizer import train_bpe
 
@@ -36,6 +37,18 @@ def write_model(path: Path, preset: Mapping[str, Any]) -> None:
     config = {**SHAPE.model_dump(), "vocab_size": 300, "eos_token_id": tokenizer.eos_id}
     parts = {"model": weights, "config": config, "tokenizer": tokenizer.to_json(), "preset": preset}
     write(path, replace(snapshot(10), **parts))
+
+
+def planning_model() -> LanguageModel:
+    """An untrained model with a drafter, which plans at every place."""
+    tokenizer = train_bpe(iter(["the quick brown fox jumps over the lazy dog. " * 50]), 300)
+    torch.manual_seed(0)
+    drafts = {"enable_draft": True, "draft_rollouts": 0}
+    shape = SHAPE.model_copy(update={"seq_length": 64, "init_std": 0.3})
+    model = TransformerLM(shape, 300, AuxiliaryConfig(**drafts))
+    lm = LanguageModel(model.eval(), tokenizer.to_json(), tokenizer.eos_id, {"auxiliary": drafts})
+    lm.fitted = Fitted(plan=PlanWeights(-1.0, 0.5, 0.0, 4.0, "drafter"))
+    return lm
 
 
 def optimizer(tokens: int) -> dict:

@@ -40,6 +40,7 @@ LETTERS_OF_A_TEST = 65
 TESTED_ELSEWHERE = {
     "main.py": "tests/integration/test_main.py, as a process",
     "engine/errors.py": "exceptions and their exit statuses: wherever they are raised",
+    "model/decoding/planning/choice.py": "named tuples: test_router.py and test_planner.py of its folder",
     "model/export/errors.py": "an exception: wherever it is raised",
     "model/tensors.py": "named tuples of tensors: whatever makes and reads them",
     "sources/loading/worker.py": "the process of prefetch.py, tested through it",

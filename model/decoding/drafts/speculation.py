@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...transformer import TransformerLM
 from ..decoder import Decoder
+from ..fitted import Tempering
 from ..generate import Stopped, Token, generate_tokens, top_logprobs
 from ..processing import draw, draw_tokens
 from ..settings import GenerationSettings
@@ -38,14 +39,27 @@ class Round(NamedTuple):
 class History:
     """A row's tokens on the device, and what the settings make of logits after them: see processing.Penalties."""
 
-    def __init__(self, settings: GenerationSettings, tokens: Sequence[int], most: int, like: Tensor):
-        """Of a row that starts with `tokens` and gets up to `most` more; like (V,): logits."""
-        self.settings, device = settings, like.device
+    def __init__(
+        self,
+        settings: GenerationSettings,
+        tokens: Sequence[int],
+        most: int,
+        like: Tensor,
+        tempering: Tempering | None = None,
+    ):
+        """Of a row that starts with `tokens` and gets up to `most` more; like (V,): logits; tempering: what an adaptive
+        temperature is."""
+        self.settings, self._tempering, device = settings, tempering, like.device
         self._tokens = torch.zeros(len(tokens) + most + settings.no_repeat_ngram, dtype=torch.int64, device=device)
         self._tokens[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         self.length = torch.tensor(len(tokens), device=device)
         self._places = torch.arange(len(self._tokens), device=device)
         self._none = torch.zeros(len(like), dtype=torch.int32, device=device)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether scores differ from logits."""
+        return self.settings.repetition_penalty != 1 or bool(self.settings.no_repeat_ngram)
 
     def write(self, ahead: int, token: Tensor) -> None:
         """Put token () `ahead` places after the row's end, where it counts for what is written behind it."""
@@ -61,6 +75,10 @@ class History:
             forbidden = self.forbidden(ahead)
             scores = scores.masked_fill(forbidden, -torch.inf).masked_fill(forbidden.all(), 0.0)
         return scores
+
+    def tempered(self, scores: Tensor, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Scores (n, V), made of logits (n, V) of states (n, D), divided by the adaptive temperature if any."""
+        return scores if self._tempering is None else scores / self._tempering(logits, hidden)[:, None]
 
     def forbidden(self, ahead: int = 0) -> Tensor:
         """(V,) booleans: the tokens that would make n tokens in a row a second time, n = no_repeat_ngram."""
@@ -103,6 +121,7 @@ class DraftChoice:
         model: TransformerLM,
         eos_token_id: int,
         slots: Callable[[int], AbstractContextManager[Decoder]],
+        tempering: Tempering | None = None,
     ) -> bool | Literal["typical"]:
         """For texts after `prompts`; `slots` lends a decoder. Raises ValueError where there is no drafter."""
         asked, has_drafter = settings.speculate, model.latent is not None and model.latent.drafter is not None
@@ -114,7 +133,7 @@ class DraftChoice:
             return False
         if self._faster is None:
             with slots(1) as decoder, torch.inference_mode():
-                plain, drafted = measure(decoder, prompts[0], settings, eos_token_id)
+                plain, drafted = measure(decoder, prompts[0], settings, eos_token_id, tempering)
             self._faster = drafted > plain
             choice = "Writing with drafts" if self._faster else "Writing token by token"
             warnings.warn(
@@ -124,17 +143,21 @@ class DraftChoice:
 
 
 def measure(
-    decoder: Decoder, prompt: list[int], settings: GenerationSettings, eos_token_id: int
+    decoder: Decoder,
+    prompt: list[int],
+    settings: GenerationSettings,
+    eos_token_id: int,
+    tempering: Tempering | None = None,
 ) -> tuple[float, float]:
     """Tokens/s without and with drafts, by MEASURED_TOKENS tokens each way."""
     settings = replace(settings, max_new_tokens=MEASURED_TOKENS, stop_at_eos=False, logprobs=None, speculate=True)
     rates = (0.0, 0.0)
     for _ in range(2):  # the first time warms up
         begin = time.perf_counter()
-        for _ in generate_tokens(decoder, [prompt], settings, eos_token_id, [0], set()):
+        for _ in generate_tokens(decoder, [prompt], settings, eos_token_id, [0], set(), tempering):
             pass
         middle = time.perf_counter()
-        for _ in speculated_tokens(decoder, 0, prompt, settings, eos_token_id, 0, set()):
+        for _ in speculated_tokens(decoder, 0, prompt, settings, eos_token_id, 0, set(), tempering):
             pass
         rates = MEASURED_TOKENS / (middle - begin), MEASURED_TOKENS / (time.perf_counter() - middle)
     return rates
@@ -148,16 +171,19 @@ def make_round(
     settings = history.settings
     logits, drafts, shares, previous = decoder.draft(0, hidden, token), [], [], token
     for place in range(places):
-        scores = history.scores(decoder.condition(logits[place], previous), place)
+        line = decoder.condition(logits[place], previous)
+        scores = history.scores(line, place)
         if settings.greedy:
             previous = scores.argmax(-1)
         else:
-            shares.append(decoder.shares(scores[None], settings)[0])
+            # what drafts are drawn from need not be exact: their temperature is by the state before all of them
+            scores = history.tempered(scores[None], line[None], hidden[None])
+            shares.append(decoder.shares(scores, settings)[0])
             previous = draw(shares[-1][None], uniforms[place][None])[0]
         history.write(place, previous)
         drafts.append(previous)
     drafted = torch.stack(drafts)
-    logits = decoder.verify(0, torch.cat([token[None], drafted]))
+    logits = decoder.verify(torch.cat([token[None], drafted])[None])[0]
     scores = torch.stack([history.scores(line, place) for place, line in enumerate(logits)])
     judged = uniforms[None, places : 2 * places]
     if settings.greedy and settings.speculate != "typical":
@@ -168,7 +194,8 @@ def make_round(
             q = torch.nn.functional.one_hot(drafted, vocab_size)
             p = torch.nn.functional.one_hot(scores.argmax(-1), vocab_size)
         else:
-            q, p = torch.stack(shares), decoder.shares(scores.clone(), settings)
+            tempered = history.tempered(scores, logits, decoder.hidden)
+            q, p = torch.stack(shares), decoder.shares(tempered.clone(), settings)
         if settings.speculate == "typical":
             count, left = typically_verified(drafted[None], q[None], p[None], scores[None], judged)
         else:
@@ -187,6 +214,7 @@ def speculated_tokens(
     eos_token_id: int,
     sample: int,
     ended: set[int],
+    tempering: Tempering | None = None,
 ) -> Iterator[Token]:
     """Like generate_tokens, for one prompt, whose tokens have the number `row`; the decoder has one slot and a drafter.
 
@@ -195,7 +223,7 @@ def speculated_tokens(
     decoder.lengths[0] = 0
     document = [eos_token_id, *prompt]
     logits = decoder.read(0, document[-decoder.window :])
-    history = History(settings, prompt, settings.max_new_tokens + decoder.draft_length + 1, logits[0])
+    history = History(settings, prompt, settings.max_new_tokens + decoder.draft_length + 1, logits[0], tempering)
     generator = None if settings.greedy else settings.generator(sample)
     pace, written = Pace(decoder.draft_length), 0
 
@@ -206,7 +234,8 @@ def speculated_tokens(
         scores = history.scores(line)
         if settings.greedy:
             return scores.argmax(-1, keepdim=True)
-        return torch.tensor(draw_tokens(scores[None].clone(), settings, uniforms(1).tolist()), device=line.device)
+        tempered = history.tempered(scores[None], line[None], decoder.hidden[-1:])
+        return torch.tensor(draw_tokens(tempered.clone(), settings, uniforms(1).tolist()), device=line.device)
 
     tokens, hidden = choose(logits[0]), decoder.hidden[-1]
     while True:

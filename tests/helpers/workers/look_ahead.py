@@ -40,6 +40,7 @@ EVERYTHING = AuxiliaryConfig(
     enable_span_contrastive=True,
     enable_draft=True,
     draft_rollouts=2,
+    information_gain_weight=0.1,
     policy_detach_trunk=False,
     value_detach_trunk=False,
     dynamics_detach_trunk=False,

@@ -67,6 +67,8 @@ def test_a_passage_is_a_piece_of_one_document(make, text):
         assert "".join(place["token"] for place in passage) in whole[step % len(whole)]
         assert all(len(place["guesses"]) == 1 + ON["rollout_depth"] for place in passage)
         assert all(list(place["expected_nll"]) == ON["value_horizons"] for place in passage)
+        assert any(len(place["drafted"]) == 3 for place in passage)
+        assert all(0 <= place["accepted"] <= len(place["drafted"]) for place in passage)
 
 
 def test_without_a_core_there_is_no_passage(make, text):

@@ -48,7 +48,7 @@ def test_prompts_settings_and_snapshots_in_lines(folder):
         "top_p is 2; give a number above 0 and up to 1.",
         "There is no /temprature; did you mean /temperature?",
         "stop is '\\n' now.",
-        "max_new_tokens 7, temperature 0, top_p 0.9, top_k None, min_p None",
+        "max_new_tokens 7, temperature 0, temperature_offset None, top_p 0.9, top_k None, min_p None",
         "seed is 3 now.",
         "seed is None now.",
         "The settings are as they were at the start.",
@@ -67,6 +67,28 @@ def test_the_end_of_input_and_quit_end_it(folder):
     assert piped(folder, "")[0] == 0
     status, shown = piped(folder, "/quit\nthe\n")
     assert status == 0 and "a second)" not in shown
+
+
+def test_a_plan_is_a_small_tree(tmp_path):
+    """With weights by which the likeliest candidate seldom wins."""
+    lm = checkpoints.planning_model()
+    lm.save(tmp_path / "lm_current.pth")
+    lines = [
+        "/plan true",
+        "/temperature 0",
+        "/plan true",
+        "/max_new_tokens 12",
+        "the quick",
+        "/temperature adaptive",
+        "",
+    ]
+    status, shown = piped(tmp_path, "\n".join(lines) + "\n")
+    assert status == 0
+    assert "plan draws nothing; give temperature=0 too." in shown and "plan is True now." in shown
+    assert "(planned at " in shown and " candidates weighed, " in shown
+    tree = shown[shown.index("(planned at ") :]
+    assert tree.count("▶") == tree.count("└") == tree.count("  after ") >= 1
+    assert "log p -" in tree and "not read: " in tree
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_program(folder):

@@ -66,8 +66,27 @@ def test_look_ahead_has_text_for_tokens(language_model, text):
     assert "".join(token.token for token in tokens[1:]) == text[:40]
     assert all(len(token.guesses) == 3 and all(len(place) == 2 for place in token.guesses) for token in tokens)
     assert set(tokens[0].expected_nll) == {4, 16} == set(tokens[-1].expected_nll) and tokens[-1].realised_nll == {}
-    keys = ["token", "guesses", "expected_nll", "realised_nll"]
+    keys = ["token", "guesses", "expected_nll", "realised_nll", "drafted", "accepted"]
     assert list(asdict(tokens[0])) == keys  # of an evaluation's event in metrics.jsonl
+
+
+def test_drafts_are_accepted_as_greedy_writing_accepts_them(model, token_ids):
+    model.eval()
+    ids = token_ids[:20]
+    result = forecast(model, ids, depth=1)
+    assert result.drafts[0] == [] and all(len(drafts) == 3 for drafts in result.drafts[1:])
+    for at in range(1, 20):
+        drafts, accepted = result.drafts[at], 0
+        while accepted < 3:
+            read = torch.cat([ids[: at + 1], torch.tensor(drafts[:accepted], dtype=torch.int64)])
+            with torch.no_grad():
+                if model.logits(model.hidden_states(read[None])[0, -1]).argmax() != drafts[accepted]:
+                    break
+            accepted += 1
+        assert result.accepted[at] == accepted
+    some = forecast(model, ids, depth=1, draft_after=range(4, 6))
+    assert [bool(drafts) for drafts in some.drafts] == [at in (4, 5) for at in range(20)]
+    assert some.drafts[4] == result.drafts[4]
 
 
 def test_without_a_core_only_the_next_token_is_guessed(config, tokenizer, text):

@@ -17,6 +17,7 @@ from model.decoding.settings import GenerationSettings
         ("temperature", float("inf")),
         ("temperature", "hot"),
         ("temperature", 10**400),
+        ("plan", 1),
         ("top_p", 0),
         ("top_p", 1.1),
         ("top_p", float("nan")),
@@ -53,6 +54,14 @@ def test_a_bad_value_is_refused_in_one_sentence(name, value):
         ({"temperature": 0, "num_samples": 2}, "all texts would be the same; raise temperature or num_beams"),
         ({"length_penalty": 2.0}, "length_penalty has an effect with num_beams above 1 only"),
         ({"logits_processors": [3]}, "give functions"),
+        ({"temperature": "adaptive", "num_beams": 2}, "beam search draws nothing"),
+        ({"temperature_offset": 0.1}, 'temperature_offset has an effect with temperature "adaptive" only'),
+        ({"temperature": "adaptive", "temperature_offset": 4.0}, "give a number from -3 to 3"),
+        ({"plan": True}, "plan draws nothing; give temperature=0 too"),
+        ({"plan": True, "temperature": "adaptive"}, "plan draws nothing; give temperature=0 too"),
+        ({"plan": True, "temperature": 0, "num_beams": 2}, "plan and num_beams cannot be combined"),
+        ({"plan": True, "temperature": 0, "logits_processors": [max]}, "plan and logits_processors cannot"),
+        ({"plan": True, "temperature": 0, "speculate": "auto"}, "plan and speculate 'auto' cannot be combined"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, sentence):

@@ -18,7 +18,7 @@ def test_several_tokens_are_verified_as_they_are_read():
     for tokens in ([4, 5, 6, 7], [8], [9, 10]):
         expected = read.read(0, tokens, every=True)
         verified.place()
-        logits = verified.verify(0, torch.tensor(tokens))
+        logits = verified.verify(torch.tensor([tokens]))[0]
         torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(verified.hidden, read.hidden)
         assert verified.lengths == read.lengths

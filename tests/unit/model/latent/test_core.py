@@ -188,7 +188,7 @@ def test_figures_equal_a_naive_loop_over_segments(model, packed, depth):
                         expected["rolled_out_value"] += value_loss(state, row, target)
     for name, losses in expected.items():
         total, count = output.auxiliary[OBJECTIVES.index(name)]
-        if name not in ("span_contrastive", "draft"):  # the latter: test_draft.py
+        if name not in ("span_contrastive", "draft", "information_gain"):  # these have tests of their own
             assert count == len(losses) > 0, name
             assert total.item() == pytest.approx(torch.stack(losses).sum().item(), rel=1e-4), name
     total, count = output.auxiliary[OBJECTIVES.index("span_contrastive")]
@@ -237,7 +237,7 @@ def test_the_loss_is_cross_entropy_plus_weighted_means(model, packed):
     input_ids, labels, segment_ids = packed
     look_ahead = draw(model, segment_ids)
     output = model(input_ids, labels, look_ahead=look_ahead)
-    means = output.auxiliary[:, 0] / output.auxiliary[:, 1]
+    means = output.auxiliary[:, 0] / output.auxiliary[:, 1].clamp_min(1)  # the information gain is off
     num_labels = (labels != -100).sum()
     expected = model(input_ids, labels).loss_sum + num_labels * (look_ahead.weights * means[: len(OBJECTIVES)]).sum()
     torch.testing.assert_close(output.loss_sum, expected)
@@ -373,6 +373,6 @@ def test_counts_of_the_drafter(config, everything, rollouts):
     assert model.num_parameters() - plain.num_parameters() == matrices + 2 * markov + 4 * 32 + 64 + 8 + 32
     # at 1 in 64 positions: three places, of which the head reads drafts and teachers; two steps of each rollout
     step = 64 * 64 + 64 * 64 + 64 * 32 + 64 * 16 + 16 * 64 + 16 * 32 + 32 * 16 + 12 * 32**2 + 2 * 32 * 32
-    drafts = 6 * (matrices + (1 + rollouts) * 3 * markov) + 4 * 3 * 32 * 512 + 4 * 32 * 32
+    drafts = 6 * (matrices + (2 + rollouts) * 3 * markov) + 6 * 3 * 32 * 512 + 4 * 32 * 32
     flops = (drafts + 2 * rollouts * 2 * (step + 2 * 32 * 512)) / 64
     assert model.flops_per_token() - plain.flops_per_token() == pytest.approx(flops, abs=1)

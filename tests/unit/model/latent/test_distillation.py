@@ -54,6 +54,7 @@ def test_the_figure_equals_a_naive_loop(model, packed):
                         state = rollout.step(state[None, None], model.tokens(torch.tensor([[token]])))[0, 0]
                         path.append((token, state))
                     paths.append(path)
+                text_path = [(tokens[k], states.final[row, column + 1 + k]) for k in range(places)]
                 for k in range(min(places, remaining[row][column] - 1)):
 
                     def log_q(before: int, k: int = k, drafted=drafted) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_the_figure_equals_a_naive_loop(model, packed):
                         F.kl_div(
                             log_q(path[k][0]), model.logits(path[k][1]).log_softmax(0), reduction="sum", log_target=True
                         )
-                        for path in paths
+                        for path in [*paths, *([text_path] if k else [])]
                     ]
                     losses.append((nll + torch.stack(kl).mean()) / 2)
     total, count = output.auxiliary[FIGURES.index("draft")]
@@ -81,7 +82,9 @@ def test_only_the_drafter_learns_from_its_loss(config, everything, packed, rollo
     torch.nn.init.normal_(model.latent.drafter.after.weight)
     plain, weights = draw(model, segment_ids), torch.zeros(len(FIGURES) - 1)
     losses = [
-        model(input_ids, labels, look_ahead=plain._replace(weights=weights + share * (torch.arange(6) == 5))).loss_sum
+        model(
+            input_ids, labels, look_ahead=plain._replace(weights=weights + share * (torch.arange(len(weights)) == 5))
+        ).loss_sum
         for share in (0.0, 1.0)
     ]
     names, parameters = zip(*model.named_parameters(), strict=True)

@@ -94,9 +94,17 @@ def test_enough_rows_for_one_to_be_rolled_out():
 def test_weights_warm_up_for_parts_that_are_on():
     auxiliary = AuxiliaryConfig(enable_policy=True, enable_value=True, policy_kl_weight=0.5, value_weight=0.2)
     auxiliary = auxiliary.model_copy(update={"auxiliary_warmup_fraction": 0.1})
-    assert OBJECTIVES == ("policy", "value", "rolled_out_value", "dynamics", "span_contrastive", "draft")
+    assert OBJECTIVES == (
+        "policy",
+        "value",
+        "rolled_out_value",
+        "dynamics",
+        "span_contrastive",
+        "draft",
+        "information_gain",
+    )
     for share, scale in ((0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (1.0, 1.0)):
-        expected = torch.tensor([0.5, 0.2, 0.2, 0.0, 0.0, 0.0]) * scale
+        expected = torch.tensor([0.5, 0.2, 0.2, 0.0, 0.0, 0.0, 0.0]) * scale
         torch.testing.assert_close(weights_at(auxiliary, Trained.alike(share)), expected)
     value_only = weights_at(AuxiliaryConfig(enable_value=True), Trained.alike(1.0))
     assert value_only.nonzero().flatten().tolist() == [1]  # nothing to roll out
@@ -106,12 +114,14 @@ def test_weights_warm_up_for_parts_that_are_on():
 
 def test_each_part_warms_up_by_itself():
     parts = ("policy", "value", "dynamics", "span_contrastive", "draft")
-    auxiliary = AuxiliaryConfig(**{f"enable_{part}": True for part in parts}, auxiliary_warmup_fraction=0.1)
+    weights = {"auxiliary_warmup_fraction": 0.1, "information_gain_weight": 0.1}
+    auxiliary = AuxiliaryConfig(**{f"enable_{part}": True for part in parts}, **weights)
     whole = weights_at(auxiliary, Trained.alike(1.0))
     trained = Trained(transition=0.02, value_head=0.05, span_projector=0.3, drafter=0.1)
-    torch.testing.assert_close(weights_at(auxiliary, trained) / whole, torch.tensor([0.2, 0.5, 0.2, 0.2, 1.0, 0.2]))
+    shares = torch.tensor([0.2, 0.5, 0.2, 0.2, 1.0, 0.2, 0.5])
+    torch.testing.assert_close(weights_at(auxiliary, trained) / whole, shares)
     alone = auxiliary.model_copy(update={"draft_rollouts": 0})  # and so taught by the tokens that come
-    assert weights_at(alone, trained)[-1] == whole[-1]
+    assert weights_at(alone, trained)[5] == whole[5]
 
 
 def test_the_depth_grows_step_by_step():

@@ -22,6 +22,18 @@ def test_a_snapshot_reads_back_equal(path, snapshot):
         assert (contents.preset, contents.progress) == (snapshot.preset, snapshot.progress)
 
 
+def test_what_was_fitted_is_a_key_of_its_own(tmp_path, snapshot, path):
+    """Which older versions do not look at, and files without it do not have."""
+    fitted = {"temperature": {"bias": 0.1, "entropy": -0.2, "value": 0.0}}
+    write(tmp_path / "fitted.pth", replace(snapshot, fitted=fitted))
+    assert read(tmp_path / "fitted.pth").fitted == fitted and read(path).fitted == {}
+    assert torch.load(tmp_path / "fitted.pth", weights_only=True).keys() - torch.load(path).keys() == {"fitted"}
+    assert load(tmp_path / "fitted.pth", device="cpu").fitted.temperature.entropy == -0.2
+    write(tmp_path / "wrong.pth", replace(snapshot, fitted={"temperature": {"bias": "hot"}}))
+    with pytest.raises(SnapshotError, match=r"wrong\.pth: what was fitted to the model is damaged; fit it again"):
+        load(tmp_path / "wrong.pth", device="cpu")
+
+
 def test_the_file_is_what_other_programs_are_promised(path):
     contents = torch.load(path, weights_only=True)
     assert list(contents) == ["format", "model", "config", "tokenizer", "preset", "progress"]

@@ -48,9 +48,15 @@ def plain(decoder, prompt, settings, sample=0):
         return list(generate_tokens(decoder, [prompt], settings, EOS, [sample], set()))
 
 
-def drafted(decoder, prompt, settings, sample=0):
+def drafted(decoder, prompt, settings, sample=0, tempering=None):
     with torch.inference_mode():
-        return list(speculated_tokens(decoder, 0, prompt, settings, EOS, sample, set()))
+        return list(speculated_tokens(decoder, 0, prompt, settings, EOS, sample, set(), tempering))
+
+
+def by_entropy(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """An adaptive temperature that changes much from place to place, with both of what it is given."""
+    p = logits.float().softmax(-1)
+    return (0.3 - 0.5 * torch.special.entr(p).sum(-1) + hidden[:, 0].float().clamp(-1, 1)).exp()
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -72,15 +78,23 @@ def test_log_probabilities_are_those_of_the_model(model):
         assert [id for id, _ in ours.top] == [id for id, _ in theirs.top]
 
 
-@pytest.mark.parametrize("changes", [{"top_p": 1.0}, {"top_p": 0.8, "temperature": 0.7, "no_repeat_ngram": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_p": 1.0},
+        {"top_p": 0.8, "temperature": 0.7, "no_repeat_ngram": 2},
+        {"top_p": 0.9, "temperature": "adaptive", "repetition_penalty": 1.2},
+    ],
+)
 def test_drawn_texts_have_the_distribution_of_plain_ones(changes):
     """The first three tokens after a prompt, exactly: the probability of each by the model itself."""
     model = drafting_model("rotary")
     decoder, prompt, runs = decoder_of(model, True), [5, 6], 6000
+    tempering = by_entropy if changes.get("temperature") == "adaptive" else None
     found: dict[tuple[int, ...], int] = {}
     for seed in range(runs):
         settings = GenerationSettings(max_new_tokens=5, stop_at_eos=False, seed=seed, **changes)
-        ids = tuple(token.id for token in drafted(decoder, prompt, settings)[:3])
+        ids = tuple(token.id for token in drafted(decoder, prompt, settings, 0, tempering)[:3])
         found[ids] = found.get(ids, 0) + 1
 
     def shares(written: list[int]) -> torch.Tensor:
@@ -88,7 +102,8 @@ def test_drawn_texts_have_the_distribution_of_plain_ones(changes):
         with torch.inference_mode():
             decoder.lengths[0] = 0
             scores = decoder.read(0, [EOS, *prompt, *written])[0].clone()
-            scores = penalties.apply(scores) if penalties.active else scores
+            temperature = 1.0 if tempering is None else tempering(scores[None], decoder.hidden[-1:]).clone()
+            scores = (penalties.apply(scores) if penalties.active else scores) / temperature
             p = probabilities(scores[None], settings)[0].double()
         return p / p.sum()
 
@@ -130,7 +145,10 @@ def test_a_history_penalises_as_penalties_do(changes):
         history.write(ahead, torch.tensor(tokens[20 + ahead]))
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"top_p": 0.8}, {"top_k": 5, "no_repeat_ngram": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 0.0}, {"top_p": 0.8}, {"top_k": 5, "no_repeat_ngram": 2}, {"temperature": "adaptive"}],
+)
 @pytest.mark.parametrize("speculate", [True, "typical"])
 def test_a_round_is_one_graph(model, changes, speculate):
     """No value is looked at in it, so that a CUDA graph can hold it; and compiled it decides the same."""
@@ -141,7 +159,7 @@ def test_a_round_is_one_graph(model, changes, speculate):
         decoder = decoder_of(model, False)
         with torch.no_grad():
             logits = decoder.read(0, [EOS, 4, 5, 6])
-            history = History(settings, [4, 5, 6, 7], 20, logits[0])
+            history = History(settings, [4, 5, 6, 7], 20, logits[0], by_entropy if settings.adaptive else None)
             decoder.place()
 
             def run(hidden, token, uniforms, decoder=decoder, history=history):

@@ -1,0 +1,1 @@
+"""Objectives of the lookahead core that are rooms of their own."""
