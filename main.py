@@ -6,6 +6,7 @@ There are no flags: configs/*.json says what a run does. The choice is read from
 where there is none (`printf '02\\n' | python main.py`).
 """
 
+import os
 import signal
 import sys
 
@@ -34,10 +35,11 @@ def main() -> int:
     prepare_streams()
     refuse_flags(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process
-    ranks = join()
-    machine.use_cores(ranks.device)
-    console = Console(enabled=ranks.is_main)
+    console = Console(enabled=os.environ.get("LOCAL_RANK", "0") == "0")
     try:
+        ranks = join()
+        machine.use_cores(ranks.device)
+        console.enabled = ranks.is_main
         with watch_signals(ranks, console) as watch:
             chosen = ranks.on_main(lambda: menu.choose(TOKENS_PER_RUN))
             if isinstance(chosen, dict):

@@ -19,6 +19,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import KeyValueCache, causal_mask, segment_mask
 from .block import TransformerBlock, initialise_weights, make_norm
@@ -83,6 +84,7 @@ class TransformerLM(nn.Module):
         self.streams = Streams.create(config, self.padded_vocab_size)
         self.bigrams = BigramEmbedding(config.bigram_rows, config.hidden_size) if config.bigram_rows else None
         self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
+        self.checkpoint_activations = False  # with gradients, keep a block's input only and compute the rest again
 
     @property
     def head_weight(self) -> Tensor:
@@ -166,7 +168,10 @@ class TransformerLM(nn.Module):
             if streams is not None:
                 x, values = streams.into_block(index, x, first, outputs), streams.values_of(index, input_ids, first)
             before_last = x
-            x = block(x, cache, self.causal_mask, mask, rotations, values)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, cache, self.causal_mask, mask, rotations, values, use_reentrant=False)
+            else:
+                x = block(x, cache, self.causal_mask, mask, rotations, values)
             if streams is not None:
                 outputs.append(x)
             if index < 2:

@@ -67,7 +67,11 @@ class TrainConfig(BaseModel):
         description="share of a run, its end, whose average weights are its result; 0: the last",
     )
     gradient_clipping: float = Field(default=1.0, gt=0, description="largest gradient norm, the lookahead core aside")
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed's ZeRO stage")
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        default=1, description="DeepSpeed's ZeRO stage; auto: the lowest that fits into memory"
+    )
+    offload_optimizer: bool = Field(default=False, description="keep AdamW's state in the CPU's memory; stages 1 and 2")
+    checkpoint_activations: bool = Field(default=False, description="compute blocks again in the backward: less memory")
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
     compile: Literal["auto", True, False] = Field(default="auto", description="auto: where it works, not at stage 3")
     on_spike: Literal["log", "skip"] = Field(default="log", description="skip: a step whose loss is a spike is skipped")
@@ -101,6 +105,15 @@ class TrainConfig(BaseModel):
             )
         return value
 
+    @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        if self.offload_optimizer and (self.zero_stage in (0, 3) or self.optimizer != "adamw"):
+            raise ValueError(
+                'Offloading the optimizer works with train.optimizer "adamw" at ZeRO stages 1 and 2; set '
+                "train.offload_optimizer to false or change those."
+            )
+        return self
+
 
 class Preset(BaseModel):
     """A whole preset. Every key has a default, so a file names only what it changes."""
@@ -123,6 +136,8 @@ class Preset(BaseModel):
         if self.auxiliary.enable_adaptive_sources and self.train.batch_doublings:
             remedy = "leave out train.batch_doublings or set auxiliary.enable_adaptive_sources to false"
             raise ValueError(f"Adaptive sources count steps of one size; {remedy}.")
+        if self.train.offload_optimizer and self.auxiliary.looks_ahead:
+            raise ValueError("The lookahead core is not offloaded; set train.offload_optimizer to false.")
         if self.auxiliary.looks_ahead:
             require_room(self.auxiliary, self.model.seq_length)
             for key in ("value_embeddings", "logit_softcap", "embedding_size"):

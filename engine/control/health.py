@@ -43,12 +43,14 @@ class HealthMonitor:
     def __init__(self, ranks: Ranks):
         store: Any = dist.distributed_c10d._get_default_store()  # its stub lacks `clone`
         self._store = dist.PrefixStore(f"health-{next(_RUNS)}", store.clone())
-        self._rank = ranks.rank
+        self._ranks, self._rank = ranks, ranks.rank
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         self._watched = self._others if ranks.is_main else [0]
         self._timeout, self._why_lost = LOST_SECONDS, SILENT
-        # The rank that hosts the store; None where torchrun's agent does.
-        self._host = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+        # The rank that hosts the store, or on whose machine torchrun's agent does; None where that is this process's
+        # own agent, whose end is detected in signals.py.
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._host = None if agent and os.environ.get("GROUP_RANK", "0") == "0" else 0
         self._counters: dict[int | None, tuple[int, float]] = {}  # counter, and the seconds for which it stood still
         self._polls = 0
         self.termination: Termination | None = None
@@ -81,16 +83,16 @@ class HealthMonitor:
         if self._host in self._others and self.termination is None and self._thread.is_alive():
             silent = self._seconds_still(None, self._polls)
             if silent >= self._timeout:
-                self.termination = _lost(self._host, SILENT.format(silent))
+                self.termination = self._lost(self._host, SILENT.format(silent))
 
     def _run(self) -> None:
         try:
             while not self._leaving.wait(POLL_SECONDS):
                 self._poll()
             self._store.add(f"heartbeats/{self._rank}", LEFT)
-        except RuntimeError:  # the end of a launcher that hosts the store is detected in signals.py
+        except RuntimeError:
             if self._host is not None and self.termination is None:
-                self.termination = _lost(self._host, CLOSED)
+                self.termination = self._lost(self._host, CLOSED)
 
     def _poll(self) -> None:
         self._store.add(f"heartbeats/{self._rank}", 1)
@@ -104,7 +106,7 @@ class HealthMonitor:
             counter = self._store.add(f"heartbeats/{rank}", 0)
             silent = self._seconds_still(rank, counter)
             if silent >= self._timeout and counter < LEFT and self._announcement is None:
-                self._announcement = _lost(rank, self._why_lost.format(silent))
+                self._announcement = self._lost(rank, self._why_lost.format(silent))
         self._polls += 1
 
     def _seconds_still(self, key: int | None, counter: int) -> float:
@@ -115,6 +117,5 @@ class HealthMonitor:
         self._counters[key] = counter, silent
         return silent
 
-
-def _lost(rank: int, why: str) -> Termination:
-    return Termination(f"Rank {rank} was lost ({why})", RankLost.status, rank)
+    def _lost(self, rank: int, why: str) -> Termination:
+        return Termination(f"Rank {self._ranks.place(rank)} was lost ({why})", RankLost.status, rank)

@@ -41,7 +41,7 @@ class Abandoned(BaseException):
 
 
 class ProcessEnd:
-    """Ends this process at once, with one sentence from rank 0 (from rank 1 where rank 0 is lost)."""
+    """Ends this process at once, with one sentence from rank 0 (from its deputies where rank 0 is lost)."""
 
     def __init__(self, ranks: Ranks, console: Sink):
         self.health = HealthMonitor(ranks) if ranks.world_size > 1 else None
@@ -65,8 +65,8 @@ class ProcessEnd:
         os._exit(termination.status)
 
     def sentence(self, termination: Termination) -> str:
-        """Return what the console is to show; where rank 0 is lost, rank 1's shows it."""
-        if termination.lost == 0 and self._ranks.rank == 1:
+        """Return what the console is to show; where rank 0 is lost, rank 1's shows it, and that of other machines."""
+        if termination.lost == 0 and self._ranks.is_deputy:
             self._console.enabled = True
         if self.position is None:
             return f"{termination.cause} before the first step; there was nothing to save."
@@ -143,7 +143,8 @@ class SignalWatch:
             return
         # A collective fails like this because its other side is gone, or did not come in time.
         if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
-            health.announce(Termination(f"Rank {self._ranks.rank} has ended ({first_line(error)})", RankLost.status))
+            place = self._ranks.place(self._ranks.rank)
+            health.announce(Termination(f"Rank {place} has ended ({first_line(error)})", RankLost.status))
             return
         termination = health.find_lost()
         if termination.status != RankLost.status:

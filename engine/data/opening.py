@@ -78,10 +78,16 @@ def open_on_all_ranks(
     if opened is None:  # not rank 0
         opened = open_sources(data, opened_pins, cache=cache)
         failures = {name: opened.failures.get(name, "not opened") for name in opened_pins.keys() - opened.sources}
+        if ranks.hosts:
+            changed = [name for name, source in opened.sources.items() if source.pin() != opened_pins[name]["source"]]
+            failures |= dict.fromkeys(changed, "it holds other files there")
     for rank, failed in enumerate(ranks.gather(failures)):
         if failed:
             reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-            raise SourcesFailed(f"Rank {rank} cannot read what rank 0 can: {reasons}.")
+            remedy = " Copy it there, or put it where all machines read it." if ranks.hosts else ""
+            raise SourcesFailed(
+                f"Rank {ranks.place(rank)} cannot read what rank {ranks.place(0)} can: {reasons}.{remedy}"
+            )
     return opened
 
 

@@ -33,8 +33,9 @@ Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes 
 def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a preset's `train` section and the shape of its batches."""
     # One process has no other to divide moments or gradients with: stages 1 and 2 would copy its own, twice a step.
-    stage = train.zero_stage if shape.world_size > 1 or train.zero_stage == 3 else 0
-    return {
+    stage = train.zero_stage if shape.world_size > 1 or train.zero_stage == 3 or train.offload_optimizer else 0
+    assert stage != "auto", "chosen by memory.choose_stage"
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.grad_accumulation_steps,
         "train_batch_size": shape.rows_per_step,
@@ -58,14 +59,19 @@ def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str
             "stage3_prefetch_bucket_size": 50_000_000,
             "stage3_param_persistence_threshold": 10_000,
             # `squared_norms` computes it; a second time would cost some hundred kernels and a device synchronization.
-            # Stages 0 and 3 do not compute it and refuse false.
-            "compute_grad_norm": stage not in (1, 2),
+            # Stages 0 and 3 do not compute it and refuse false, as offloading does.
+            "compute_grad_norm": stage not in (1, 2) or train.offload_optimizer,
         },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
         # On by default, which synchronizes the device at every forward and step.
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
+    if train.offload_optimizer:
+        pinned = torch.cuda.is_available()  # host memory that a GPU copies from by itself
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW needs no compiler
+    return config
 
 
 def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: Ranks, bf16: bool) -> Engine:
@@ -154,6 +160,10 @@ class Gradients(NamedTuple):
             for group in optimizer.param_groups:
                 gradients[group["core"]].extend(p.grad for p in group["params"] if p.grad is not None)
             return gradients
+        if engine.zero_cpu_offload():
+            optimizer._wait_for_offload_copies()
+            gradients.trunk.extend(flat.grad for flat in optimizer.single_partition_of_fp32_groups)
+            return gradients
         for number, partitions in optimizer.averaged_gradients.items():
             group = optimizer.param_groups[optimizer.sub_group_to_group_id[number] if stage == 3 else number]
             gradients[group["core"]].extend(partitions)
@@ -162,7 +172,8 @@ class Gradients(NamedTuple):
     def squared_norms(self, device: torch.device) -> torch.Tensor:
         """Return (2,) fp64 on `device`, without synchronizing with it."""
         none = torch.zeros((), device=device)
-        return torch.stack([nn.utils.get_total_norm(part) if part else none for part in self]).double().square()
+        norms = [nn.utils.get_total_norm(part).to(device) if part else none for part in self]
+        return torch.stack(norms).double().square()
 
 
 def step(engine: Engine, gradients: Gradients, squares: torch.Tensor, clip: float, ranks: Ranks) -> tuple[float, float]:
@@ -208,6 +219,8 @@ def discard(engine: Engine) -> None:
     trunk, core = Gradients.accumulated(engine)
     for gradient in trunk + core:
         gradient.fill_(torch.nan)
+    if engine.zero_cpu_offload():
+        engine.optimizer.local_overflow = True  # where it looks, once gradients have left the device
     engine.optimizer.check_grad_overflow = True  # stages 1 and 2 do not check by default
     engine.step()
     engine.optimizer.check_grad_overflow = False

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from engine.device.ranks import Ranks
+from engine.device.ranks import Ranks, processes_here
 from engine.events import EventLog
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's own
@@ -80,11 +80,6 @@ def use_cores(device: torch.device) -> None:
     processes = processes_here()
     if device.type == "cpu" and not (processes == 1 and "OMP_NUM_THREADS" in os.environ):
         torch.set_num_threads(max(1, usable_cores() // processes))
-
-
-def processes_here() -> int:
-    """Return how many of the run's processes are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores() -> int:

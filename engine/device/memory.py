@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from engine.config.footprint import Footprint
 from engine.config.schema import MOST_ROWS
 from engine.device import machine
+from engine.device.ranks import Ranks
 from engine.errors import PresetError
 from model.transformer import TransformerLM
 from sources.loading.shape import BatchShape
@@ -38,6 +40,13 @@ def require_memory(model: TransformerLM, shape: BatchShape, stage: int, device: 
     state = (16 - divided + divided / shape.world_size) * model.num_parameters()
     if activations + state > machine.total_memory_each(device):
         raise too_large(shape, device, probing)
+
+
+def choose_stage(asked: int | str, footprint: Footprint, ranks: Ranks) -> int:
+    """Return the lowest ZeRO stage that fits on every rank where `asked`, which is train.zero_stage, is "auto"."""
+    if asked != "auto":
+        return int(asked)
+    return footprint.lowest_stage(asked, min(ranks.gather(machine.total_memory_each(ranks.device))))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

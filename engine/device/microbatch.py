@@ -32,12 +32,21 @@ OPTIMIZER_BYTES = 12  # per parameter, beside weights and gradients: two moments
 class MicroBatchProbe:
     """Times forward and backward passes of `model`, which it moves to the device and leaves without gradients."""
 
-    def __init__(self, model: TransformerLM, shape: BatchShape, ranks: Ranks, bf16: bool, document_mask: bool):
+    def __init__(
+        self,
+        model: TransformerLM,
+        shape: BatchShape,
+        ranks: Ranks,
+        bf16: bool,
+        document_mask: bool,
+        optimizer_bytes: int | None = None,  # where ranks divide them
+    ):
         self.model, self.shape, self.ranks, self.device = model.to(ranks.device), shape, ranks, ranks.device
         self.bf16, self.document_mask = bf16, document_mask
         machine.reset_peak_memory()
         self._rss, self._most_rows = psutil.Process().memory_info().rss, 0
-        self._optimizer_bytes = OPTIMIZER_BYTES * model.num_parameters()
+        whole = OPTIMIZER_BYTES * model.num_parameters()
+        self._optimizer_bytes = whole if optimizer_bytes is None else optimizer_bytes
 
     def seconds_per_row(self, rows: int) -> float | None:
         """Return the slowest rank's best time per row, or None where some rank lacks memory. All ranks must call it."""

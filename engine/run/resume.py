@@ -7,6 +7,7 @@ from typing import Any
 
 from engine import events
 from engine.checkpoint.folder import CheckpointFolder, RestoredCheckpoint
+from engine.checkpoint.owner import note_owner, require_here
 from engine.device.ranks import Ranks
 from engine.errors import CheckpointError, PresetError
 from engine.events import EventLog
@@ -49,6 +50,7 @@ def find_start(
 
     def find() -> dict[str, Any]:
         nonlocal restored
+        require_here(folder.folder)
         restored = folder.newest()
         kept = model if restored is None else _with_what_is_kept(restored, model)
         if restored is not None and (differences := _differences(restored, kept, data)):
@@ -76,6 +78,7 @@ def find_start(
         }
 
     found = ranks.on_main(find)
+    note_owner(folder.folder, ranks)
     progress, shape = Progress(**found.pop("progress")), ModelConfig(**found.pop("model"))
     return Start(progress, model=shape, **found, restored=restored)
 

@@ -10,6 +10,8 @@ from engine.checkpoint.background import BackgroundSaver, Checkpoint
 from engine.checkpoint.folder import CheckpointFolder
 from engine.checkpoint.state import OptimizerState
 from engine.config import Preset, TrainConfig
+from engine.config.footprint import Footprint
+from engine.control.slow_rank import ForwardTimer
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
 from engine.data.opening import get_tokenizer, open_cache_on_all_ranks, open_on_all_ranks
@@ -17,7 +19,7 @@ from engine.data.validation import ValidationSource
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import CompileCache, choose_compile, compile_model
 from engine.device.deepspeed_engine import Engine
-from engine.device.memory import require_memory, require_memory_for_weights
+from engine.device.memory import choose_stage, require_memory, require_memory_for_weights
 from engine.device.microbatch import MicroBatchProbe, choose_shape
 from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks
@@ -138,7 +140,7 @@ def setup(
     is asked whether a lineage that does not fit the preset may be moved away. Raises a RunError on all ranks alike.
     """
     train, data, auxiliary = preset.train, preset.data, preset.auxiliary
-    if train.forbid_synchronization and train.zero_stage == 3 and ranks.device.type == "cuda":
+    if train.forbid_synchronization and train.zero_stage in (3, "auto") and ranks.device.type == "cuda":
         raise PresetError(
             "train.forbid_synchronization: DeepSpeed's stage 3 itself synchronizes a GPU; set train.zero_stage to 2."
         )
@@ -157,9 +159,20 @@ def setup(
     # Weights, and a micro-batch that fits beside them.
     shape = batch_shape(preset, ranks)
     model, message = _make_model(preset, start, tokenizer, shape, folder, ranks)
+    footprint = Footprint(
+        model.config,
+        model.num_parameters(),
+        1 if train.probe_batch else shape.micro_batch_size,
+        ranks.world_size,
+        train.offload_optimizer,
+        train.checkpoint_activations,
+    )
+    stage = choose_stage(train.zero_stage, footprint, ranks)
+    train = train.model_copy(update={"zero_stage": stage})
     bf16 = machine.choose_bf16(train.precision, ranks, log)
     if train.probe_batch:
-        probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask)
+        divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
+        probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
         shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
@@ -167,7 +180,7 @@ def setup(
     loader_state = state.get("loader")
     padded_rows = padded_micro_batch_size(shape, loader_state["num_lanes"] if loader_state else num_lanes)
     padded = replace(shape, micro_batch_size=padded_rows)
-    require_memory(model, padded, train.zero_stage, ranks.device, train.probe_batch)
+    require_memory(model, padded, stage, ranks.device, train.probe_batch)
     # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
     parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
     if message:
@@ -175,7 +188,7 @@ def setup(
 
     # The engine.
     engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
-    compile_cache = choose_compile(train.compile, train.zero_stage, ranks, log)
+    compile_cache = choose_compile(train.compile, stage, ranks, log)
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
@@ -244,6 +257,7 @@ def setup(
             data.document_mask,
             curriculum,
             train.forbid_synchronization,
+            ForwardTimer(ranks.device) if ranks.world_size > 1 else None,
         ),
         evaluator=evaluator,
         batches=batches,
@@ -275,6 +289,7 @@ def _make_model(
     require_memory_for_weights(on_meta, shape)
     torch.manual_seed(preset.train.seed)
     model = TransformerLM(start.model, tokenizer.vocab_size, preset.auxiliary)
+    model.checkpoint_activations = preset.train.checkpoint_activations
     return model, restore_weights(model, start, folder, ranks)
 
 

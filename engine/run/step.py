@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.control.slow_rank import ForwardTimer
 from engine.data.source_losses import SourceLosses, sum_over_ranks
 from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
@@ -47,6 +48,7 @@ class StepRunner:
     document_mask: bool = False
     curriculum: Curriculum | None = None
     forbid_synchronization: bool = False
+    timer: ForwardTimer | None = None  # of several ranks
 
     def run(
         self,
@@ -81,7 +83,8 @@ class StepRunner:
                 if look_ahead is not None:
                     options["look_ahead"] = look_ahead[number].to(device)
                 segment_ids = segment_ids if self.document_mask else None
-                loss_sum, token_nll, *core_figures = engine(input_ids, labels, segment_ids, **options)
+                with self.timer if self.timer and not number else nullcontext():
+                    loss_sum, token_nll, *core_figures = engine(input_ids, labels, segment_ids, **options)
                 engine.backward(loss_sum * scale)
                 for of_micro_batch in core_figures:
                     figures += of_micro_batch

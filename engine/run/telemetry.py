@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from engine.run.stability import StabilityGuard, Verdict
 from engine.run.state import Progress
 from engine.run.step import StepResult
 from model.latent import FIGURES
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class StepWindow:
@@ -78,8 +82,9 @@ class Telemetry:
         elif step.verdict is Verdict.SPIKE:
             self.log.write("spike", **figures, threshold=guard.threshold())
 
-    def log_steps(self, progress: Progress, learning_rate: float) -> None:
-        """Log the window's figures and start a new one; nothing without steps."""
+    def log_steps(self, progress: Progress, learning_rate: float, slow_rank: Mapping[str, Any] = NOTHING) -> None:
+        """Log the window's figures and start a new one; nothing without steps. `slow_rank` is, of several ranks, the
+        event's key with its value."""
         window, figures = self._window, self.figures
         if not window.steps:
             return
@@ -105,6 +110,7 @@ class Telemetry:
             auxiliary=mean_figures(window.auxiliary),
             steps=window.steps,
             **core,
+            **slow_rank,
         )
         self._window = StepWindow(len(self.source_names))
         self._logged_at = time.monotonic()

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NoReturn
 
 from engine.control.signals import Abandoned, SignalWatch
+from engine.control.slow_rank import find_slow_rank
 from engine.device import deepspeed_engine
 from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
@@ -40,7 +41,7 @@ class Trainer:
         self.c, self.watch = components, watch
         self.progress = components.progress
         # ZeRO stage 3 holds no whole weights within a micro-batch.
-        self._abandonable = partial(watch.abandonable, interruptible=components.train.zero_stage < 3)
+        self._abandonable = partial(watch.abandonable, interruptible=components.engine.zero_optimization_stage() < 3)
         self._step_seconds = 0.0
         self._average = WeightAverage(components.train.weight_average_fraction, components.token_budget)
 
@@ -70,7 +71,7 @@ class Trainer:
             c.telemetry.add_time(waited, self._step_seconds)
 
             if agreed.report:
-                c.telemetry.log_steps(progress, deepspeed_engine.learning_rate(c.engine))
+                self._log_steps()
                 gc.collect()  # on all ranks at once
             c.saver.poll()
             if next_evaluation <= progress.tokens_in_run < c.token_budget:
@@ -87,6 +88,8 @@ class Trainer:
         if c.is_new:
             c.saver.save()  # reveals a disk without room, and keeps the tokenizer
         warm_up(c.runner, c.evaluator, c.step_shape, c.warmup_repeats, c.draw)
+        if c.runner.timer is not None:
+            c.runner.timer.take()  # what was compiled
         if missing := load_optimizer_state(c.engine, c.optimizer, c.ranks):
             c.log.say(f"The optimizer's state lacks {len(missing)} parameters; their moments start at zero.")
         self._average.start(c.engine)
@@ -144,6 +147,11 @@ class Trainer:
         if curriculum:
             curriculum.after_step(step.labels)
 
+    def _log_steps(self) -> None:
+        c, timer = self.c, self.c.runner.timer
+        slow_rank = {} if timer is None else {"slow_rank": find_slow_rank(c.ranks, timer.take())}
+        c.telemetry.log_steps(self.progress, deepspeed_engine.learning_rate(c.engine), slow_rank)
+
     def _evaluate(self) -> bool:
         """Evaluate and log; return False where a signal ended it early."""
         c, progress = self.c, self.progress
@@ -164,7 +172,7 @@ class Trainer:
     def _finish(self, tokens: int) -> TrainResult:
         """Evaluate and save for the last time, after `tokens` since the start."""
         c, progress = self.c, self.progress
-        c.telemetry.log_steps(progress, deepspeed_engine.learning_rate(c.engine))
+        self._log_steps()
         c.batches.log_filtered()
         self._average.take_place(c.engine)
         if not self._evaluate():

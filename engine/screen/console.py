@@ -74,7 +74,9 @@ def run_sentences(event: Event) -> Iterator[str]:
     rows, padded, stage = train["per_gpu_batch_size"], derived["rows_per_pass"], derived["zero_stage"]
     instructions = derived.get("bf16_instructions")
     precision = derived["precision"] + (f" with {instructions}" if instructions else "")
-    alone = f" ({train['zero_stage']} with several processes)" if stage != train["zero_stage"] else ""
+    asked_stage, alone = train["zero_stage"], ""
+    if stage != asked_stage:
+        alone = " (auto)" if asked_stage == "auto" else f" ({asked_stage} with several processes)"
     step = f"{derived['global_batch_tokens'] // seq_length:,} rows of {seq_length:,} tokens"
     batches = f"{plural(train['accumulation_steps'], 'micro-batch')} of {plural(rows, 'row')} per process"
     yield f"A step has {step}: {batches}. Precision {precision}, ZeRO stage {stage}{alone}."
@@ -104,13 +106,20 @@ def _step(event: Event) -> str:
     core = f"lookahead ({figures})  " if figures else ""
     if left_out := event.get("core_left_out"):
         core += f"[yellow]the lookahead core's gradient was not finite in {plural(left_out, 'step')}[/]  "
+    slow = f"  [yellow]{slow_rank(rank)}[/]" if (rank := event.get("slow_rank")) else ""
     mfu = f"MFU {event['mfu']:.1%}  " if event.get("mfu") is not None else ""
     return (
         f"step {event['step']:>6,}  {count(event['tokens'])} tokens ({event['share']:.1%})  "
         f"loss [bold]{event['loss']:.4f}[/]  {_by_source(event['sources'])}{core}"
         f"{count(event['tokens_per_second'])} tokens/s  {mfu}lr {event['lr']:.2e}  grad norm {event['grad_norm']:.2f}  "
-        f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}"
+        f"data stall {event['data_wait']:.1%}  ETA {duration(event['eta_seconds'])}{slow}"
     )
+
+
+def slow_rank(found: Event) -> str:
+    """The rank that the others wait for, in words."""
+    where = f" on {literal(found['host'])}" if found["host"] else ""
+    return f"rank {found['rank']}{where} is slow: {found['times_median']:.1f} times the median"
 
 
 def _by_source(losses: dict[str, float]) -> str:

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from engine import events
 from engine.checkpoint.folder import CURRENT
-from engine.config import CONFIGS, Preset, load_preset, preset_files
+from engine.config import CONFIGS, Preset, TrainConfig, load_preset, preset_files
+from engine.config.footprint import Footprint
 from engine.device import machine
 from engine.errors import PresetError, first_line
 from engine.formatting import count, duration
@@ -83,7 +84,8 @@ def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> dict[str,
     files = preset_files()
     if not files:
         raise PresetError(f"{CONFIGS}/ holds no presets; restore it from the repository, or write one.")
-    chosen = _ask(files, tokens_per_run, checkpoint_dir) if sys.stdin.isatty() else _read_answer(files)
+    asks = sys.stdin.isatty() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    chosen = _ask(files, tokens_per_run, checkpoint_dir) if asks else _read_answer(files, checkpoint_dir)
     return chosen.model_dump(mode="json", by_alias=True) if isinstance(chosen, Preset) else chosen
 
 
@@ -111,14 +113,17 @@ def _ask(files: list[Path], tokens_per_run: int, checkpoint_dir: Path) -> Preset
     return answer
 
 
-def _read_answer(files: list[Path]) -> Preset | str:
-    """The answer on standard input. The default of an unattended start never depends on the network."""
+def _read_answer(files: list[Path], checkpoint_dir: Path) -> Preset | str:
+    """The answer on standard input. The default of an unattended start never depends on the network; where torchrun may
+    start it again, with an input that was read already, it is the preset that was trained last."""
     answer = ""
     with contextlib.suppress(OSError, ValueError):  # closed, or nothing that can be waited for
         if select.select([sys.stdin], [], [], ANSWER_SECONDS)[0]:
             answer = sys.stdin.readline().strip()
     if answer in ACTIONS:
         return answer
+    if not answer and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        answer = _saved_name(checkpoint_dir)
     path = _match(answer, files) if answer else files[0]
     say(f"Preset {path.stem}" + ("" if answer else " (the default)"))
     return load_preset(path)
@@ -169,10 +174,19 @@ def show_table(entries: list[MenuEntry], tokens_per_run: int, checkpoint_dir: Pa
         if rate is None:
             rate = _training_flops(device, preset.train.precision) / model.flops_per_token()
         seconds = tokens_per_run / rate
+        short = _shortage(model, preset.train, device)
         size, sources = count(model.num_parameters()), literal(", ".join(preset.data.weights()))
         state = f"[yellow]not reachable[/]: {literal(entry.problem)}" if entry.problem else "[green]reachable[/]"
-        table.add_row(name, size, sources, state, f"about {duration(seconds)}")
+        takes = f"[yellow]too large here[/]: {short}" if short else f"about {duration(seconds)}"
+        table.add_row(name, size, sources, state, takes)
     RichConsole(file=OUTPUT).print(table)
+
+
+def _shortage(model: TransformerLM, train: TrainConfig, device: torch.device) -> str:
+    """Why a model cannot fit into this machine's memory, in words; empty where it may."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    footprint = Footprint(model.config, model.num_parameters(), 1, world_size, train.offload_optimizer)
+    return footprint.shortage(train.zero_stage, machine.total_memory_each(device))
 
 
 @functools.cache

@@ -36,3 +36,6 @@ def test_all_stages_equal_a_plain_loop(processes: int, stages: str, tmp_path: Pa
             # Single norms of a bf16 run part by chance, and differently on each kind of processor.
             apart = [abs(a / b - 1) for a, b in zip(norms, plain_norms, strict=True)]
             assert sum(apart) / len(apart) < norms_on_average, (stage, kind)
+    for kind in [kind for kind in results if kind.endswith("offloaded")]:
+        plain, losses = results["plain adamw fp32"][0], results[kind][0]
+        assert max(abs(a - b) for a, b in zip(plain, losses, strict=True)) < 2e-4, kind

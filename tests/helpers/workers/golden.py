@@ -23,6 +23,7 @@ from sources.loading.loader import Batch, BatchShape
 
 STEPS, MICRO_BATCHES, GLOBAL_ROWS, LENGTH, VOCABULARY = 50, 2, 8, 32, 256
 SHAPE = ModelConfig(hidden_size=32, num_layers=2, num_heads=2, seq_length=LENGTH)
+OFFLOADED = 2, 1
 TRAIN = TrainConfig(accumulation_steps=MICRO_BATCHES, learning_rate=3e-3, precision="fp32", compile=False)
 
 
@@ -112,6 +113,9 @@ def main() -> None:
         for stage in [int(argument) for argument in sys.argv[2:]]:
             results[f"stage {stage} {kind}"] = engine_losses(train, stage, ranks, bf16)
         results[f"plain {kind}"] = plain_losses(train, bf16)
+    for stage in OFFLOADED if ranks.world_size > 1 else OFFLOADED[:1]:
+        train = TRAIN.model_copy(update={"offload_optimizer": True})
+        results[f"stage {stage} offloaded"] = engine_losses(train, stage, ranks, bf16=False)
     if ranks.is_main:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file)

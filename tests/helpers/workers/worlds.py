@@ -41,7 +41,8 @@ def main() -> None:
         answer = original(runner, batch, *arguments, **options)
         if batch.number < 0:  # the warm-up's
             return answer
-        line = {"row": batch.state["row"], "lanes": batch.state["num_lanes"], "rows": digests(batch)}
+        place = {"rank": ranks.rank, "world": ranks.world_size, "lanes": batch.state["num_lanes"]}
+        line = {"row": batch.state["row"], **place, "rows": digests(batch)}
         with (folder / f"rows-{ranks.rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         made += 1
@@ -52,8 +53,10 @@ def main() -> None:
     original, StepRunner.run = StepRunner.run, recorded
     try:
         train(preset, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
-    except Interrupted:
-        assert steps
+    except Interrupted as error:
+        if not steps:  # by a launcher, which starts it again
+            leave()
+            raise SystemExit(error.status) from None
     leave()
 
 

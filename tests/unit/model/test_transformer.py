@@ -47,6 +47,25 @@ def test_loss_and_logits_equal_the_plain_network(trained, batch):
     assert (output.token_nll[1, 20:] == 0).all() and (output.token_nll[0] > 0).all()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_blocks_that_are_computed_again_give_the_same_bits(batch, dropout: float):
+    config = ModelConfig(hidden_size=32, num_layers=3, num_heads=2, seq_length=32, dropout=dropout)
+    torch.manual_seed(0)
+    model = TransformerLM(config, 512)
+    found, kept = [], []
+    for model.checkpoint_activations in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.nbytes) or x, lambda x: x):
+            loss = model(*batch).loss_sum
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+        kept.append(sum(sizes))
+    assert all(map(torch.equal, *found))
+    assert kept[1] < kept[0] / 2
+
+
 def test_training_learned_something(trained, batch):
     input_ids, labels = batch
     with torch.no_grad():

@@ -45,7 +45,7 @@ def refusal(values: dict) -> str:
             'data: "source_weights" names "c5", which is no source here',
         ),
         ({"auxiliary": {"value_horizons": [8, 4]}}, "auxiliary.value_horizons: [8, 4] is not a list of ascending"),
-        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 0, 1, 2 or 3, not 4."),
+        ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 'auto', 0, 1, 2 or 3, not 4."),
         ({"train": 7}, "train: Input should be an object"),
         ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
         ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),

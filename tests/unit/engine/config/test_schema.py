@@ -95,3 +95,18 @@ def test_doublings_of_the_batch_ascend_and_stand_alone():
         parse_preset(values | {"auxiliary": {"enable_adaptive_sources": True}, "data": {"mix_strategy": "weighted"}})
     with pytest.raises(PresetError, match="not a list of ascending shares"):
         parse_preset(values | {"train": {"batch_doublings": [0.5, 0.2]}})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"offload_optimizer": True, "zero_stage": 3}},
+        {"train": {"offload_optimizer": True, "zero_stage": 0}},
+        {"train": {"offload_optimizer": True, "optimizer": "muon"}},
+        {"train": {"offload_optimizer": True}, "auxiliary": {"enable_value": True}},
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused_with_the_remedy(sections: dict):
+    with pytest.raises(PresetError, match=r"set train\.offload_optimizer to false"):
+        parse_preset({"name": "x", **sections})
+    assert parse_preset({"name": "x", "train": {"offload_optimizer": True, "zero_stage": "auto"}})

@@ -46,6 +46,36 @@ def test_the_batch_and_the_stage_that_deepspeed_gets(asked: int, processes: int,
     assert config["torch_autocast"]["enabled"] and not config["bf16"]["enabled"], "weights stay fp32"
 
 
+def test_one_process_that_offloads_keeps_the_stage():
+    config = engine_config(TrainConfig(zero_stage=2, offload_optimizer=True), BatchShape(4, 3, 16), bf16=False)
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert "offload_optimizer" not in engine_config(TrainConfig(), BatchShape(4, 3, 16), False)["zero_optimization"]
+
+
+def test_an_offloaded_step_is_clipped_and_dropped_as_any_other():
+    shape, train = BatchShape(2, 1, 16), TrainConfig(zero_stage=2, offload_optimizer=True)
+    engines = []
+    for section in (train, TrainConfig(zero_stage=0)):
+        torch.manual_seed(0)
+        engines.append(deepspeed_engine.initialize(TransformerLM(SHAPE, 64), section, shape, join(), bf16=False))
+    for scale in (1.0, math.inf, 1.0):  # the second step is dropped
+        norms = []
+        for engine in engines:
+            gradients = backward(engine, scale)
+            norms.append(deepspeed_engine.step(engine, gradients, squares(gradients), 0.5, join())[0])
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5, nan_ok=True) and math.isnan(norms[0]) == (scale > 1)
+    offloaded, plain = (deepspeed_engine.weights(engine, keep=True) for engine in engines)
+    for name, weight in plain.items():
+        torch.testing.assert_close(offloaded[name], weight, atol=1e-6, rtol=1e-5)
+    states = [optimizer_state(engine, keep=True) for engine in engines]
+    assert states[0]["step"] == states[1]["step"] == 2
+    for name, moments in states[1]["moments"].items():
+        torch.testing.assert_close(states[0]["moments"][name], moments, atol=1e-7, rtol=1e-4)
+    for engine in engines:
+        engine.destroy()
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize("share", [0.5, 2.0])
 def test_gradients_are_clipped_to_the_norm(stage: int, share: float):

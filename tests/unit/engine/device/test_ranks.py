@@ -1,14 +1,15 @@
 """What ranks exchange: in a world of one, and between two real gloo processes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from engine.device.ranks import Agreement, Ranks, join, local_device
+from engine.device.ranks import Agreement, Ranks, join, local_device, processes_here
 from engine.errors import RunError, SaveError
-from tests.helpers.processes import run_ranks
+from tests.helpers.processes import run_ranks, start
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
@@ -51,6 +52,31 @@ def test_alone_every_exchange_gives_ones_own():
     assert ALONE.broadcast([1, None]) == [1, None] and ALONE.gather("x") == ["x"]
     tensor = torch.tensor([1.0, 2.0])
     assert ALONE.sum_tensor(tensor.clone()).equal(tensor) and ALONE.broadcast_tensor(tensor) is tensor
+
+
+def test_ranks_are_named_with_their_machines_where_there_are_several():
+    assert ALONE.place(0) == "0"
+    several = Ranks(2, 4, torch.device("cpu"), None, ("alpha", "alpha", "beta", "beta"))
+    assert several.place(1) == "1 on alpha" and several.place(2) == "2 on beta"
+
+
+def test_who_speaks_where_rank_0_is_lost(monkeypatch):
+    hosts = ("alpha", "alpha", "beta", "beta")
+    for rank, local_rank, deputy in ((0, 0, False), (1, 1, True), (2, 0, True), (3, 1, False)):
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert Ranks(rank, 4, torch.device("cpu"), None, hosts).is_deputy == deputy
+    assert not Ranks(2, 4, torch.device("cpu"), None).is_deputy, "on one machine it is rank 1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes"), [({}, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"LOCAL_SIZE": "2"}, 2)]
+)
+def test_both_launchers_say_how_many_processes_are_here(monkeypatch, variables: dict[str, str], processes: int):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes_here() == processes
 
 
 @pytest.mark.parametrize("error", [SaveError("no room"), RunError("no reason"), KeyError("x")])
@@ -100,3 +126,37 @@ def test_values_and_tensors_go_from_rank_0_or_to_all(found):
     for rank in found:
         assert rank["broadcast"] == ["said by", 0] and rank["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert rank["sum"] == [4.5, 30.0] and rank["tensor"] == [1.5, 10.0]
+
+
+MEETS = """
+import datetime
+from engine.device import ranks as module
+from engine.errors import RankLost
+module.JOIN_TIMEOUT = datetime.timedelta(seconds={seconds})
+try:
+    joined = module.join()
+    print(joined.gather(joined.rank))
+    module.leave()
+except RankLost as error:
+    print(error)
+"""
+
+
+def test_ranks_meet_in_a_store_that_earlier_ones_have_left(tmp_path: Path):
+    """As that of torchrun's agents is, over restarts."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def printed(ranks: list[int], seconds: float) -> list[str]:
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        started = []
+        for rank in ranks:
+            own = {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(start(MEETS.format(seconds=seconds), cwd=tmp_path, variables=own))
+        return [process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in started]
+
+    assert printed([0, 1], 60.0) == printed([0, 1], 60.0) == ["[0, 1]", "[0, 1]"]
+    assert printed([0], 0.6) == [
+        f"Not all 2 ranks have met at 127.0.0.1:{store.port}. Start them within 0 minutes, where all their "
+        "machines reach this address."
+    ]

@@ -145,3 +145,12 @@ def test_an_event_is_due_after_its_interval(make, interval: float, due: bool):
     assert telemetry.due is due
     telemetry.log.enabled = False
     assert not telemetry.due, "by rank 0's clock"
+
+
+def test_a_slow_rank_is_in_the_event_of_several_ranks_alone(make, tmp_path: Path):
+    telemetry, found = make(), {"rank": 1, "host": "beta", "times_median": 2.0}
+    for slow_rank in ({}, {"slow_rank": None}, {"slow_rank": found}):
+        telemetry.add(FIRST)
+        telemetry.log_steps(PROGRESS, 1e-3, slow_rank)
+    events = read(tmp_path)
+    assert "slow_rank" not in events[0] and events[1]["slow_rank"] is None and events[2]["slow_rank"] == found

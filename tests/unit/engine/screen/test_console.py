@@ -47,6 +47,7 @@ def test_a_run_begins_with_three_sentences(shown):
     ("event", "sentence"),
     [
         (run_event(zero_stage=0), "Precision fp32, ZeRO stage 0 (1 with several processes)."),
+        (run_event({"zero_stage": "auto"}, zero_stage=2), "Precision fp32, ZeRO stage 2 (auto)."),
         (run_event(precision="bf16", bf16_instructions="AMX"), "Precision bf16 with AMX, ZeRO stage 1."),
         (run_event({"accumulation_steps": 1}, world_size=2), "1 micro-batch of 8 rows per process."),
         (run_event(peak_flops=989e12), "MFU is relative to the data sheet's 989T FLOP/s."),
@@ -80,7 +81,10 @@ def test_a_step_is_one_line_that_begins_with_its_number(shown):
     rest = {"data_wait": 0.0, "eta_seconds": 5.0, "sources": {}, "auxiliary": {"value": 0.25}, "core_left_out": 2}
     (line,) = shown({"event": "step", "step": 1200, **figures, **rest})
     assert re.match(r"^step +1,200 ", line) and "lookahead (value 0.25)" in line
-    assert "the lookahead core's gradient was not finite in 2 steps" in line
+    assert "the lookahead core's gradient was not finite in 2 steps" in line and "slow" not in line
+    slow = {"slow_rank": {"rank": 3, "host": "gpu-[2]", "times_median": 1.84}}
+    (line,) = shown({"event": "step", "step": 1200, **figures, **rest, **slow})
+    assert line.endswith("rank 3 on gpu-[2] is slow: 1.8 times the median")
 
 
 def test_an_evaluation_shows_a_sample_and_a_passage(shown):

@@ -1,3 +1,4 @@
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,27 @@ def test_a_run_is_estimated_by_the_presets_own_throughput(tmp_path: Path, capsys
     assert menu.measured_throughputs(tmp_path) == {"reference": 5000.0, "another": 9.0}
     menu.show_table([entry], 10**8, tmp_path)
     assert f"about {duration(1e8 / 5000)}" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_fit_is_said_to(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr("engine.device.machine.total_memory", lambda device: 8 * 2**30)
+    paths = (REFERENCE, CONFIGS / "05_large.json")
+    menu.show_table([menu.MenuEntry(path, load_preset(path)) for path in paths], 10**8, tmp_path)
+    reference, large = capsys.readouterr().out.splitlines()[-2:]
+    assert "too large here: one process needs 23 GiB for weights and optimizer, and has 8" in large
+    assert "too large" not in reference and "about" in reference
+
+
+def test_started_again_the_preset_is_the_one_trained_last(tmp_path: Path, capsys, monkeypatch):
+    """By torchrun --max_restarts, whose ranks find an input that was read."""
+    snapshot = replace(checkpoints.snapshot(10), preset={"name": "reference"})
+    CheckpointFolder(tmp_path).save(snapshot, checkpoints.optimizer(10), {})
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert menu.choose(10**8, tmp_path)["name"] == "best_general"
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert menu.choose(10**8, tmp_path)["name"] == "reference"
+    assert menu.choose(10**8, tmp_path / "empty")["name"] == "best_general"
 
 
 def test_the_throughput_of_a_run_whose_begin_is_long_ago(tmp_path: Path):
