@@ -43,7 +43,7 @@ class LocalProducer:
             self._announce_notices(name)
             if before["block"] == 0:  # what opening the source counted was counted then, with the first block
                 self.sources[name].counts.clear()
-            filtered = cast(dict[str, int], dict(found.notes or {}))
+            filtered = dict(cast(dict[str, int], found.notes or {}))
             documents = filtered.pop(DOCUMENTS, 0)  # caches of older versions do not have it
             return BlockResult(RowBlock(**found.arrays), cast(PipelineState, found.after), filtered, documents)
         later = cast(PipelineState | None, cached.skip(before["block"]) if cached is not None else None)

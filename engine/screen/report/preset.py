@@ -54,13 +54,13 @@ SHAPE = {"num_layers": "layers", "hidden_size": "wide", "num_heads": "heads"}
 def _machine(run: dict[str, Any], derived: dict[str, Any]) -> list[tuple[str, str]]:
     instructions = derived.get("bf16_instructions")
     precision = derived.get("precision", "") + (f" with {instructions}" if instructions else "")
-    peak = derived.get("peak_flops")
+    peak, compiled = derived.get("peak_flops"), derived.get("compiled")
     return [
         ("Machine", text(run.get("machine", ""))),
         ("Processes", _number(derived.get("world_size"))),
         ("Precision", text(precision)),
         ("ZeRO stage", _number(derived.get("zero_stage"))),
-        ("Compiled", {True: "yes", False: "no"}.get(derived.get("compiled"), "")),
+        ("Compiled", "" if compiled is None else "yes" if compiled else "no"),
         ("Peak FLOP/s", count(peak) if peak else "unknown"),
         ("Data lanes", _number(derived.get("lanes"))),
         ("Data workers", _number(derived.get("data_workers"))),
