@@ -2,15 +2,17 @@
 
     python main.py        torchrun --nproc_per_node=N main.py        deepspeed main.py
 
-There are no flags: configs/*.json says what a run does. The choice is read from the terminal, or from standard input
-where there is none (`printf '02\\n' | python main.py`).
+There are no flags: configs/*.json says what a run does. Without a terminal: `printf '02\\n' | python main.py`.
 """
 
 import os
 import signal
 import sys
 
-from engine import TOKENS_PER_RUN, train
+try:
+    from engine import TOKENS_PER_RUN, train
+except ImportError as missing:  # a package, or a newer Python
+    sys.exit(print(missing) or 2)
 from engine.config import parse_preset
 from engine.control.exit import end
 from engine.control.signals import watch_signals
@@ -27,7 +29,7 @@ def refuse_flags(arguments: list[str]) -> None:
     """Ends the process with status 2 on any argument but --local_rank, which the DeepSpeed launcher adds."""
     for argument in arguments:
         if not argument.startswith(("--local_rank=", "--local-rank=")):
-            print(printable(f"main.py takes no arguments, and {argument!r} is one: edit a preset in configs/ instead."))
+            print(printable(f"main.py takes no arguments, and {argument!r} is one: start it without, for its menu."))
             raise SystemExit(2)
 
 

@@ -14,6 +14,7 @@ preset's step of 131,072 in one) and `alone` are run, in some four minutes.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -96,6 +97,7 @@ class Contender:
             "OMP_NUM_THREADS": str(self.threads // self.processes),
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # so that all of them fit beside one another
             "ZERO_STAGE": str(self.stage),
+            "PRECISION": precision(),
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._workers, self._errors = [], []
@@ -139,6 +141,12 @@ class Contender:
         return None
 
 
+@functools.cache
+def precision() -> str:
+    """What train.precision "auto" means here: without instructions for it, bf16 is tens of times slower than fp32."""
+    return "bf16" if machine.native_bf16(local_device()) else "fp32"
+
+
 def _launched(processes: int) -> list[dict[str, str]]:
     """What a launcher tells each of so many processes of this machine; nothing to one that is alone."""
     if processes == 1:
@@ -172,9 +180,11 @@ def run(arguments: argparse.Namespace) -> None:
     on_gpu = device.type == "cuda"
     arguments.steps = arguments.steps or (5 if on_gpu else 2)
     # The count of a step's FLOPs is held against the data sheet's peak where there is one.
-    peak, rate = machine.peak_flops(device, bf16=True), machine.flops_per_second(device, torch.bfloat16)
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+    peak = machine.peak_flops(device, bf16=precision() == "bf16")
+    rate = machine.flops_per_second(device, dtype)
     print(f"{machine.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"bf16; matrix products of (2048, 256) x (256, 4096) run at {rate / 1e9:,.0f} GFLOP/s", end="")
+    print(f"{precision()}; matrix products of (2048, 256) x (256, 4096) run at {rate / 1e9:,.0f} GFLOP/s", end="")
     print(f"; the data sheet's peak is {peak / 1e12:,.0f} TFLOP/s" if peak else "", flush=True)
     wanted = [part for part in arguments.trainers.split(",") if part]
     names = [name for name in TRAINERS if not wanted or any(part in name for part in wanted)]

@@ -1,7 +1,8 @@
 """The trainers of benchmarks.train_speed, each in a process of its own, paused between rounds.
 
 A worker is told on standard input how many steps to make, makes them, and prints seconds and peak memory as a line of
-JSON. All have the same shape, data, batch, precision (bf16 by autocast) and AdamW; gradients are clipped to norm 1.
+JSON. All have the same shape, data, batch, precision and AdamW; gradients are clipped to norm 1. The variable PRECISION
+says what `precision: "auto"` means here: bf16 by autocast where the device multiplies it natively, else fp32.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 from benchmarks.overhead import real_bytes
 
 RATE, DECAY, BETAS, CLIP = 1e-3, 0.1, (0.9, 0.95), 1.0
+BF16 = os.environ.get("PRECISION", "bf16") == "bf16"
+LIGHTNING = "bf16-mixed" if BF16 else "32-true"  # its name for it
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: t
         compile_it()
     for ids, labels in batches(shape):
         gate()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=BF16):
             loss = model(ids.to(device), labels.to(device))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -183,7 +186,7 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **optio
     stage = int(os.environ.get("ZERO_STAGE", "1"))
     train = TrainConfig(learning_rate=RATE, zero_stage=stage)
     batch_shape = BatchShape(shape.rows, 1, shape.length, ranks.rank, ranks.world_size)
-    engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, batch_shape, ranks, bf16=True)
+    engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, batch_shape, ranks, BF16)
     if compiled:
         compile_model(engine)
     runner, guard = StepRunner(engine, ranks, 1, CLIP), StabilityGuard("log", 10)
@@ -243,7 +246,7 @@ def trainer(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> N
         weight_decay=DECAY,
         adam_beta2=BETAS[1],
         max_grad_norm=CLIP,
-        bf16=True,
+        bf16=BF16,
         use_cpu=device.type == "cpu",
         optim="adamw_torch_fused",
         torch_compile=compiled,
@@ -259,7 +262,7 @@ def fabric(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> No
     """Lightning Fabric around the hand-written model."""
     from lightning.fabric import Fabric
 
-    lightning = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed")
+    lightning = Fabric(accelerator=device.type, devices=1, precision=LIGHTNING)
     model = Plain(shape)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, BETAS, weight_decay=DECAY, fused=True)
     model, optimizer = lightning.setup(torch.compile(model) if compiled else model, optimizer)
@@ -319,7 +322,7 @@ def litgpt(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> No
         "pythia-14m",
         model_config=config,
         out_dir=folder,
-        precision="bf16-mixed",
+        precision=LIGHTNING,
         data=Text(),
         train=TrainArgs(
             save_interval=None,

@@ -7,7 +7,11 @@ result = train(load_preset("configs/00_best_general.json"))
 import os
 import warnings
 
-import torch
+from engine.installed import require_installed
+
+require_installed()
+
+import torch  # noqa: E402
 
 # DeepSpeed looks for an accelerator when it is imported, and warns where it finds only a CPU.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

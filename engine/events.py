@@ -1,7 +1,7 @@
 """Events of a run: one append-only JSON line each in metrics.jsonl beside the snapshots, and a sink that shows them.
 
-Events: run, step, spike, skip, rollback, evaluation, save, resume, source. Each line has `event` and `time` (seconds
-since 1970). ARCHITECTURE.md lists their keys.
+Events: run, step, spike, skip, rollback, evaluation, save, resume, source, advice. Each line has `event` and `time`
+(seconds since 1970). ARCHITECTURE.md lists their keys.
 """
 
 import contextlib

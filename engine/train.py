@@ -17,6 +17,7 @@ from engine.run.state import TrainResult
 from engine.run.trainer import Trainer
 from engine.screen import report
 from engine.screen.console import Console
+from engine.trackers import Trackers
 
 TOKENS_PER_RUN = 100_000_000
 MAX_ROLLBACKS = 3  # in a row, without a new checkpoint; as many generations are kept
@@ -40,12 +41,15 @@ def train(
     ranks = ranks or join()
     console = Console(enabled=ranks.is_main)
     folder = CheckpointFolder(checkpoint_dir)
-    listeners = [report.listener(lambda: folder.hold.root, folder.folder, console)]
+    names = preset.train.log_to if ranks.is_main else ()
+    trackers = Trackers(names, lambda: folder.hold.root, console.say, console.warn)
+    listeners = [report.listener(lambda: folder.hold.root, folder.folder, console), trackers.take]
     log = EventLog(folder.folder, console, ranks.is_main, listeners)
     diverged, rollbacks = None, 0
     with ExitStack() as stack, deterministic(preset.train.deterministic):
         watch = watch or stack.enter_context(watch_signals(ranks, console))
         ranks.on_main(lambda: stack.enter_context(folder.held(log.warn)))
+        stack.enter_context(closing(trackers))
         stack.enter_context(closing(log))
         while True:
             try:

@@ -3,20 +3,32 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import storage
 from shard_cache import CachedSource, NotACache, ShardCache
+from shard_cache.space import RESERVE_BYTES
 from sources.config import DataConfig, FilesSpec, PdfSpec, Spec
 from sources.rows.filters import HELD_OUT_SHARE, NGRAM, RECENT
 from sources.rows.pipeline_config import PART_CHARACTERS, SMALL_SOURCE, PipelineConfig
 from sources.source import Source
 from storage import JSON, Damaged, digest
 
-__all__ = ["NotACache", "ShardCache", "cached_sources", "description", "open_cache", "read_record", "write_record"]
+__all__ = [
+    "NotACache",
+    "ShardCache",
+    "cached_sources",
+    "description",
+    "lack_of_room",
+    "open_cache",
+    "read_record",
+    "write_record",
+]
 
+BYTES_PER_TOKEN = 4.5  # of a cached row at most: an id of 4 bytes, lengths and pieces
 ROWS_FORMAT = 3  # of the rows themselves; raised whenever the same settings would give other rows
 
 
@@ -80,6 +92,20 @@ def _fingerprint(pipeline: PipelineConfig) -> dict[str, JSON]:
         "shuffle": pipeline.shuffle,
         "whole_passes": pipeline.whole_epochs,
     }
+
+
+def lack_of_room(config: DataConfig, tokens: int) -> str | None:
+    """Return a sentence where the cache's disk has no room for the rows of `tokens` tokens; None where it has."""
+    folder = Path(config.cache_dir).expanduser().absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    needed, free = BYTES_PER_TOKEN * tokens, max(0, shutil.disk_usage(existing).free - RESERVE_BYTES)
+    if needed < free:
+        return None
+    return (
+        f"The cache has no room for the rows of a run: they take about {needed / 1e9:.1f} GB, and the disk of "
+        f"{config.cache_dir} has {free / 1e9:.1f} GB beside the {RESERVE_BYTES / 2**30:g} GiB that are kept free. Free "
+        "some space, or give another data.cache_dir; otherwise the rest is not cached."
+    )
 
 
 def read_record(path: Path | None) -> dict[str, Any] | None:

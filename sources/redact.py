@@ -1,4 +1,4 @@
-"""Keeps secrets out of everything that is shown or written: the hub's tokens, and logins inside addresses.
+"""Keeps secrets out of everything that is shown or written: tokens of the hub and of trackers, logins inside addresses.
 
 `redact` is applied where text leaves the program (console, metrics, reasons of failures); `redact_process` covers what
 libraries log and warn of, and tracebacks.
@@ -23,6 +23,7 @@ _PATTERNS = (
     (re.compile(r"""(?<=://)[^\s/?#"'\\]+@"""), "***@"),
 )
 MOST_BYTES = 100_000  # of the file that holds a token
+_OF_TRACKERS = ("WANDB_API_KEY", "TRACKIO_WRITE_TOKEN")  # variables that hold secrets
 _SHORTEST = 8  # characters; a shorter value is no token and may be part of any word
 
 
@@ -31,6 +32,9 @@ def redact(text: str) -> str:
     for secret in (os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN"), _stored_token()):
         if secret and len(secret.strip()) >= _SHORTEST:
             text = text.replace(secret.strip(), "hf_***")
+    for secret in map(os.environ.get, _OF_TRACKERS):
+        if secret and len(secret.strip()) >= _SHORTEST:
+            text = text.replace(secret.strip(), "***")
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from shard_cache import ShardCache
+from sources.amounts import SAMPLE_CHARACTERS, Amount
 from sources.caching import description
 from sources.config import DataConfig, FilesSpec, HubSpec, PdfSpec, PythonPackagesSpec, SourceSpec, Spec
 from sources.readers.files import FilesSource
@@ -27,6 +28,11 @@ OPENERS: dict[type[Spec], Callable[..., Source]] = {
     FilesSpec: FilesSource,
     PythonPackagesSpec: PythonPackagesSource,
 }
+REMEDIES = {  # of what is counted where nothing is left to train on
+    "binary files": "save Word documents and the like as text or PDF",
+    "rows without text": 'name a column that has text in "text_field" or "fields"',
+    "shorter than min_text_length": "lower data.min_text_length, or join rows with join_rows",
+}
 
 
 class AllSourcesFailed(Exception):
@@ -34,7 +40,9 @@ class AllSourcesFailed(Exception):
 
     def __init__(self, reasons: dict[str, str]):
         self.reasons = reasons
-        each = "; ".join(f"{name}: {why.removesuffix('.')}" for name, why in reasons.items())
+        # A path's reason often begins with the path, by which its source is named.
+        named = (why if why.startswith(name) else f"{name}: {why}" for name, why in reasons.items())
+        each = "; ".join(why.removesuffix(".") for why in named)
         super().__init__(f"Every source failed: {each}.")
 
 
@@ -59,6 +67,7 @@ class OpenedSources:
     sources: dict[str, Source]
     failures: dict[str, str]
     small: set[str] = field(default_factory=set)
+    amounts: dict[str, Amount] = field(default_factory=dict)  # of the small ones that were read whole at this start
 
     def pins(self) -> dict[str, Pin]:
         """Return what `open_sources` needs to open the same data elsewhere."""
@@ -72,7 +81,7 @@ class OpenedSources:
     def without(self, name: str, reason: str) -> "OpenedSources":
         """Return the same without a source that cannot be read any more."""
         kept = {other: source for other, source in self.sources.items() if other != name}
-        return OpenedSources(kept, {**self.failures, name: reason}, self.small)
+        return OpenedSources(kept, {**self.failures, name: reason}, self.small, self.amounts)
 
 
 class LazySource:
@@ -134,7 +143,7 @@ def open_sources(
             opened.failures[name] = "the first rank could not open it"
             continue
         try:
-            source, small = _open(spec, (pins or {}).get(name), config, cache, announce)
+            source, small, amount = _open(spec, (pins or {}).get(name), config, cache, announce)
         except SourceError as error:
             opened.failures[name] = error.reason
         except OSError as error:  # a folder or file without permission to read it
@@ -142,30 +151,34 @@ def open_sources(
         else:
             opened.sources[name] = source
             opened.small |= {name} if small else set()
+            opened.amounts |= {name: amount} if amount else {}
     return opened
 
 
 def _open(
     spec: SourceSpec, pin: Pin | None, config: DataConfig, cache: ShardCache | None, announce: Announce
-) -> tuple[Source, bool]:
-    """Open one source; also returns whether it is small."""
+) -> tuple[Source, bool, Amount | None]:
+    """Open one source; also returns whether it is small, and how much it holds where that was counted."""
     on_hub = isinstance(spec, HubSpec) and spec.folder is None
     known = _cached_pin(spec, pin, config, cache) if on_hub else None
     start = known or pin
     if known is not None and "commit" in known["source"]:  # which cannot change
-        return _cached_source(spec, known), (pin or known)["small"]
+        return _cached_source(spec, known), (pin or known)["small"], None
     retries = Retries.before_training(spec.source_name, config.retry_minutes, announce)
     while True:
         try:
             source = OPENERS[type(spec)](spec, start["source"] if start else None)
-            return source, pin["small"] if pin else _is_small(source, config, retries)
+            if pin:
+                return source, pin["small"], None
+            amount = _count_if_small(source, config, retries)
+            return source, amount is not None, amount
         except SourceGone as error:
             known = known or _cached_pin(spec, pin, config, cache)
             if known is None:
                 raise
             source = _cached_source(spec, known)
             source.notices.append(f"its cached rows are used: {error.reason}")
-            return source, (pin or known)["small"]
+            return source, (pin or known)["small"], None
         except SourceError as error:
             retries.wait(error)
 
@@ -184,23 +197,30 @@ def _cached_source(spec: SourceSpec, known: CachedPin) -> LazySource:
     return LazySource(spec.source_name, known, partial(OPENERS[type(spec)], spec, known["source"]))
 
 
-def _is_small(source: Source, config: DataConfig, retries: Retries) -> bool:
-    """Whether a source holds fewer than SMALL_SOURCE characters; stops reading there, once it has met a usable text.
-    Raises SourceError where it holds none."""
+def _count_if_small(source: Source, config: DataConfig, retries: Retries) -> Amount | None:
+    """Return how much text to train on a source holds, or None if it is SMALL_SOURCE characters or more: reading stops
+    there, once it has met a usable text. Raises SourceError where it holds none."""
     filters, characters = Filters(config.min_text_length), 0
+    num_bytes, sample = 0, ""
     reasons: Counter[str] = Counter()
     for shard in range(source.num_shards):
         for text, _ in read_on(source, shard, retries):
-            reasons[filters.reject(text, text_hash(text)) or ""] += 1
+            reason = filters.reject(text, text_hash(text)) or ""
+            reasons[reason] += 1
             characters += len(text)
             if characters >= SMALL_SOURCE and reasons[""]:
-                return False
+                return None
+            if not reason:
+                num_bytes += len(text.encode("utf-8", "replace"))
+                sample += text if len(sample) < SAMPLE_CHARACTERS else ""
     if not (found := reasons.pop("", 0)):
         reasons.update(source.counts)
         why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items()) or "it is empty"
-        raise SourceError(f"{'; '.join([*source.notices, f'it holds no text to train on ({why})'])}")
-    source.notices.append(f"{source.name} is small: all lanes share one order of its {found:,} texts to train on")
-    return True
+        remedies = [remedy for reason, remedy in REMEDIES.items() if reason in reasons]
+        sentences = [*source.notices, "; ".join([f"it holds no text to train on ({why})", *remedies])]
+        raise SourceError("; ".join(sentence.removesuffix(".") for sentence in sentences))
+    source.notices.append(f"it is small, with {found:,} text{'s' if found > 1 else ''} to train on")
+    return Amount(num_bytes, sample[:SAMPLE_CHARACTERS])
 
 
 def probe(spec: Spec, timeout: float = 3.0) -> str | None:

@@ -3,6 +3,7 @@ ever replace is refused before anything is trained."""
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import storage
 from engine import events
 from engine.checkpoint import manifest, state
-from engine.checkpoint.load import NAMES
+from engine.checkpoint.load import GENERATIONS, NAMES
+from engine.errors import SaveError
 
 
 def require_replaceable(folder: Path, snapshots: Iterable[str] = NAMES) -> None:
@@ -34,6 +36,20 @@ def require_log(folder: Path) -> None:
     path = folder / events.FILE_NAME
     if _mode(path) and not stat.S_ISREG(_mode(path)):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise SaveError where the disk has no room for the generations that a run keeps, those that are there included,
+    and the next one beside them; `size` is in bytes of one."""
+    there = sum((folder / name).exists() for name in GENERATIONS)
+    needed = size * (len(GENERATIONS) + 1 - there)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SaveError(
+            f"{folder}: a run keeps {len(GENERATIONS)} checkpoints of {size / 2**20:,.1f} MiB and writes the next one "
+            f"beside them; the disk has {free / 2**20:,.1f} MiB left. Free {(needed - free) / 2**20:,.1f} MiB, or "
+            "train a smaller model."
+        )
 
 
 def _mode(path: Path) -> int:

@@ -20,6 +20,19 @@ OBJECTS: dict[int | str, type[BaseModel]] = {
 }
 
 LONGEST = 1000  # characters of a sentence
+SHOWN = 20  # characters of a line that is not JSON
+# What json.loads says -> what to do about it.
+JSON_REMEDIES = {
+    "Expecting ',' delimiter": "a comma is missing before it",
+    "Expecting ':' delimiter": "a colon is missing before it",
+    "Expecting property name": "a key in double quotes must stand there, and neither a comment nor a comma before }",
+    "Illegal trailing comma": "a comma must not stand before } or ]",
+    "Expecting value": "a value must stand there: a number, a text in double quotes, true, false, null, [...] or {...}",
+    "Unterminated string": "the double quotes that begin there have no end",
+    "Invalid control character": "a line ends within double quotes",
+    "Invalid \\escape": "a backslash must be written twice",
+    "Extra data": "the preset has ended before it; take it away, or a } too many",
+}
 
 
 def explain(error: ValidationError, values: dict[str, Any]) -> str:
@@ -30,6 +43,16 @@ def explain(error: ValidationError, values: dict[str, Any]) -> str:
     errors = error.errors(include_url=False, include_context=False)
     unknown = [details for details in errors if details["type"] == "extra_forbidden"]
     return " ".join(shortened(_sentence(details, values)) for details in (unknown or errors)[:2])
+
+
+def explain_json(error: ValueError) -> str:
+    """Return what is wrong with a text that json.loads refuses, and where."""
+    if not isinstance(error, json.JSONDecodeError):  # not UTF-8, or a key that appears twice
+        return str(error)
+    line = [*error.doc.splitlines(), ""][error.lineno - 1][error.colno - 1 :].strip()
+    at = f" ({line[:SHOWN]}{'...' if len(line) > SHOWN else ''})" if line else " (its end)"
+    problem = next((remedy for said, remedy in JSON_REMEDIES.items() if error.msg.startswith(said)), error.msg)
+    return f"line {error.lineno}, column {error.colno}{at}: {problem}"
 
 
 def shortened(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 import storage
-from engine.config.messages import explain, shortened
+from engine.config.messages import explain, explain_json, shortened
 from engine.config.schema import Preset
 from engine.errors import PresetError
 from sources.readers.fields import nearest
@@ -45,7 +45,7 @@ def load_preset(path: str | Path) -> Preset:
     except OSError as error:
         problem = f"cannot be read ({storage.os_error_reason(error)})."
     except ValueError as error:  # not JSON, not UTF-8, or a key that appears twice
-        problem = f"not valid JSON: {error}."
+        problem = f"not valid JSON: {explain_json(error)}."
     except RecursionError:
         problem = "nested too deeply; a preset is sections of keys and values."
     else:

@@ -81,6 +81,9 @@ class TrainConfig(BaseModel):
     )
     save_interval_minutes: float = Field(default=10.0, gt=0, description="minutes between two checkpoints")
     log_interval_seconds: float = Field(default=10.0, gt=0, description="seconds between two console lines")
+    log_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], Field(strict=False)] = Field(
+        default=(), description="experiment trackers that get the run's events, too"
+    )
     seed: int = Field(default=1234, ge=0, lt=2**63, description="of the initial weights, the data order and dropout")
     forbid_synchronization: bool = Field(default=False, description="debugging: a micro-batch may not wait for the GPU")
     deterministic: bool = Field(default=False, description="only deterministic kernels: the same bits; slower on a GPU")

@@ -61,15 +61,15 @@ def open_on_all_ranks(
     def open_here() -> dict[str, Any]:
         nonlocal opened
         opened = open_sources(data, pins or None, only_pinned=False, cache=cache, announce=announce_to(log))
-        for name, reason in opened.failures.items():
+        for name, reason in opened.failures.items() if opened.sources else ():  # else the error below has all reasons
             log.warn(f"source {name} is dropped: {reason}")
         for name, source in opened.sources.items():
             while source.notices:
                 log.say(f"source {name}: {source.notices.pop(0)}")
         if not opened.sources:
             raise SourcesFailed(
-                f"{AllSourcesFailed(opened.failures)} Check the network and the paths, or choose a preset whose text "
-                "is on this machine, such as 02_offline_python."
+                f"{AllSourcesFailed(opened.failures)} Correct what it names, check the network, or choose a preset "
+                "whose text is on this machine, such as 02_offline_python."
             )
         return opened.pins()
 

@@ -34,12 +34,14 @@ def require_memory(model: TransformerLM, shape: BatchShape, stage: int, device: 
     Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size in two
     bytes. Weights, gradients and AdamW's two moments are fp32.
     """
-    tokens = shape.micro_batch_size * shape.seq_length
-    activations = tokens * model.config.num_layers * model.config.hidden_size * 12 * 2
+    activations = shape.seq_length * model.config.num_layers * model.config.hidden_size * 12 * 2  # of a row
     divided = DIVIDED_BYTES[stage]
     state = (16 - divided + divided / shape.world_size) * model.num_parameters()
-    if activations + state > machine.total_memory_each(device):
-        raise too_large(shape, device, probing)
+    most_rows = math.floor((machine.total_memory_each(device) - state) / activations)
+    if most_rows < 1:
+        raise too_large(replace(shape, micro_batch_size=1), device)
+    if shape.micro_batch_size > most_rows:
+        raise too_large(shape, device, probing, most_rows)
 
 
 def choose_stage(asked: int | str, footprint: Footprint, ranks: Ranks) -> int:
@@ -55,10 +57,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
-def too_large(shape: BatchShape, device: torch.device, probing: bool = False) -> PresetError:
+def too_large(
+    shape: BatchShape, device: torch.device, probing: bool = False, most_rows: int | None = None
+) -> PresetError:
     """Return the error that says what to lower when a micro-batch of `shape` does not fit; the step keeps its rows.
 
-    `probing` is train.probe_batch.
+    `probing` is train.probe_batch; `most_rows` is how many rows may fit at most, where that is known.
     """
     rows = shape.micro_batch_size
     where = f"the memory of {machine.describe(device)}"
@@ -67,13 +71,14 @@ def too_large(shape: BatchShape, device: torch.device, probing: bool = False) ->
             f"One row of {shape.seq_length} tokens does not fit into {where}: lower model.seq_length, "
             "model.hidden_size or model.num_layers."
         )
-    divisor = next((n for n in range(2, math.isqrt(rows) + 1) if rows % n == 0), rows)
-    steps = shape.grad_accumulation_steps * divisor
+    divisors = {n for i in range(1, math.isqrt(rows) + 1) if rows % i == 0 for n in (i, rows // i)}
+    fewer = max(n for n in divisors if n <= min(rows - 1, most_rows or rows))
+    steps = shape.grad_accumulation_steps * (rows // fewer)
     change = "set train.probe_batch to false and lower it" if probing else "lower it"
     keeping = f" and train.accumulation_steps to {steps}, which keeps the batch" if steps <= MOST_ROWS else ""
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {shape.seq_length} tokens do not fit into {where}; {change} to "
-        f"{rows // divisor}{keeping}."
+        f"{fewer}{keeping}."
     )
 
 

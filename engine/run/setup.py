@@ -9,21 +9,22 @@ import torch
 from engine.checkpoint.background import BackgroundSaver, Checkpoint
 from engine.checkpoint.folder import CheckpointFolder
 from engine.checkpoint.state import OptimizerState
+from engine.checks.overfitting import OverfittingWatch
+from engine.checks.preflight import preflight, require_settings
 from engine.config import Preset, TrainConfig
 from engine.config.footprint import Footprint
 from engine.control.slow_rank import ForwardTimer
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
-from engine.data.opening import get_tokenizer, open_cache_on_all_ranks, open_on_all_ranks
 from engine.data.validation import ValidationSource
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import CompileCache, choose_compile, compile_model
 from engine.device.deepspeed_engine import Engine
-from engine.device.memory import choose_stage, require_memory, require_memory_for_weights
+from engine.device.memory import choose_stage, require_memory
 from engine.device.microbatch import MicroBatchProbe, choose_shape
 from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks
-from engine.errors import Diverged, PresetError
+from engine.errors import Diverged
 from engine.events import EventLog
 from engine.run.curriculum import Curriculum
 from engine.run.evaluation import Evaluator
@@ -64,6 +65,7 @@ class Components:
     guard: StabilityGuard
     look_ahead: LookAheadSchedule
     telemetry: Telemetry
+    overfitting: OverfittingWatch
     saver: BackgroundSaver
 
     @property
@@ -80,6 +82,7 @@ class Components:
             parts_begin=self.look_ahead.state(),
             curriculum=curriculum.state() if curriculum else None,
             guard=self.guard.state(),
+            overfitting=self.overfitting.state(),
         )
 
     def capture(self) -> Checkpoint:
@@ -140,10 +143,7 @@ def setup(
     is asked whether a lineage that does not fit the preset may be moved away. Raises a RunError on all ranks alike.
     """
     train, data, auxiliary = preset.train, preset.data, preset.auxiliary
-    if train.forbid_synchronization and train.zero_stage in (3, "auto") and ranks.device.type == "cuda":
-        raise PresetError(
-            "train.forbid_synchronization: DeepSpeed's stage 3 itself synchronizes a GPU; set train.zero_stage to 2."
-        )
+    require_settings(train, ranks)
     start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
     saved_progress = None if start.is_new or diverged else asdict(start.progress)
     if diverged is not None:
@@ -151,14 +151,12 @@ def setup(
         log.write("rollback", step=diverged.step, to_step=start.progress.step, reason=diverged.what)
     state: dict[str, Any] = dict(start.state or {})
 
-    # Text: sources, tokenizer, cache.
-    cache = open_cache_on_all_ranks(data, ranks)
-    opened = open_on_all_ranks(data, state.get("pins", {}), cache, ranks, log)
-    tokenizer = get_tokenizer(data, start.restored, opened, cache, ranks, log)
+    # Text: sources, tokenizer, cache; and whether the model has room.
+    shape = batch_shape(preset, ranks)
+    cache, opened, tokenizer = preflight(data, auxiliary, start, shape, token_budget, folder, ranks, log)
 
     # Weights, and a micro-batch that fits beside them.
-    shape = batch_shape(preset, ranks)
-    model, message = _make_model(preset, start, tokenizer, shape, folder, ranks)
+    model, message = _make_model(preset, start, tokenizer, folder, ranks)
     footprint = Footprint(
         model.config,
         model.num_parameters(),
@@ -184,7 +182,7 @@ def setup(
     # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
     parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
     if message:
-        log.write("resume", step=start.progress.step, message=message)
+        log.write("resume", step=start.progress.step, tokens_total=start.progress.tokens_total, message=message)
 
     # The engine.
     engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
@@ -264,6 +262,7 @@ def setup(
         guard=guard,
         look_ahead=look_ahead,
         telemetry=Telemetry(batches.source_names, figures, train.log_interval_seconds, log),
+        overfitting=OverfittingWatch.from_state(state.get("overfitting")),
         saver=BackgroundSaver(
             lambda: components.capture(), train.save_interval_minutes, folder, ranks, log, saved_progress
         ),
@@ -281,12 +280,9 @@ def batch_shape(preset: Preset, ranks: Ranks) -> BatchShape:
 
 
 def _make_model(
-    preset: Preset, start: Start, tokenizer: TextTokenizer, shape: BatchShape, folder: CheckpointFolder, ranks: Ranks
+    preset: Preset, start: Start, tokenizer: TextTokenizer, folder: CheckpointFolder, ranks: Ranks
 ) -> tuple[TransformerLM, str | None]:
     """Return the model with its first or restored weights, the same on every rank, and what was resumed."""
-    with torch.device("meta"):
-        on_meta = TransformerLM(start.model, tokenizer.vocab_size, preset.auxiliary)
-    require_memory_for_weights(on_meta, shape)
     torch.manual_seed(preset.train.seed)
     model = TransformerLM(start.model, tokenizer.vocab_size, preset.auxiliary)
     model.checkpoint_activations = preset.train.checkpoint_activations

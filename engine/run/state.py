@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from engine.checks.overfitting import OverfittingState
 from engine.data.adaptive import AdaptiveRunState
 from engine.events import REPORT_NAME
 from engine.run.curriculum import CurriculumState
@@ -42,6 +43,7 @@ class RunState(TypedDict):
     parts_begin: dict[str, int]  # tokens at which each part of the lookahead core was switched on
     curriculum: CurriculumState | None
     guard: StabilityState | None
+    overfitting: OverfittingState | None
 
 
 @dataclass(frozen=True)

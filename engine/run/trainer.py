@@ -144,6 +144,7 @@ class Trainer:
         progress.tokens_total += step.labels
         self._average.add(c.engine, progress.tokens_in_run, step.labels)
         c.telemetry.add(step)
+        c.overfitting.after_step(step.loss)
         if curriculum:
             curriculum.after_step(step.labels)
 
@@ -167,6 +168,8 @@ class Trainer:
         shown = samples.show(c.engine, c.evaluator.rows, c.tokenizer, progress.step, c.ranks)
         counts = {"step": progress.step, "tokens_total": progress.tokens_total}
         c.log.write("evaluation", **counts, **figures, **shown, data=c.batches.reading())
+        if message := c.overfitting.after_evaluation(progress.step, figures["ce"], figures["tokens"]):
+            c.log.write("advice", topic="overfitting", message=message)
         return True
 
     def _finish(self, tokens: int) -> TrainResult:

@@ -17,6 +17,7 @@ TEMPLATES = {  # in rich's markup, of the kinds that are shown as they are
     "skip": "[yellow]skipped[/]  step {step:,}: {reason} (loss {loss:.4f}); {in_a_row:,} in a row, {total:,} in all",
     "rollback": "[yellow]rollback[/]  {reason}, after step {step:,}: training continues from step {to_step:,} with "
     "text that it has not read yet",
+    "advice": "[cyan]advice[/]  {message}",
     "source": "[{colour}]source[/] {name}: {message}",
     "save": "[green]saved[/]  {path} at {tokens_total:,} tokens in {seconds:.1f} s",
 }

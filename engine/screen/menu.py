@@ -83,7 +83,8 @@ def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> dict[str,
     """
     files = preset_files()
     if not files:
-        raise PresetError(f"{CONFIGS}/ holds no presets; restore it from the repository, or write one.")
+        where = f"{CONFIGS}/ holds no presets (looked in {Path.cwd()})"
+        raise PresetError(f"{where}. Start main.py in its own folder, or write a preset.")
     asks = sys.stdin.isatty() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     chosen = _ask(files, tokens_per_run, checkpoint_dir) if asks else _read_answer(files, checkpoint_dir)
     return chosen.model_dump(mode="json", by_alias=True) if isinstance(chosen, Preset) else chosen

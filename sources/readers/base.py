@@ -1,9 +1,10 @@
 """What all readers share: notices and counts of what they skip, and how rows become texts."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, repeat
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from sources.readers.fields import Columns, FieldError, Template
 from sources.readers.parquet import Batch
@@ -24,6 +25,12 @@ class Reader:
         self.notices: list[str] = []
         self.counts: Counter[str] = Counter()
         self._noted: set[tuple[str, str]] = set()  # (file, what was announced or counted of it)
+
+    def silent_copy(self) -> Self:
+        """Return a reader of the same documents, whose notices and counts nobody sees."""
+        reader = copy.copy(self)
+        reader.notices, reader.counts, reader._noted = [], Counter(), set()
+        return reader
 
     def announce(self, file: str, sentence: str) -> None:
         """Add a notice about a file, once."""

@@ -7,6 +7,7 @@ beginning unless it is packed. Binary files are skipped and counted; damaged one
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
@@ -33,7 +34,8 @@ class FilesSource(FolderSource):
         files = [file for file in found if file.size > 0]
         if not files:
             empty = f'{spec.path} holds no file but empty ones; put text there or correct "path".'
-            none = f'{spec.path} holds no file that matches "{spec.glob}"; correct "path" or "glob".'
+            others = "" if found else _kinds(list_files(spec.path))
+            none = f'{spec.path} holds no file that matches "{spec.glob}"{others}; correct "path" or "glob".'
             raise SourceError(empty) if found else SourceGone(none)
         super().__init__(spec.source_name, spec.path, files, pin)
         self.join_rows = spec.join_rows
@@ -127,6 +129,12 @@ class FilesSource(FolderSource):
                 yield from self.rows(template, read_columns(parquet, template.columns, start), file.key)
             else:
                 self.skip(file.key, "files without the text field")
+
+
+def _kinds(files: list[File]) -> str:
+    """The kinds of files that are there, in words; the most frequent three."""
+    kinds = Counter(_suffix(file.key) or "no extension" for file in files).most_common(3)
+    return f" (there are {', '.join(f'{number:,} of {kind}' for kind, number in kinds)})" if kinds else " (it is empty)"
 
 
 def _suffix(key: str) -> str:

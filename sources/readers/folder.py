@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
 from sources.readers.base import Reader
+from sources.readers.fields import nearest
 from sources.source import SourceError, SourceGone
 
 MAX_SHARDS = 64
@@ -112,6 +114,14 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
+def _siblings(path: Path) -> list[str]:
+    """The names of what lies beside a path."""
+    try:
+        return [found.name for found in islice(path.parent.iterdir(), 1000)]
+    except OSError:
+        return []
+
+
 def list_files(path: str, glob: str = "**/*") -> list[File]:
     """List a file, or the files below a folder that match `glob`, hidden files and folders left out.
 
@@ -124,7 +134,8 @@ def list_files(path: str, glob: str = "**/*") -> list[File]:
         if root.exists() and not root.is_dir():
             raise SourceError(f'{path} is neither a file nor a folder; correct "path".')
         if not root.is_dir():
-            raise SourceGone(f'{path} does not exist (looked in {Path.cwd()}); correct "path" or create the folder.')
+            hint = nearest(root.name, _siblings(root))
+            raise SourceGone(f'{path} does not exist (looked in {Path.cwd()}){hint}; correct "path" or create it.')
         found = ((file, file.relative_to(root)) for file in root.glob(glob))
         return [
             File(key.as_posix(), file, file.stat().st_size)

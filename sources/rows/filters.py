@@ -23,7 +23,7 @@ HELD_OUT_SHARE = 1 / 50
 RECENT = 2048  # documents; eight bytes each in the state
 NGRAM = 13  # words; GPT-3's measure of contamination (arXiv 2005.14165, appendix C)
 
-_ONE_IN = round(1 / HELD_OUT_SHARE)
+ONE_IN = round(1 / HELD_OUT_SHARE)
 _WORDS = re.compile(r"\w+")
 
 
@@ -44,7 +44,7 @@ def older_condense(text: str) -> bytes:
 
 def is_held_out(text: str) -> bool:
     """Whether a text belongs to the held-out share; its hash alone decides."""
-    return text_hash(text) % _ONE_IN == 0
+    return text_hash(text) % ONE_IN == 0
 
 
 def ngram_hashes(text: str) -> list[int]:
@@ -75,7 +75,7 @@ class Filters:
         length = len(text.strip())
         if length < self.min_text_length or not length:
             return "shorter than min_text_length" if length else "empty"
-        if digest % _ONE_IN == 0:
+        if digest % ONE_IN == 0:
             return "held out for evaluation"
         if self.forbidden and not self.forbidden.isdisjoint(ngram_hashes(text)):
             return "containing a text of data.decontaminate"

@@ -14,7 +14,7 @@ import torch
 
 from sources.config import DataConfig
 from sources.retries import Announce, Retries, read_on, silent
-from sources.rows.filters import is_held_out
+from sources.rows.filters import ONE_IN, is_held_out
 from sources.rows.packing import IGNORE, ids_dtype, pack_all
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import Source, SourceError
@@ -119,7 +119,10 @@ def _collect(
             collected.shortfall = f"was searched in {limit:,} characters only, {SCAN_FACTOR} times its part"
             break
     else:
-        collected.shortfall = collected.shortfall or "holds no more documents that are held out"
+        reason = "holds no more documents that are held out"
+        if not collected.texts and shortest_long is None:
+            reason = f"has no document that is held out, as one in {ONE_IN} is; add documents"
+        collected.shortfall = collected.shortfall or reason
     if not collected.texts and shortest_long is not None and wanted > 1:
         text, ids = shortest_long
         if len(ids) + 1 > wanted:

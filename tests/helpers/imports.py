@@ -36,7 +36,8 @@ PATHS = {module_name(path): path for path in SOURCES}
 def imports_of(path: str) -> list[Import]:
     """The imports of a product file; `from package import module` is an import of that module."""
     folder = list(PurePosixPath(path).parent.parts)
-    top = set(map(id, TREES[path].body))
+    top = {id(node) for node in TREES[path].body}
+    top |= {id(inner) for node in TREES[path].body if isinstance(node, ast.Try) for inner in node.body}
     found = []
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):

@@ -1,6 +1,7 @@
 """The benchmarks can be run by anyone: each says how, and the shorter ones are run here as small as they go."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,19 @@ def test_lookahead_trains_and_prints_its_table(tmp_path: Path):
     off, on = row(printed, "off-0"), row(printed, "on-0")
     assert off[2:] == on[2:]  # held-out CE: a detached core leaves the trunk alone
     assert "MTP told tokens" in printed and "not finished" not in printed
+
+
+def test_mistakes_are_answered_without_tracebacks_and_places():
+    said = (REPOSITORY / "benchmarks" / "results" / "mistakes.txt").read_text(encoding="utf-8")
+    each = said.split("\n## ")[1:]
+    assert len(each) >= 12
+    for one in each:
+        assert re.search(r"^(\[exit status \d+.*\]|left out: .*)$", one, flags=re.MULTILINE), one
+    assert not re.search(r"Traceback|/tmp|/root|/home", said)
+
+
+@pytest.mark.slow
+def test_mistakes_are_made_against_the_real_program():
+    printed = run("mistakes", "--only", "typo in a key,python main.py 02,empty folder")
+    assert 'train.learing_rate: unknown key (did you mean "learning_rate"?).' in printed
+    assert printed.count("[exit status 2]") == 2 and printed.count("[exit status 3]") == 1

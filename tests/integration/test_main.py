@@ -35,7 +35,8 @@ def test_an_argument_gets_one_sentence():
     command = [sys.executable, str(REPOSITORY / "main.py"), "--steps=3"]
     finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert finished.returncode == 2
-    assert finished.stdout == "main.py takes no arguments, and '--steps=3' is one: edit a preset in configs/ instead.\n"
+    sentence = "main.py takes no arguments, and '--steps=3' is one: start it without, for its menu.\n"
+    assert finished.stdout == sentence
 
 
 def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
@@ -141,7 +142,7 @@ def test_without_a_compiler_it_says_so_and_trains(home: Path):
     ("answer", "contents", "status", "sentence"),
     [
         ("nope\n", None, 2, "'nope' is no preset; there are 00_tiny."),
-        ("00\n", '{"train": {"seed": }}', 2, "not valid JSON: Expecting value: line 1 column 20"),
+        ("00\n", '{"train": {"seed": }}', 2, "not valid JSON: line 1, column 20 (}}): a value must"),
         ("00\n", '{"data": {"sources": [{"type": "files", "path": "./nowhere"}]}}', 3, "nowhere"),
         ("g\n", None, 2, "lm_current.pth"),
     ],

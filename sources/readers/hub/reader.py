@@ -93,6 +93,7 @@ class HubSource(Reader):
         self._files: list[str] = []  # of the streamed dataset, where each is a shard
         self._folder: Path | None = None  # that is read, instead of the hub
         self._pin: CommitPin | FilesPin | None = None
+        self.num_bytes: int | None = None  # of the split's values, as the dataset describes itself
         try:
             self._open(*self._locate(pin))
         except SourceGone:
@@ -224,6 +225,8 @@ class HubSource(Reader):
             self._dataset = dataset
             self._files = files if len(files) == dataset.num_shards else []
         self.num_shards = len(self._shards) or dataset.num_shards
+        described = (builder.info.splits or {}).get(spec.split)
+        self.num_bytes = getattr(described, "num_bytes", None) or None
         self.notices += substitutions
 
     def _pin_folder(self, folder: Path, pin: CommitPin | FilesPin | None) -> FilesPin:

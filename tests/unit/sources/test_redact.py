@@ -33,6 +33,11 @@ def test_secrets_are_recognized_by_their_form(text: str, shown: str):
     assert redact(text) == shown
 
 
+def test_the_keys_of_trackers_are_secrets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    assert redact("api key 0123456789abcdef is not valid") == "api key *** is not valid"
+
+
 def test_this_machines_own_token_may_have_any_form(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "my own secret\n")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "another one")

@@ -53,7 +53,8 @@ def test_a_source_that_fails_does_not_stop_the_others(config, tmp_path):
 def test_a_source_of_few_characters_is_small(config):
     opened = open_sources(config)
     assert opened.small == {"b"}
-    assert opened.sources["b"].notices == ["b is small: all lanes share one order of its 12 texts to train on"]
+    assert opened.sources["b"].notices == ["it is small, with 12 texts to train on"]
+    assert opened.amounts.keys() == {"b"} and opened.amounts["b"].num_bytes > 0 and opened.amounts["b"].sample
 
 
 def test_files_without_rows_are_part_of_why_a_source_is_dropped(config, tmp_path):
@@ -65,6 +66,10 @@ def test_files_without_rows_are_part_of_why_a_source_is_dropped(config, tmp_path
     assert list(opened.sources) == ["a", "b"]
     for part in ("b.jsonl: holds no rows", "no text to train on", "1 files without rows", "1 rows without text"):
         assert part in opened.failures["empty"]
+    assert opened.failures["empty"].endswith('name a column that has text in "text_field" or "fields"')
+    (tmp_path / "empty" / "c.docx").write_bytes(b"PK\0")
+    failure = open_sources(DataConfig(sources=[{**empty, "glob": "*.docx"}])).failures["empty"]
+    assert failure == "it holds no text to train on (1 binary files); save Word documents and the like as text or PDF"
 
 
 def test_pins_keep_the_shards_and_what_was_not_open_closed(config, tmp_path, texts):

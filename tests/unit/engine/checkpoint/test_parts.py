@@ -1,6 +1,7 @@
 """What stands where a save writes: refused at a start, and by each save, in the same words."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine import train
-from engine.checkpoint.folder import CURRENT, PREV, CheckpointFolder
+from engine.checkpoint.folder import CURRENT, PREV, PREV2, CheckpointFolder
+from engine.checkpoint.parts import require_room
 from engine.errors import SaveError
 from tests.faults.damage import tree
 from tests.helpers.checkpoints import save, tokens_of
@@ -81,3 +83,14 @@ def test_a_state_folder_is_the_owners_alone_and_writable(folder: CheckpointFolde
     (folder.folder / "state").chmod(0o500)
     with folder.held():
         assert (folder.folder / "state").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("there", "needed"), [(0, 4), (1, 3), (3, 1)])
+def test_checkpoints_that_are_there_count_for_the_room(tmp_path: Path, monkeypatch, there: int, needed: int):
+    for name in (CURRENT, PREV, PREV2)[:there]:
+        (tmp_path / name).touch()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed * 2**20))
+    require_room(tmp_path, 2**20)
+    with pytest.raises(SaveError, match=r"a run keeps 3 checkpoints of 1\.1 MiB .* Free 0\.\d MiB, or train a smaller"):
+        require_room(tmp_path, int(1.1 * 2**20))

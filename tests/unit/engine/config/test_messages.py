@@ -1,8 +1,11 @@
 """What cannot be used in a preset is refused with the key and the remedy."""
 
+import json
+
 import pytest
 
 from engine.config import parse_preset
+from engine.config.messages import explain_json
 from engine.errors import PresetError
 
 
@@ -46,6 +49,10 @@ def refusal(values: dict) -> str:
         ),
         ({"auxiliary": {"value_horizons": [8, 4]}}, "auxiliary.value_horizons: [8, 4] is not a list of ascending"),
         ({"train": {"zero_stage": 4}}, "train.zero_stage: Input should be 'auto', 0, 1, 2 or 3, not 4."),
+        (
+            {"train": {"log_to": ["wanbd"]}},
+            "train.log_to.0: Input should be 'tensorboard', 'trackio' or 'wandb', not \"wanbd\".",
+        ),
         ({"train": 7}, "train: Input should be an object"),
         ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
         ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),
@@ -53,3 +60,38 @@ def refusal(values: dict) -> str:
 )
 def test_refusals_name_the_key_and_the_remedy(values: dict, sentence: str):
     assert sentence in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{\n "a": 1\n "b": 2}', 'line 3, column 2 ("b": 2}): a comma is missing before it'),
+        ('{"a" 1}', "line 1, column 6 (1}): a colon is missing before it"),
+        (
+            '{"a": 1, // mine\n "b": 2}',
+            "line 1, column 10 (// mine): a key in double quotes must stand there",
+        ),
+        ("{'a': 1}", "line 1, column 2 ('a': 1}): a key in double quotes must stand there"),
+        ('{"a": }', "line 1, column 7 (}): a value must stand there"),
+        ('{"a": True}', "line 1, column 7 (True}): a value must stand there: a number, a text in double quotes, true"),
+        ('{"a": "b}', 'line 1, column 7 ("b}): the double quotes that begin there have no end'),
+        ('{"a": "b\nc"}', "line 1, column 9 (its end): a line ends within double quotes"),
+        ('{"a": "C:\\d"}', "a backslash must be written twice"),
+        ('{"a": 1}}', "line 1, column 9 (}): the preset has ended before it"),
+        ('{"a": 1', "line 1, column 8 (its end): a comma is missing before it"),
+        ("", "line 1, column 1 (its end): a value must stand there"),
+    ],
+)
+def test_what_is_no_json_is_shown_with_its_place(text: str, sentence: str):
+    with pytest.raises(ValueError) as refused:
+        json.loads(text)
+    assert sentence in explain_json(refused.value)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1,}', '{"a": [1,]}'])
+def test_a_comma_too_many_is_named(text: str):
+    """Python 3.13 says it in other words than those before."""
+    with pytest.raises(ValueError) as refused:
+        json.loads(text)
+    said = explain_json(refused.value)
+    assert any(part in said for part in ("a comma before }", "a comma must not stand", "a value must stand"))

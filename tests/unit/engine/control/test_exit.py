@@ -7,9 +7,10 @@ from tests.helpers.processes import start
 ENDS = """
 import atexit, sys, threading
 from engine.control.exit import end
+from engine.trackers import THREAD
 from sources.loading.prefetch import READER
 atexit.register(print, "the interpreter shuts down")
-names = {"none": [], "other": ["other"], "reader": [READER]}
+names = {"none": [], "other": ["other"], "reader": [READER], "tracker": [THREAD]}
 for name in names[sys.argv[1]]:
     threading.Thread(target=threading.Event().wait, name=name, daemon=True).start()
 if sys.argv[2] == "full":
@@ -21,7 +22,13 @@ end(5)
 
 @pytest.mark.parametrize(
     ("thread", "output", "shuts_down"),
-    [("none", "open", True), ("other", "open", True), ("reader", "open", False), ("none", "full", False)],
+    [
+        ("none", "open", True),
+        ("other", "open", True),
+        ("reader", "open", False),
+        ("tracker", "open", False),
+        ("none", "full", False),
+    ],
 )
 def test_a_process_ends_with_its_status(tmp_path, thread: str, output: str, shuts_down: bool):
     """A reader may be deep in a library that does not survive the interpreter's shutdown: it is not waited for."""

@@ -58,13 +58,15 @@ def test_notices_are_shown_and_taken(tmp_path: Path, data, log, said):
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "a.txt").write_text("Now is better than never. " * 9)
     opened = open_on_all_ranks(data({"type": "files", "path": str(tmp_path / "few")}), {}, None, ALONE, log)
-    assert "few is small: all lanes share one order of its 1 texts to train on" in said()
+    assert "it is small, with 1 text to train on" in said()
     assert not any(source.notices for source in opened.sources.values())
 
 
 def test_without_any_source_the_run_ends(tmp_path: Path, log):
     alone = DataConfig(sources=[missing(tmp_path)])
-    with pytest.raises(SourcesFailed, match=r"Every source failed: missing: .*Check the network and the paths"):
+    with pytest.raises(
+        SourcesFailed, match=r"Every source failed: missing: .*Correct what it names, check the network, or"
+    ):
         open_on_all_ranks(alone, {}, None, ALONE, log)
 
 

@@ -98,7 +98,10 @@ def test_processes_share_a_machine(tiny, monkeypatch):
     monkeypatch.setattr("engine.device.machine.total_memory", lambda device: needed)
     require_memory(model, *needs)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(PresetError, match="8 rows of 32 tokens do not fit"):
+    with pytest.raises(PresetError, match="One row of 32 tokens does not fit"):
+        require_memory(model, *needs)
+    monkeypatch.setattr("engine.device.machine.total_memory", lambda device: 2 * needed - activations)
+    with pytest.raises(PresetError, match=r"8 rows of 32 tokens do not fit .*; lower it to 4 and"):
         require_memory(model, *needs)
     # two of them divide the moments at stage 1
     monkeypatch.setattr(

@@ -29,8 +29,18 @@ def read_all(source) -> list[str]:
 def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(SourceError, match="does not exist"):
         open_files(tmp_path / "none")
-    with pytest.raises(SourceError, match="no file that matches"):
+    with pytest.raises(SourceError, match=r'no file that matches "\*\*/\*" \(it is empty\)'):
         open_files(tmp_path)
+
+
+def test_the_nearest_folder_and_the_kinds_of_files_are_named(tmp_path):
+    (tmp_path / "notes").mkdir()
+    for name in ("a.md", "b.md", "c.docx"):
+        (tmp_path / "notes" / name).write_text("text")
+    with pytest.raises(SourceError, match=r'nots does not exist .* \(did you mean "notes"\?\); correct'):
+        open_files(tmp_path / "nots")
+    with pytest.raises(SourceError, match=r'matches "\*.txt" \(there are 2 of .md, 1 of .docx\); correct'):
+        open_files(tmp_path / "notes", glob="*.txt")
 
 
 def test_a_pipe_or_a_device_is_never_opened(tmp_path, texts):

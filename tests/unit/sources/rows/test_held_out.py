@@ -46,6 +46,7 @@ def test_short_texts_are_not_used_and_nothing_is_an_answer(tmp_path, tokenizer, 
     sources = {"short": FilesSource(config.sources[0])}
     held = collect_validation_set(sources, config, tokenizer, seq_length=64, eval_tokens=1000)
     assert held.input_ids.shape == (0, 64) and held.texts == {"short": []}
+    assert held.shortfalls == {"short": "has no document that is held out, as one in 50 is; add documents"}
 
 
 def test_only_long_documents_give_the_beginning_of_one(tmp_path, texts, tokenizer, write_json_lines):
