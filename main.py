@@ -18,9 +18,10 @@ from engine.control.exit import end
 from engine.control.signals import watch_signals
 from engine.device import machine
 from engine.device.ranks import join, leave
-from engine.errors import RunError
+from engine.errors import FolderInUse, RunError
 from engine.screen import menu
 from engine.screen.console import Console
+from engine.screen.live.watch import offered
 from engine.screen.streams import prepare_streams
 from engine.screen.text import printable
 
@@ -51,7 +52,7 @@ def main() -> int:
             menu.ACTIONS[chosen].run(menu.CHECKPOINTS)
     except RunError as error:
         console.error(str(error))
-        return error.status
+        return 0 if isinstance(error, FolderInUse) and offered(menu.CHECKPOINTS) else error.status
     finally:
         leave()
     return 0

@@ -1,7 +1,7 @@
 """Events of a run: one append-only JSON line each in metrics.jsonl beside the snapshots, and a sink that shows them.
 
-Events: run, step, spike, skip, rollback, evaluation, save, resume, source, advice. Each line has `event` and `time`
-(seconds since 1970). ARCHITECTURE.md lists their keys.
+Events: stage, run, step, spike, skip, rollback, evaluation, save, resume, source, advice, end. Each line has `event`
+and `time` (seconds since 1970). ARCHITECTURE.md lists their keys.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeAlias
 
 import storage
+from engine.errors import Interrupted, RunError, first_line
 from sources.redact import redact
 
 Event: TypeAlias = dict[str, Any]
@@ -23,6 +24,7 @@ Listener: TypeAlias = Callable[[Event], None]
 FILE_NAME = "metrics.jsonl"
 REPORT_NAME = "report.html"  # what engine/screen/report makes of it, in the same folder
 MAX_LINE_BYTES = 2**20  # of an event; what is longer is none
+FIRST_STAGE = "checkpoint"  # with which every start of a run begins
 RECENT_BYTES = 2**22  # of metrics.jsonl that a start looks at: the last hours of a run
 
 
@@ -74,6 +76,28 @@ class EventLog:
         self.sink.show(line)
         for listener in self.listeners:
             listener(line)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say that the block is begun and, unless it raises, how long it took."""
+        begin = time.monotonic()
+        self.write("stage", name=name, seconds=None)
+        yield
+        self.write("stage", name=name, seconds=round(time.monotonic() - begin, 3))
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Say how the block ended: finished, stopped by a signal, or failed."""
+        try:
+            yield
+        except Interrupted as error:
+            self.write("end", how="stopped", message=str(error))
+            raise
+        except Exception as error:
+            message = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {first_line(error)}"
+            self.write("end", how="failed", message=message)
+            raise
+        self.write("end", how="finished", message=None)
 
     def say(self, text: str) -> None:
         """Show a message that is not an event."""

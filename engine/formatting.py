@@ -1,6 +1,6 @@
 """Counts and durations as text."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 
 def count(number: float) -> str:
@@ -15,3 +15,35 @@ def count(number: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss, with days in front where there are some; "?" for infinity, NaN and thousands of years."""
     return str(timedelta(seconds=round(seconds))) if seconds < 1e11 else "?"
+
+
+def about(seconds: float) -> str:
+    """Seconds as a person says them: under a minute, about 8 min, about 2 h 20 min, about 15 h, about 3 days; "?" for
+    infinity, NaN and thousands of years."""
+    if not seconds < 1e11:
+        return "?"
+    minutes = seconds / 60
+    if minutes < 0.75:
+        return "under a minute"
+    if minutes < 57.5:
+        return f"about {max(1, round(minutes) if minutes < 20 else 5 * round(minutes / 5))} min"
+    if minutes < 295:
+        hours, rest = divmod(10 * round(minutes / 10), 60)
+        return f"about {hours} h" + (f" {rest} min" if rest else "")
+    hours = round(minutes / 60)
+    return f"about {hours} h" if hours < 48 else f"about {round(hours / 24)} days"
+
+
+def clock(moment: float, now: float) -> str:
+    """A time in the future (seconds since 1970) as a person says it: at about 18:40, tomorrow at about 09:00, Friday at
+    about 17:00, about 3 December. The further away it is, the rounder."""
+    if not moment - now < 1e9:
+        return "?"
+    unit = 60 if moment - now < 1200 else 300 if moment - now < 7200 else 600 if moment - now < 43200 else 3600
+    then, today = (datetime.fromtimestamp(when) for when in (unit * round(moment / unit), now))
+    days, time = (then.date() - today.date()).days, f"at about {then:%H:%M}"
+    if days < 1:
+        return time
+    if days < 7:
+        return f"tomorrow {time}" if days == 1 else f"{then:%A} {time}"
+    return f"about {then.day} {then:%B}" + ("" if then.year == today.year else f" {then.year}")

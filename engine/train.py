@@ -15,6 +15,7 @@ from engine.events import EventLog
 from engine.run.setup import batch_shape, setup
 from engine.run.state import TrainResult
 from engine.run.trainer import Trainer
+from engine.run_log import library_log
 from engine.screen import report
 from engine.screen.console import Console
 from engine.trackers import Trackers
@@ -49,8 +50,14 @@ def train(
     with ExitStack() as stack, deterministic(preset.train.deterministic):
         watch = watch or stack.enter_context(watch_signals(ranks, console))
         ranks.on_main(lambda: stack.enter_context(folder.held(log.warn)))
+        libraries = stack.enter_context(
+            library_log(lambda: folder.hold.root, ranks.rank, lambda: ranks.broadcast(None))
+        )
+        stack.enter_context(console.live(folder.folder, libraries))
         stack.enter_context(closing(trackers))
         stack.enter_context(closing(log))
+        stack.enter_context(log.ending())
+        may_archive = console.asking(may_archive)
         while True:
             try:
                 return _attempt(preset, token_budget, folder, ranks, log, may_archive, watch, diverged)

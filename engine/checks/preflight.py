@@ -67,9 +67,11 @@ def preflight(
 
     Raises PresetError, SourcesFailed, CheckpointError or SaveError, on all ranks alike.
     """
-    cache = open_cache_on_all_ranks(data, ranks)
-    opened = open_on_all_ranks(data, (start.state or {}).get("pins", {}), cache, ranks, log)
-    tokenizer = get_tokenizer(data, start.restored, opened, cache, ranks, log)
+    with log.stage("sources"):
+        cache = open_cache_on_all_ranks(data, ranks)
+        opened = open_on_all_ranks(data, (start.state or {}).get("pins", {}), cache, ranks, log)
+    with log.stage("tokenizer"):
+        tokenizer = get_tokenizer(data, start.restored, opened, cache, ranks, log)
     with torch.device("meta"):
         model = TransformerLM(start.model, tokenizer.vocab_size, auxiliary)
     require_memory_for_weights(model, shape)

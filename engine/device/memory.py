@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import torch
 
 from engine.config.footprint import Footprint
@@ -42,6 +43,13 @@ def require_memory(model: TransformerLM, shape: BatchShape, stage: int, device: 
         raise too_large(replace(shape, micro_batch_size=1), device)
     if shape.micro_batch_size > most_rows:
         raise too_large(shape, device, probing, most_rows)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes that this process has reserved on a GPU, or that it has resident in memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return psutil.Process().memory_info().rss
 
 
 def choose_stage(asked: int | str, footprint: Footprint, ranks: Ranks) -> int:

@@ -59,7 +59,9 @@ def find_start(
                 raise PresetError(
                     f"{sentence} Choose the preset it was trained with, or move {folder.folder} away to start over."
                 )
-            log.say(f"The old lineage was moved to {folder.archive()}.")
+            archived = folder.archive()
+            log.close()  # the file of events went with it
+            log.say(f"The old lineage was moved to {archived}.")
             restored = None
         if restored is None:
             folder.require_writable()

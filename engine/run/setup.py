@@ -144,7 +144,8 @@ def setup(
     """
     train, data, auxiliary = preset.train, preset.data, preset.auxiliary
     require_settings(train, ranks)
-    start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
+    with log.stage("checkpoint"):
+        start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
     saved_progress = None if start.is_new or diverged else asdict(start.progress)
     if diverged is not None:
         start.state, start.progress.skipped = cast(RunState, diverged.state), diverged.skipped
@@ -156,7 +157,8 @@ def setup(
     cache, opened, tokenizer = preflight(data, auxiliary, start, shape, token_budget, folder, ranks, log)
 
     # Weights, and a micro-batch that fits beside them.
-    model, message = _make_model(preset, start, tokenizer, folder, ranks)
+    with log.stage("model"):
+        model, message = _make_model(preset, start, tokenizer, folder, ranks)
     footprint = Footprint(
         model.config,
         model.num_parameters(),
@@ -171,7 +173,8 @@ def setup(
     if train.probe_batch:
         divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
         probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
-        shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
+        with log.stage("micro-batch"):
+            shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
     num_lanes = ranks.broadcast(choose_num_lanes(ranks.world_size, num_workers))
@@ -185,7 +188,8 @@ def setup(
         log.write("resume", step=start.progress.step, tokens_total=start.progress.tokens_total, message=message)
 
     # The engine.
-    engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
+    with log.stage("engine"):
+        engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
     compile_cache = choose_compile(train.compile, stage, ranks, log)
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
@@ -193,7 +197,8 @@ def setup(
     validation = ValidationSource(
         opened, state.get("pins", {}), data, tokenizer, preset.model.seq_length, train.eval_tokens
     )
-    rows = validation.rows(folder.folder, cache, ranks, log)
+    with log.stage("validation"):
+        rows = validation.rows(folder.folder, cache, ranks, log)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
     if curriculum and state.get("curriculum"):
         curriculum.load(state["curriculum"])
@@ -218,7 +223,8 @@ def setup(
         near_copies=validation.near_copies(rows),
     )
     factory = LoaderFactory(data, tokenizer, shape, options)
-    batches = Batches(opened, factory, adaptive, state, ranks, log)
+    with log.stage("data"):
+        batches = Batches(opened, factory, adaptive, state, ranks, log)
     guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
     if state.get("guard"):
         guard.load(state["guard"])
@@ -261,7 +267,7 @@ def setup(
         batches=batches,
         guard=guard,
         look_ahead=look_ahead,
-        telemetry=Telemetry(batches.source_names, figures, train.log_interval_seconds, log),
+        telemetry=Telemetry(batches.source_names, figures, train.log_interval_seconds, log, ranks.device),
         overfitting=OverfittingWatch.from_state(state.get("overfitting")),
         saver=BackgroundSaver(
             lambda: components.capture(), train.save_interval_minutes, folder, ranks, log, saved_progress
@@ -312,6 +318,7 @@ def _log_run(components: Components, parameters: int, bf16: bool, num_workers: i
             "token_budget": components.token_budget,
             "run": components.progress.run,
             "peak_flops": figures.peak_flops,
+            "memory_bytes": machine.total_memory(ranks.device),
             "bf16_instructions": machine.bf16_instructions(ranks.device) if bf16 else None,
             "idle_gpus": max(0, torch.cuda.device_count() - 1) if ranks.world_size == 1 else 0,
         },

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engine.data.source_losses import mean_losses
+from engine.device.memory import memory_in_use
 from engine.events import EventLog
 from engine.run.stability import StabilityGuard, Verdict
 from engine.run.state import Progress
@@ -52,8 +53,16 @@ class RunFigures:
 class Telemetry:
     """Logs `step`, `spike` and `skip` events; only rank 0's are written."""
 
-    def __init__(self, source_names: list[str], figures: RunFigures, interval_seconds: float, log: EventLog):
+    def __init__(
+        self,
+        source_names: list[str],
+        figures: RunFigures,
+        interval_seconds: float,
+        log: EventLog,
+        device: torch.device,
+    ):
         self.source_names, self.figures, self.interval, self.log = source_names, figures, interval_seconds, log
+        self.device = device
         self.train_seconds = 0.0  # since the start, without evaluations and saves
         self._window = StepWindow(len(source_names))
         self._logged_at = time.monotonic()
@@ -88,6 +97,7 @@ class Telemetry:
         window, figures = self._window, self.figures
         if not window.steps:
             return
+        labels = window.loss_sums[1].tolist()
         loss, by_source = mean_losses(window.loss_sums)
         rate = window.tokens / max(window.seconds, 1e-9)
         core: dict[str, Any] = {}
@@ -106,7 +116,9 @@ class Telemetry:
             mfu=None if figures.peak_flops is None else rate * figures.flops_per_token / figures.peak_flops,
             data_wait=window.wait_seconds / max(window.seconds, 1e-9),
             eta_seconds=max(0, figures.token_budget - progress.tokens_in_run) / max(rate, 1e-9),
+            memory_bytes=memory_in_use(self.device) if self.log.enabled else None,
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},
+            source_shares={n: one / sum(labels) for n, one in zip(self.source_names, labels, strict=True) if one},
             auxiliary=mean_figures(window.auxiliary),
             steps=window.steps,
             **core,

@@ -86,8 +86,10 @@ class Trainer:
         """Save a new lineage, warm up, then load the optimizer's state."""
         c = self.c
         if c.is_new:
-            c.saver.save()  # reveals a disk without room, and keeps the tokenizer
-        warm_up(c.runner, c.evaluator, c.step_shape, c.warmup_repeats, c.draw)
+            with c.log.stage("first checkpoint"):
+                c.saver.save()  # reveals a disk without room, and keeps the tokenizer
+        with c.log.stage("compile" if c.compile_cache else "warm-up"):
+            warm_up(c.runner, c.evaluator, c.step_shape, c.warmup_repeats, c.draw)
         if c.runner.timer is not None:
             c.runner.timer.take()  # what was compiled
         if missing := load_optimizer_state(c.engine, c.optimizer, c.ranks):
@@ -158,14 +160,15 @@ class Trainer:
         c, progress = self.c, self.progress
         if c.evaluator.is_empty:
             return True
-        try:
-            figures = c.evaluator.evaluate(c.engine, self._abandonable)
-        except Abandoned:
-            return False  # the next step's agreement ends the run
-        if not math.isfinite(figures["ce"]):
-            c.diverge("The validation loss is not finite")
-        progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
-        shown = samples.show(c.engine, c.evaluator.rows, c.tokenizer, progress.step, c.ranks)
+        with c.log.stage("evaluation"):
+            try:
+                figures = c.evaluator.evaluate(c.engine, self._abandonable)
+            except Abandoned:
+                return False  # the next step's agreement ends the run
+            if not math.isfinite(figures["ce"]):
+                c.diverge("The validation loss is not finite")
+            progress.evaluation = {key: figures[key] for key in ("ce", "perplexity", "bits_per_byte")}
+            shown = samples.show(c.engine, c.evaluator.rows, c.tokenizer, progress.step, c.ranks)
         counts = {"step": progress.step, "tokens_total": progress.tokens_total}
         c.log.write("evaluation", **counts, **figures, **shown, data=c.batches.reading())
         if message := c.overfitting.after_evaluation(progress.step, figures["ce"], figures["tokens"]):

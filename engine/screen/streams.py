@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from sources.redact import redact_process
@@ -25,20 +26,48 @@ def prepare_streams() -> None:
 
 
 class _Output:
-    """Standard output, as it is at each call, without its failures: a full disk or a closed pipe ends no run."""
+    """A stream, as it is at each call, without its failures: a full disk or a closed pipe ends no run."""
+
+    def __init__(self, stream: Callable[[], TextIO]):
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        encoding = sys.stdout.encoding or "utf-8"  # which may lack some characters, as ascii does
+        encoding = self._stream().encoding or "utf-8"  # which may lack some characters, as ascii does
         with contextlib.suppress(OSError):
-            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+            self._stream().write(text.encode(encoding, "replace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
-            sys.stdout.flush()
+            self._stream().flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
+        return getattr(self._stream(), name)
 
 
-OUTPUT = cast(TextIO, _Output())
+OUTPUT = cast(TextIO, _Output(lambda: sys.stdout))
+
+
+def can_draw() -> bool:
+    """Whether standard output is a terminal on which a panel can be drawn and redrawn."""
+    named = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+    try:
+        return named and not os.environ.get("CI") and sys.stdout.isatty() and _is_utf8(sys.stdout)
+    except (AttributeError, ValueError):  # no stream, or one that is closed
+        return False
+
+
+@contextlib.contextmanager
+def own_terminal() -> Iterator[TextIO]:
+    """The terminal behind standard output, which stays there when descriptor 1 is led elsewhere."""
+    OUTPUT.flush()
+    file = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    try:
+        yield cast(TextIO, _Output(lambda: file))
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"

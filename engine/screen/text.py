@@ -1,6 +1,7 @@
 """Text for a terminal or a page: names and samples without secrets and control characters."""
 
 import html
+import re
 from typing import Any
 
 from rich.markup import escape
@@ -25,6 +26,11 @@ def printable(text: str) -> str:
 def literal(text: str) -> str:
     """Rich markup that shows `text` as it is, printable."""
     return escape(printable(text))
+
+
+def one_line(text: str) -> str:
+    """Printable text, with each run of line breaks, tabs and spaces as one space."""
+    return printable(re.sub(r"\s+", " ", text))
 
 
 def as_html(value: object) -> str:

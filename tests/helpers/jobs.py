@@ -13,7 +13,8 @@ from engine.checkpoint.folder import CheckpointFolder
 from engine.events import read
 from tests.helpers.processes import Process
 
-STEP_LINE = r"^step +\d+ "
+STAMP = r"^[\d-]{10} [\d:]{8}  "  # of a line that goes to no terminal
+STEP_LINE = STAMP + r"step [\d,]+ "
 
 
 class Job:

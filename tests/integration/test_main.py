@@ -15,6 +15,7 @@ import pytest
 from engine.checkpoint.folder import CheckpointFolder
 from engine.events import read
 from engine.screen import menu
+from tests.helpers.jobs import STEP_LINE
 from tests.helpers.processes import Process, start
 from tests.helpers.terminal import Terminal
 from tests.helpers.text import REPOSITORY
@@ -42,7 +43,7 @@ def test_an_argument_gets_one_sentence():
 def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
     process = start_main(home)
     process.stdin.close()  # end of input means the default
-    begin = read_until(process, r"^step +\d+ ")
+    begin = read_until(process, STEP_LINE)
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 143
@@ -52,7 +53,7 @@ def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
 
     process = start_main(home)
     process.stdin.close()
-    begin = read_until(process, r"^step +\d+ ")
+    begin = read_until(process, STEP_LINE)
     process.send_signal(signal.SIGINT)
     process.stdout.read()
     assert process.wait(timeout=60) == 130
@@ -128,7 +129,7 @@ def test_without_a_compiler_it_says_so_and_trains(home: Path):
     bare = {"PATH": str(tools), "CXX": "", "CC": "", "TORCHINDUCTOR_CACHE_DIR": str(home / "cache")}
     process = start_main(home, **bare)
     process.stdin.close()
-    begin = read_until(process, r"^step +\d+ ")
+    begin = read_until(process, STEP_LINE)
     process.kill()
     process.wait()
     assert "torch.compile is not available here" in begin and "training uncompiled" in begin

@@ -109,7 +109,7 @@ def test_under_a_launcher_a_signal_to_one_is_a_signal_to_all(launch, home: Path,
 def test_a_signal_ends_a_run_whose_disk_is_full(launch, home: Path):
     """Also one to a rank that does not write."""
     job = launch(sys.executable, *TORCHRUN)
-    job.until("^saved .* at 0 tokens")
+    job.until("  saved .* at 0 tokens")
     job.until(STEP_LINE, times=2)
     state = home / "checkpoints" / "state"
     state.rename(home / "checkpoints" / "elsewhere")
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_run_whose_disk_is_full(launch, home: Path):
 
 def test_before_the_first_step_a_signal_to_one_rank_ends_all(two_ranks):
     jobs = two_ranks(train={"accumulation_steps": 4000})
-    jobs[0].until("^Run 1 of tiny")
+    jobs[0].until("  Run 1 of tiny")
     since = time.monotonic()
     assert not jobs[1].signal(signal.SIGTERM), "rank 0 speaks"
     rest = jobs[0].rest()

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import stat
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import Interrupted, SaveError
 from engine.events import FILE_NAME, MAX_LINE_BYTES, EventLog, lines, read, tokens_reached
 from engine.screen.console import Console
 from tests.helpers.processes import run_program
@@ -13,6 +15,7 @@ from tests.helpers.processes import run_program
 STEP = {
     "step": 1200,
     "tokens": 1_234_567,
+    "tokens_total": 1_234_567,
     "share": 0.0123,
     "loss": 4.5,
     "lr": 1e-3,
@@ -33,18 +36,7 @@ def test_events_are_appended_as_lines_and_shown(tmp_path: Path, capsys: pytest.C
     lines = (tmp_path / FILE_NAME).read_text().splitlines()
     assert len(lines) == 2 and json.loads(lines[0])["event"] == "step" and json.loads(lines[0])["time"] > 1.7e9
     shown = capsys.readouterr().out.splitlines()[0]
-    for figure in (
-        "1,200",
-        "1.23M",
-        "1.2%",
-        "4.5000",
-        "wikipedia 4.250",
-        "c4 4.750",
-        "76.0k",
-        "1.00e-03",
-        "0.1%",
-        "1:01:01",
-    ):
+    for figure in ("1,200", "1.23M", "1.2%", "4.5000", "76.0k", "1.00e-03"):
         assert figure in shown, shown
 
 
@@ -150,7 +142,7 @@ def test_what_a_terminal_would_obey_is_not_printed(tmp_path: Path, capsys: pytes
     console.error(hostile)
     metrics = EventLog(tmp_path, console, enabled=True)
     metrics.write("source", name=hostile, what="notice", message=hostile)
-    figures = {"ce": 1.0, "perplexity": 2.7, "bits_per_byte": 1.0, "tokens": 5, "seconds": 0.1, "sources": {}}
+    figures = {"ce": 1.0, "perplexity": 2.7, "bits_per_byte": 1.0, "tokens": 5, "tokens_total": 5, "sources": {}}
     metrics.write("evaluation", **figures, sample={"prompt": hostile, "text": hostile})
     shown = capsys.readouterr().out
     assert shown.count("title") == shown.count("next") == 7
@@ -203,3 +195,35 @@ def test_a_full_disk_is_reported_once_and_spoils_no_later_line(tmp_path: Path):
     status, output = run_program(FULL, str(tmp_path))
     assert status == 0 and " ".join(output.split()).count("cannot be written: File too large") == 2, output
     assert [event["number"] for event in read(tmp_path)] == [0, 4, 7]
+
+
+def test_a_stage_has_a_beginning_and_its_seconds(tmp_path: Path):
+    log = EventLog(tmp_path, Console(enabled=False))
+    with log.stage("tokenizer"):
+        begun = read(tmp_path)[-1]
+    with pytest.raises(RuntimeError), log.stage("model"):
+        raise RuntimeError
+    log.close()
+    assert (begun["event"], begun["name"], begun["seconds"]) == ("stage", "tokenizer", None)
+    ended, failed = read(tmp_path)[1:]
+    assert ended["name"] == "tokenizer" and 0 <= ended["seconds"] < 5
+    assert failed["name"] == "model" and failed["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "how", "message"),
+    [
+        (None, "finished", None),
+        (Interrupted(15, "SIGTERM at step 3; saved."), "stopped", "SIGTERM at step 3; saved."),
+        (SaveError("No space."), "failed", "No space."),
+        (ZeroDivisionError("by zero\nand more"), "failed", "ZeroDivisionError: by zero"),
+    ],
+)
+def test_the_last_event_says_how_it_ended(tmp_path: Path, error: Exception | None, how: str, message: str | None):
+    log = EventLog(tmp_path, Console(enabled=False))
+    with contextlib.suppress(Exception), log.ending():
+        if error is not None:
+            raise error
+    log.close()
+    (event,) = read(tmp_path)
+    assert (event["event"], event["how"], event["message"]) == ("end", how, message)

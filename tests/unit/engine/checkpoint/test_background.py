@@ -21,6 +21,7 @@ from engine.errors import Interrupted
 from engine.events import EventLog, read
 from engine.screen.console import Console
 from tests.helpers import checkpoints
+from tests.helpers.jobs import STEP_LINE
 from tests.helpers.training import TOKENS_PER_STEP, after_steps, num_steps, obstruct, start_main
 
 EVERY_STEP = {"save_interval_minutes": 1e-9}
@@ -139,7 +140,7 @@ def test_a_second_run_in_the_folder_is_refused(tiny, home: Path):
     process = start_main(home)
     process.stdin.close()
     for line in process.stdout:
-        if re.match(r"step +\d+ ", line):
+        if re.search(STEP_LINE, line):
             break
     second = start_main(home)
     output, _ = second.communicate("", timeout=60)
@@ -184,7 +185,7 @@ def test_a_run_whose_folder_is_moved_makes_room_for_another(home: Path):
     first, folder = start_main(home), home / "checkpoints"
     first.stdin.close()
     for line in first.stdout:
-        if re.match(r"step +3 ", line):
+        if "  step 3 " in line:
             break
     folder.rename(home / "old")
     output = first.stdout.read()
@@ -195,7 +196,7 @@ def test_a_run_whose_folder_is_moved_makes_room_for_another(home: Path):
     second = start_main(home)
     second.stdin.close()
     for line in second.stdout:
-        if re.match(r"step +2 ", line):
+        if "  step 2 " in line:
             break
     end(second)
     assert steps_of(folder, "step")[0] == 1 and steps_of(home / "old", "step")[-1] == last
@@ -205,7 +206,7 @@ def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
     process = start_main(home)
     process.stdin.close()
     for line in process.stdout:
-        if re.match(r"step +5 ", line):
+        if "  step 5 " in line:
             break
     end(process)
     reached = steps_of(home / "checkpoints", "step")[-1]
@@ -214,9 +215,9 @@ def test_a_killed_run_goes_on_and_says_what_was_lost(home: Path):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if re.match(r"step +3 ", line):
+        if "  step 3 " in line:
             break
     end(process)
-    (resumed,) = [line for line in lines if line.startswith("resumed")]
+    (resumed,) = [line for line in lines if "  resumed " in line]
     assert "at 0 tokens, step 0 (run 1), with its optimizer" in resumed
     assert f"{reached * TOKENS_PER_STEP / 1000:.2f}k tokens that were trained after it are lost." in resumed

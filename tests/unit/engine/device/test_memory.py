@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import train
-from engine.device.memory import freeze_gc, manual_gc, require_memory, too_large
+from engine.device.memory import freeze_gc, manual_gc, memory_in_use, require_memory, too_large
 from engine.errors import PresetError
 from engine.run.step import StepRunner
 from model import TransformerLM
@@ -108,3 +108,9 @@ def test_processes_share_a_machine(tiny, monkeypatch):
         "engine.device.machine.total_memory", lambda device: 2 * activations + 24 * model.num_parameters()
     )
     require_memory(model, BatchShape(8, 2, 32, 0, 2), 1, torch.device("cpu"), False)
+
+
+def test_memory_in_use_grows_with_what_is_held():
+    before = memory_in_use(torch.device("cpu"))
+    held = torch.ones(2**26)
+    assert memory_in_use(torch.device("cpu")) - before > 0.9 * held.nbytes

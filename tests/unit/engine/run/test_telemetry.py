@@ -45,7 +45,7 @@ def make(tmp_path: Path) -> Iterator:
     log = EventLog(tmp_path, Console(enabled=False))
 
     def telemetry(peak: float | None = None, has_core: bool = False, interval: float = 10.0) -> Telemetry:
-        return Telemetry(SOURCES, RunFigures(4000, 10.0, peak, has_core), interval, log)
+        return Telemetry(SOURCES, RunFigures(4000, 10.0, peak, has_core), interval, log, torch.device("cpu"))
 
     yield telemetry
     log.close()
@@ -58,7 +58,7 @@ def test_two_steps_make_one_event(make, tmp_path: Path):
         telemetry.add_time(0.1, seconds)
     telemetry.log_steps(PROGRESS, 1e-3)
     (event,) = read(tmp_path)
-    assert event.pop("time") and event.pop("event") == "step"
+    assert event.pop("time") and event.pop("event") == "step" and event.pop("memory_bytes") > 2**20
     assert event == {
         "step": 12,
         "tokens": 1000,
@@ -72,6 +72,7 @@ def test_two_steps_make_one_event(make, tmp_path: Path):
         "data_wait": pytest.approx(0.2 / 2.0),
         "eta_seconds": pytest.approx(3000 / 250),
         "sources": {"a": pytest.approx(800 / 300), "b": pytest.approx(600 / 200)},
+        "source_shares": {"a": pytest.approx(300 / 500), "b": pytest.approx(200 / 500)},
         "auxiliary": {},
         "steps": 2,
     }

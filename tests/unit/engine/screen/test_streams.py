@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from engine.screen.streams import OUTPUT
+from engine.screen.streams import OUTPUT, can_draw
 from tests.helpers.processes import start
+from tests.helpers.terminal import Screen
 
 CLOSED = """
 import os, sys
@@ -60,3 +61,44 @@ def test_a_full_disk_ends_nothing(monkeypatch: pytest.MonkeyPatch):
         print("x")
     assert OUTPUT.write("x" * 100_000) == 100_000
     OUTPUT.flush()
+
+
+TERMINAL = """
+import os, sys
+from engine.screen.streams import can_draw, own_terminal
+with own_terminal() as terminal:
+    kept = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print("to nobody", flush=True)
+    terminal.write(f"to the terminal, {can_draw()}\\n")
+    terminal.flush()
+    os.dup2(kept, 1)
+print(can_draw(), terminal.isatty() if not terminal.closed else "closed")
+"""
+
+
+def test_the_terminal_can_be_kept_apart_from_standard_output(tmp_path):
+    screen = Screen(TERMINAL, cwd=tmp_path)
+    shown = screen.until("True closed")
+    assert screen.rest() == 0 and "to the terminal, False" in shown and "nobody" not in shown
+
+
+def test_a_stream_that_is_no_terminal_or_closed_is_not_drawn_on(monkeypatch: pytest.MonkeyPatch):
+    assert not can_draw()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert not can_draw()
+    closed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    closed.close()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", closed)
+    assert not can_draw()
+
+
+def test_a_terminal_without_the_letters_is_not_drawn_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    for encoding, can in (("utf-8", True), ("ascii", False)):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        stream.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert can_draw() == can

@@ -1,4 +1,4 @@
-from engine.screen.text import plural, printable
+from engine.screen.text import one_line, plural, printable
 
 
 def test_plurals():
@@ -10,3 +10,7 @@ def test_nothing_that_a_terminal_obeys_is_printable():
     assert printable("a\u202egpj.exe\u2066\u200f\u061c\u200eb") == "a\ufffdgpj.exe\ufffd\ufffd\ufffd\ufffdb"
     assert printable("\U0001f468\u200d\U0001f469") == "\U0001f468\u200d\U0001f469"  # a joiner is no control
     assert printable("\x1b[2J\x9b\x07a\tb\nc") == "\ufffd[2J\ufffd\ufffda\tb\nc"
+
+
+def test_line_breaks_and_tabs_become_spaces():
+    assert one_line("a\r\n\t b\n\x1bc ") == "a b \ufffdc "
