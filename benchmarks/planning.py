@@ -15,7 +15,7 @@ Rows:
     gain          how well h_t foretells what reading x_{t+1} will tell about x_{t+2}, the information gain
                   log p(x_{t+2} | h_{t+1}) - log sum_a p(a | h_t) q(x_{t+2} | h_t, a), q being the drafter
     samplers      rep-4, distinct-4 and the perplexity by a judge, another model, of texts drawn at six fixed
-                  temperatures and with six offsets of an adaptive one
+                  temperatures, with six offsets of an adaptive one, greedily and with a plan
     lines         the rest of a line of text: exact matches, edit similarity and time of greedy writing, temperatures,
                   the likeliest of n texts, beam search and planning
 """
@@ -336,10 +336,12 @@ def samplers(bench: Bench) -> None:
         "nats a token by the model itself and, where there is a judge, perplexity a token by it"
     )
     bench.lm.fit_temperature(documents_of(bench))
+    bench.lm.fit_plan(documents_of(bench))
     grid: list[tuple[str, dict]] = [(f"temperature {t}", {"temperature": t}) for t in FIXED]
     grid += [
         (f"adaptive {offset:+.2f}", {"temperature": "adaptive", "temperature_offset": offset}) for offset in OFFSETS
     ]
+    grid += [("greedy", {"temperature": 0}), ("plan", {"temperature": 0, "plan": True})]
     for name, settings in grid:
         texts = bench.lm.generate(prompts, SAMPLED_TOKENS, top_p=1.0, seed=0, stop_at_eos=False, logprobs=0, **settings)
         grams = [list(zip(*(text.tokens[at:] for at in range(4)), strict=False)) for text in texts]

@@ -81,10 +81,10 @@ def photograph(checkpoints: Path, browser: str) -> None:
             _shoot(page, "report-wide-tables.png")
         with open_page(playwright, browser, address, width=1280, height=1000, dark=True) as page:
             _shoot(page, "report-wide-dark.png")
-        with open_page(playwright, browser, address, width=390, height=844, dark=True) as page:
-            _shoot(page, "report-phone-dark.png")
-        with open_page(playwright, browser, address, width=390, height=844) as page:
-            _shoot(page, "report-phone.png")
+        for name, dark in (("report-phone.png", False), ("report-phone-dark.png", True)):
+            with open_page(playwright, browser, address, width=390, height=844, dark=dark) as page:
+                page.evaluate("document.querySelector('.charts').scrollIntoView()")
+                _shoot(page, name)
 
 
 def _shoot(page: Page, name: str) -> None:

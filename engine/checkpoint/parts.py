@@ -12,7 +12,6 @@ import storage
 from engine import events
 from engine.checkpoint import manifest, state
 from engine.checkpoint.load import GENERATIONS, NAMES
-from engine.errors import SaveError
 
 
 def require_replaceable(folder: Path, snapshots: Iterable[str] = NAMES) -> None:
@@ -38,18 +37,19 @@ def require_log(folder: Path) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
-def require_room(folder: Path, size: int) -> None:
-    """Raise SaveError where the disk has no room for the generations that a run keeps, those that are there included,
-    and the next one beside them; `size` is in bytes of one."""
+def lack_of_room(folder: Path, size: int) -> str | None:
+    """Return a sentence where the disk has no room for the generations that a run keeps, those that are there included,
+    and the next one beside them; None where it has. `size` is in bytes of one."""
     there = sum((folder / name).exists() for name in GENERATIONS)
     needed = size * (len(GENERATIONS) + 1 - there)
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise SaveError(
-            f"{folder}: a run keeps {len(GENERATIONS)} checkpoints of {size / 2**20:,.1f} MiB and writes the next one "
-            f"beside them; the disk has {free / 2**20:,.1f} MiB left. Free {(needed - free) / 2**20:,.1f} MiB, or "
-            "train a smaller model."
-        )
+    if free >= needed:
+        return None
+    return (
+        f"{folder}: a run keeps {len(GENERATIONS)} checkpoints of {size / 2**20:,.1f} MiB and writes the next one "
+        f"beside them; the disk has {free / 2**20:,.1f} MiB left. Free {(needed - free) / 2**20:,.1f} MiB, or train a "
+        "smaller model."
+    )
 
 
 def _mode(path: Path) -> int:

@@ -5,23 +5,24 @@
 3. sources       at least one that can be read and holds text
 4. tokenizer     one that can be loaded or trained, and whose ids give the text back
 5. memory        for the weights; for a micro-batch once its size is known (setup.py)
-6. disk          for the checkpoints and the cache
+6. disk          for the checkpoints of a new model
 
 Then follows advice, which ends nothing.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from engine.checkpoint.folder import CheckpointFolder
-from engine.checkpoint.parts import require_room
+from engine.checkpoint.parts import lack_of_room as lack_of_room_for_checkpoints
 from engine.checks.epochs import advise_on_epochs
 from engine.config import TrainConfig
 from engine.data.opening import get_tokenizer, open_cache_on_all_ranks, open_on_all_ranks
 from engine.device.memory import require_memory_for_weights
 from engine.device.ranks import Ranks
-from engine.errors import PresetError
+from engine.errors import PresetError, SaveError
 from engine.events import EventLog
 from engine.run.resume import Start
 from engine.trackers import require_packages
@@ -76,9 +77,17 @@ def preflight(
         model = TransformerLM(start.model, tokenizer.vocab_size, auxiliary)
     require_memory_for_weights(model, shape)
     size = STATE_COPIES * sum(weight.nbytes for weight in model.parameters())
-    ranks.on_main(lambda: require_room(folder.folder, size))
+    ranks.on_main(lambda: _require_room(folder.folder, size, start.is_new, log))
     ranks.on_main(lambda: _advise(data, opened, tokenizer, token_budget, log))
     return Checked(cache, opened, tokenizer)
+
+
+def _require_room(folder: Path, size: int, is_new: bool, log: EventLog) -> None:
+    """Raise SaveError for a new model whose checkpoints have no room; another one trains while its saves wait."""
+    if message := lack_of_room_for_checkpoints(folder, size):
+        if is_new:
+            raise SaveError(message)
+        log.write("advice", topic="disk", message=message)
 
 
 def _advise(

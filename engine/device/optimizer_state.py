@@ -36,7 +36,7 @@ def whole_tensors(engine: Engine, key: str) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _whole(engine: Engine, key: str, flat: torch.Tensor, fragment: Fragment) -> torch.Tensor:
-    full = torch.zeros(fragment.shape, device=flat.device)
+    full = torch.zeros(fragment.shape, device=engine.device)  # where ranks can add
     part = engine.basic_optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel]
     full.view(-1)[fragment.start : fragment.start + fragment.numel] = part
     if engine.zero_optimization_stage() > 0:

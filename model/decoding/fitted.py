@@ -29,15 +29,11 @@ class AdaptiveTemperature:
     entropy: float
     value: float = 0.0  # 0 where the model has no value head
 
-    def features(self, logits: Tensor, hidden: Tensor, core: LookaheadCore | None) -> Tensor:
-        """(n, 2): H and V of logits (n, V) and states (n, D); V is 0 where it does not count."""
-        return features(logits, hidden, core if self.value else None)
-
     def tempering(self, core: LookaheadCore | None, offset: float) -> Tempering:
         """The temperatures of a model with `core`, `offset` being added to each log T."""
 
         def temperatures(logits: Tensor, hidden: Tensor) -> Tensor:
-            entropy, value = self.features(logits, hidden, core).unbind(-1)
+            entropy, value = features(logits, hidden, core if self.value else None).unbind(-1)
             log_temperature = self.bias + offset + self.entropy * entropy + self.value * value
             most = math.log(MOST_TEMPERATURE)
             return log_temperature.clamp(-most, most).exp()
@@ -57,8 +53,8 @@ def features(logits: Tensor, hidden: Tensor, core: LookaheadCore | None) -> Tens
 
 @dataclass(frozen=True)
 class PlanWeights:
-    """How a planner weighs candidates for the next token: log p(a) + continuation * (the log-probabilities of what
-    would follow a, summed) - value * (the mean loss expected after it, in nats). All three are 0 or more."""
+    """How a planner weighs candidates for the next token: log p(a) + continuation * (the mean log-probability of the
+    tokens after a) - value * (the mean loss expected after it, in nats). The weights are 0 or more."""
 
     threshold: float  # nats: it plans where the entropy of the next token is above this
     continuation: float  # of what is foreseen, when the candidates that are read are chosen

@@ -43,15 +43,48 @@ def fit_drafter(model: TransformerLM, rows: Sequence[Tensor], tokens: int) -> Dr
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     judging = max(1, min(MOST_JUDGING, round(JUDGING_SHARE * len(windows))))
     drafter, auxiliary = add_drafter(model)
-    before = overlaps(model, drafter, windows[order[:judging]])
+    trained = bool(drafter.after.weight.any())
+    overlap_before = overlaps(model, drafter, windows[order[:judging]])
     training = model.training
     model.eval()
     try:
         steps = max(1, tokens // (ROWS * length))
-        _train(model, drafter, _batches(windows[order[judging:]], steps), steps)
+        tables = drafter.before, drafter.after
+        size, rank = model.config.hidden_size, drafter.after.embedding_dim
+        embeddings = F.layer_norm(model.tokens.weight.detach(), (size,))
+        before = _Projected(tables[0], embeddings, 0.0 if trained else (size * rank) ** -0.5)
+        after = _Projected(tables[1], model.head_weight, 0.0)
+        drafter.before, drafter.after = before, after  # type: ignore[assignment]
+        try:
+            _train(model, drafter, _batches(windows[order[judging:]], steps), steps)
+        finally:
+            drafter.before, drafter.after = before.merged(), after.merged()
     finally:
         model.train(training)
-    return DrafterFit(overlaps(model, drafter, windows[order[:judging]]), before, steps * ROWS * length, auxiliary)
+    return DrafterFit(
+        overlaps(model, drafter, windows[order[:judging]]), overlap_before, steps * ROWS * length, auxiliary
+    )
+
+
+class _Projected(nn.Module):
+    """A table of the Markov term plus a projection of the trunk's own rows: what one token teaches, similar ones learn
+    too. A few ten thousand positions visit most rows of a table seldom or never."""
+
+    def __init__(self, table: nn.Embedding, rows: Tensor, std: float):
+        super().__init__()
+        self.table, self.num_embeddings = table, table.num_embeddings
+        self.projection = nn.Linear(rows.shape[1], table.embedding_dim, bias=False, device=rows.device)
+        nn.init.normal_(self.projection.weight, std=std)
+        self.register_buffer("rows", rows.detach(), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids) + self.projection(F.embedding(ids, self.get_buffer("rows")))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Embedding:
+        """One table of both."""
+        self.table.weight += self.projection(self.get_buffer("rows"))
+        return self.table
 
 
 def add_drafter(model: TransformerLM) -> tuple[Drafter, dict[str, Any]]:

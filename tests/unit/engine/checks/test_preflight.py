@@ -37,6 +37,16 @@ def test_a_disk_without_room_for_the_checkpoints(topics: Path, tmp_path: Path, m
     assert not list((tmp_path / "checkpoints").glob("*.pth"))
 
 
+def test_a_model_that_exists_trains_on_without_room(topics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(topics, tmp_path / "checkpoints")
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([usage._replace(free=0)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(free, usage))
+    events = run(topics, tmp_path / "checkpoints")
+    (advice,) = [event for event in events if event["event"] == "advice"]
+    assert advice["topic"] == "disk" and "a run keeps 3 checkpoints" in advice["message"]
+
+
 def test_a_tracker_that_is_not_installed(topics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(background, "is_installed", lambda name: False)
     with pytest.raises(PresetError, match="python -m pip install trackio"):
