@@ -7,8 +7,8 @@ import pytest
 from engine import TOKENS_PER_RUN, train
 from engine.checkpoint.folder import CheckpointFolder
 from engine.errors import FolderInUse
+from engine.events import REPORT_NAME
 from engine.run.trainer import Trainer
-from engine.screen import report
 from tests.helpers.folders import events_of
 from tests.helpers.training import TOKENS_PER_STEP
 
@@ -36,7 +36,7 @@ def test_a_bug_is_not_called_a_want_of_memory(tiny, tmp_path: Path, monkeypatch)
 
 def test_a_run_leaves_its_page_and_its_folder(tiny, tmp_path: Path):
     result = train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-    page = (tmp_path / report.FILE_NAME).read_text()
+    page = (tmp_path / REPORT_NAME).read_text()
     assert f"{2 * TOKENS_PER_STEP:,} of this run (100.0%)" in page and f"{result.eval_loss:.4f}" in page
     assert len(events_of(tmp_path, "save")) == 2 and "2 saves" in page
     with CheckpointFolder(tmp_path).held():
