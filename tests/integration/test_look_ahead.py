@@ -147,7 +147,7 @@ def test_a_part_that_is_switched_on_later_warms_up_then(tiny, tmp_path: Path, dr
         drawn.clear()
         preset = tiny(auxiliary={**auxiliary, "auxiliary_warmup_fraction": 0.25})
         train(preset, token_budget=8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
-        weights = torch.stack([draw.weights for draw in drawn[::2]])  # a step has two passes
+        weights = torch.stack([draw.weights[:6] for draw in drawn[::2]])  # a step has two passes; no information gain
         keys = ("policy_kl_weight", "value_weight", "value_weight", "dynamics_weight")
         keys = (*keys, "span_contrastive_weight", "draft_weight")
         return (weights / torch.tensor([getattr(preset.auxiliary, key) for key in keys])).round(decimals=2)
@@ -175,7 +175,7 @@ def test_a_detached_core_without_finite_gradients_is_left_out(tiny, tmp_path: Pa
     for event in events_of(tmp_path / "on", "step"):
         assert event["core_grad_norm"] is None and event["core_left_out"] == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the lookahead core's gradient was not finite in 1 step" in printed
+    assert "lookahead gradient not finite in 1 step" in printed
     assert "core_grad_norm" not in events_of(tmp_path / "off", "step")[0]
 
 

@@ -135,7 +135,7 @@ def declared(name: str) -> set[str]:
 
 def test_dev_requirements_are_what_tests_import():
     """What the code imports is checked by tests/unit/test_structure.py."""
-    tools = {"ruff", "pyright", "setuptools"}
+    tools = {"ruff", "pyright", "setuptools", "trackio", "wandb"}  # the trackers are imported by name
     imports = imported("tests", "benchmarks", "docs") - PEERS
     assert declared("requirements-dev.txt") == imports - declared("requirements.txt") | tools
 
