@@ -2,33 +2,37 @@
 
     python main.py        torchrun --nproc_per_node=N main.py        deepspeed main.py
 
-There are no flags: configs/*.json says what a run does. Without a terminal: `printf '02\\n' | python main.py`.
+There are no flags: configs/*.json says what a run does. At a terminal a picker shows the presets: arrow keys move,
+Enter trains, or resumes the run in checkpoints/; d shows details, n makes a new preset, g generates, e exports, r opens
+the report, q quits. Without a terminal the answer is a line of standard input: printf '02\\n' | python main.py
+Ctrl-C saves and stops; the next start continues. README.md and docs/ say more.
 """
 
 import os
 import signal
 import sys
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a process that still imports
+
 try:
-    from engine import TOKENS_PER_RUN, train
+    from engine import TOKENS_PER_RUN
 except ImportError as missing:  # a package, or a newer Python
     sys.exit(print(missing) or 2)
-from engine.config import parse_preset
-from engine.control.exit import end
-from engine.control.signals import watch_signals
-from engine.device import machine
-from engine.device.ranks import join, leave
-from engine.errors import FolderInUse, RunError
-from engine.screen import menu
-from engine.screen.console import Console
-from engine.screen.live.watch import offered
-from engine.screen.streams import prepare_streams
-from engine.screen.text import printable
+from engine.control import early, failure  # noqa: E402
+from engine.control.exit import end  # noqa: E402
+from engine.errors import RunError  # noqa: E402
+from engine.screen import dialog, menu  # noqa: E402
+from engine.screen.console import Console  # noqa: E402
+from engine.screen.streams import prepare_streams  # noqa: E402
+from engine.screen.text import printable  # noqa: E402
 
 
-def refuse_flags(arguments: list[str]) -> None:
-    """Ends the process with status 2 on any argument but --local_rank, which the DeepSpeed launcher adds."""
+def read_arguments(arguments: list[str]) -> None:
+    """Ends the process on any argument but --local_rank, which the DeepSpeed launcher adds; with status 0 on --help."""
     for argument in arguments:
+        if argument in ("-h", "--help"):
+            print(str(__doc__).rstrip())
+            raise SystemExit(0)
         if not argument.startswith(("--local_rank=", "--local-rank=")):
             print(printable(f"main.py takes no arguments, and {argument!r} is one: start it without, for its menu."))
             raise SystemExit(2)
@@ -36,26 +40,18 @@ def refuse_flags(arguments: list[str]) -> None:
 
 def main() -> int:
     prepare_streams()
-    refuse_flags(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while ranks join and leave, Ctrl-C just ends the process
-    console = Console(enabled=os.environ.get("LOCAL_RANK", "0") == "0")
+    read_arguments(sys.argv[1:])
+    console = Console(enabled=os.environ.get("RANK", "0") == "0")
     try:
-        ranks = join()
-        machine.use_cores(ranks.device)
-        console.enabled = ranks.is_main
-        with watch_signals(ranks, console) as watch:
-            chosen = ranks.on_main(lambda: menu.choose(TOKENS_PER_RUN))
-            if isinstance(chosen, dict):
-                result = train(parse_preset(chosen), ranks=ranks, may_archive=menu.may_archive, watch=watch)
-                console.say(result.summary())
-        if isinstance(chosen, str) and ranks.is_main:
-            menu.ACTIONS[chosen].run(menu.CHECKPOINTS)
+        chosen = menu.choose_for_all(TOKENS_PER_RUN) if console.enabled else None
+        with early.ends_at_once(console.error), dialog.working("Loading PyTorch and DeepSpeed", console.enabled):
+            from engine.launch import launch  # after the first screen: it takes seconds
+        return launch(chosen)
     except RunError as error:
         console.error(str(error))
-        return 0 if isinstance(error, FolderInUse) and offered(menu.CHECKPOINTS) else error.status
-    finally:
-        leave()
-    return 0
+        return error.status
+    except Exception as error:
+        return failure.report(error, menu.CHECKPOINTS, console.error)
 
 
 if __name__ == "__main__":

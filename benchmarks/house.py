@@ -18,7 +18,7 @@ from pathlib import Path
 ROOMS = ("engine", "sources", "model", "shard_cache")
 MODULES = ("main.py", "storage.py")  # beside the rooms
 # Where a whole preset may be handed on: it is parsed, shown, or taken apart into sections there.
-PRESET_ROOMS = ("engine/config/", "engine/run/setup.py", "engine/train.py")
+PRESET_ROOMS = ("engine/config/", "engine/run/setup.py", "engine/training.py", "engine/train.py")
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -4,7 +4,8 @@
     python -m benchmarks.overhead --share [--rows 8] [--rounds 9] [--vocabulary 50257] [--compile]
 
 --share measures instead which share of the machine's matrix-product rate a step reaches, in each precision that the
-device computes in natively: TRAINING_EFFICIENCY of engine/screen/menu.py. Compiled is what a run is, where that works.
+device computes in natively: TRAINING_EFFICIENCY of engine/screen/menu/estimates.py. Compiled is what a run is, where
+that works.
 
 Both loops take turns step by step, so that a shared machine's noise meets both alike; the figure is the median of the
 ratios of neighbouring steps. The shape is the reference preset's (3 layers of 256, sequence 256), the text is the

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache
 from .config import ModelConfig
+from .config.size import inner_size
 from .streams.gates import HeadGate
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -38,11 +39,6 @@ class MLP(nn.Module):
             return F.relu(x).square()
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
-
-
-def inner_size(hidden_size: int, kind: str) -> int:
-    """The number of inputs of an MLP's `down`."""
-    return 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
 
 
 class TransformerBlock(nn.Module):

@@ -14,8 +14,6 @@ Notable here
   the loss.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,15 +22,14 @@ from torch.utils.checkpoint import checkpoint
 from .attention import KeyValueCache, causal_mask, segment_mask
 from .block import TransformerBlock, initialise_weights, make_norm
 from .config import AuxiliaryConfig, ModelConfig
+from .config.size import flops_per_token, padded_vocabulary, value_layers
 from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
-from .streams.streams import Streams, normalised, value_layers
+from .streams.streams import Streams, normalised
 from .tensors import LookAhead, LookAheadOutput, States, TrainingOutput
-
-VOCAB_MULTIPLE = 64
 
 
 class TransformerLM(nn.Module):
@@ -49,7 +46,7 @@ class TransformerLM(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        self.padded_vocab_size = padded_vocabulary(vocab_size)
         size = config.embedding_size or config.hidden_size
         self.tokens = nn.Embedding(self.padded_vocab_size, size)
         rotary = config.positions == "rotary"
@@ -226,16 +223,6 @@ class TransformerLM(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self, seq_length: int | None = None) -> int:
-        """Training FLOPs per token of rows of `seq_length` tokens (None: the longest), forward and backward: 6 per
-        weight of every matrix product (the head is one, the embedding look-up is not) plus 12 * L * D * T for attention
-        (PaLM, arXiv 2204.02311, appendix B), plus those of the lookahead core at its full depth."""
-        config, length = self.config, seq_length or self.config.seq_length
-        matrices = sum(p.numel() for name, p in self.blocks.named_parameters() if p.ndim == 2)
-        matrices += self.head_weight.numel()
-        matrices += sum(layer.weight.numel() for layer in (self.widen, self.narrow) if layer is not None)
-        flops = 6 * matrices + 12 * config.num_layers * config.hidden_size * length
-        if self.streams is not None:
-            flops += self.streams.flops_per_token()
-        if self.latent is None:
-            return flops
-        return flops + round(self.latent.flops_per_token(config.hidden_size, self.padded_vocab_size, length))
+        """Training FLOPs per token of rows of `seq_length` tokens (None: the longest): see config/size.py."""
+        auxiliary = None if self.latent is None else self.latent.auxiliary
+        return flops_per_token(self.config, self.vocab_size, auxiliary, seq_length)

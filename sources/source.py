@@ -16,6 +16,8 @@ Cursor = TypeVar("Cursor")  # JSON that only the source itself looks into
 # Reasons in `counts` that are counted again whenever a row is read again; whole files are counted once.
 PER_ROW = ("rows without text", "lines that are not JSON", "lines that are too long", "texts that are too long")
 
+READER = "blocks"  # the name of the threads that read sources; the process may end while one waits for a network
+
 LONGEST_TEXT = 32 * 1024**2  # bytes of a text, or of the row it is in; a few kilobytes may unpack to gigabytes
 
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import storage
 from engine.checkpoint import load, manifest, parts, state
 from engine.checkpoint.hold import Hold
-from engine.checkpoint.load import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2, RestoredCheckpoint
+from engine.checkpoint.load import RestoredCheckpoint
 from engine.checkpoint.manifest import GenerationRecord, Records
+from engine.checkpoint.names import CURRENT, GENERATIONS, MIRROR, NAMES, PREV, PREV2
 from engine.checkpoint.rotation import ARCHIVE, archive_folder, arrange, rotate
 from engine.checkpoint.state import OptimizerState
 from engine.errors import CheckpointError, FolderInUse, FolderMoved, SaveError

@@ -9,17 +9,13 @@ from typing import Any
 
 from engine.checkpoint import manifest, state
 from engine.checkpoint.manifest import GenerationRecord, Records
+from engine.checkpoint.names import CURRENT, MIRROR, NAMES
 from engine.checkpoint.state import OptimizerState
 from engine.errors import CheckpointError
 from model.snapshot import file as snapshots
 from model.snapshot.file import Snapshot, SnapshotError
 from model.snapshot.vetting import NewerFormat
 from storage import Damaged
-
-CURRENT, PREV, PREV2 = "lm_current.pth", "lm_prev.pth", "lm_prev2.pth"
-MIRROR = "simple_lm_trained.pth"
-GENERATIONS = (CURRENT, PREV, PREV2)
-NAMES = (*GENERATIONS, MIRROR)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import storage
 from engine import events
 from engine.checkpoint import manifest, state
-from engine.checkpoint.load import GENERATIONS, NAMES
+from engine.checkpoint.names import GENERATIONS, NAMES
 
 
 def require_replaceable(folder: Path, snapshots: Iterable[str] = NAMES) -> None:

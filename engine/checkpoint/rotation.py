@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import storage
-from engine.checkpoint.load import GENERATIONS, MIRROR, NAMES, FolderScan, VerifiedFile
+from engine.checkpoint.load import FolderScan, VerifiedFile
+from engine.checkpoint.names import GENERATIONS, MIRROR, NAMES
 
 ARCHIVE = "archive"
 

@@ -11,7 +11,7 @@ ACTIVATION_BYTES = (
     34  # of a layer, per token and hidden_size (Korthikanti et al., arXiv 2205.05198, without the matrix)
 )
 CHECKPOINTED_BYTES = 4  # the same where only a block's input is kept
-BUCKET_BYTES = 200_000_000  # of 50 million numbers, as deepspeed_engine.py asks for; stage 2 has two
+BUCKET_BYTES = 200_000_000  # of 50 million numbers, as deepspeed.py asks for; stage 2 has two
 SHARE_USED = 0.9  # of the memory: libraries and fragments need the rest
 GIB = 2**30
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.config import ADDITIONS, AuxiliaryConfig, ModelConfig
-from model.latent import require_room
+from model.config import ADDITIONS, AuxiliaryConfig, ModelConfig, require_room
 from sources.config import DataConfig
 
+TOKENS_PER_RUN = 100_000_000
 MOST_ROWS = 2**30
 Count = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 Tokens = Annotated[int, Field(ge=1, le=2**50)]

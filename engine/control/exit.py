@@ -6,7 +6,7 @@ import threading
 from typing import NoReturn
 
 from engine.trackers import THREAD as TRACKER
-from sources.loading.prefetch import READER
+from sources.source import READER
 
 
 def end(status: int) -> NoReturn:

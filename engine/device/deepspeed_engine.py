@@ -1,25 +1,30 @@
-"""DeepSpeed: its configuration, the engine over a model, one optimizer step, and the engine's state as plain tensors.
+"""DeepSpeed: the engine over a model, one optimizer step, and the engine's state as plain tensors.
 
-The only file that imports DeepSpeed. Every default that matters is written out in `engine_config`, because several have
-changed between releases. Weights stay fp32 and `torch_autocast` does the bf16 arithmetic, so a snapshot is fp32 as it
-stands and all ZeRO stages share one precision path. State is read and written in full, by parameter name, so that any
-stage and world size can continue what another one saved.
+The only file that imports DeepSpeed. Weights stay fp32 and `torch_autocast` does the bf16 arithmetic, so a snapshot is
+fp32 as it stands and all ZeRO stages share one precision path. State is read and written in full, by parameter name, so
+that any stage and world size can continue what another one saved.
 """
 
 import contextlib
 import functools
 import logging
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-import deepspeed
 import torch
+
+# DeepSpeed looks for an accelerator when it is imported, and warns where it finds only a CPU.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
 import torch.distributed as dist
 from deepspeed.utils import logger
 from torch import nn
 
 from engine.config import TrainConfig
+from engine.config.deepspeed import engine_config
 from engine.device import machine
 from engine.device.ranks import TIMEOUT, Ranks
 from engine.optim.muon import Fragment, MuonAdamW
@@ -28,50 +33,6 @@ from engine.optim.schedule import Hyperparameters
 from sources.loading.shape import BatchShape
 
 Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes at run time
-
-
-def engine_config(train: TrainConfig, shape: BatchShape, bf16: bool) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a preset's `train` section and the shape of its batches."""
-    # One process has no other to divide moments or gradients with: stages 1 and 2 would copy its own, twice a step.
-    stage = train.zero_stage if shape.world_size > 1 or train.zero_stage == 3 or train.offload_optimizer else 0
-    assert stage != "auto", "chosen by memory.choose_stage"
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": shape.micro_batch_size,
-        "gradient_accumulation_steps": shape.grad_accumulation_steps,
-        "train_batch_size": shape.rows_per_step,
-        # `step` clips the trunk and the lookahead core separately; DeepSpeed knows one norm only.
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": False},
-        "fp16": {"enabled": False},
-        # Modules that are listed as safe would send their gradients in bf16.
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": stage,
-            "contiguous_gradients": True,
-            "reduce_scatter": True,
-            "overlap_comm": stage >= 2,
-            "round_robin_gradients": False,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-            "stage3_prefetch_bucket_size": 50_000_000,
-            "stage3_param_persistence_threshold": 10_000,
-            # `squared_norms` computes it; a second time would cost some hundred kernels and a device synchronization.
-            # Stages 0 and 3 do not compute it and refuse false, as offloading does.
-            "compute_grad_norm": stage not in (1, 2) or train.offload_optimizer,
-        },
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-        # On by default, which synchronizes the device at every forward and step.
-        "timers": {"throughput": {"enabled": False, "synchronized": False}},
-    }
-    if train.offload_optimizer:
-        pinned = torch.cuda.is_available()  # host memory that a GPU copies from by itself
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
-        config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW needs no compiler
-    return config
 
 
 def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: Ranks, bf16: bool) -> Engine:
@@ -86,7 +47,8 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
     # DeepSpeed moves the model too, but only after it has made flat copies of the parameters where they were.
     model.to(ranks.device)
-    optimizer, config = make_optimizer(model, train, bf16), engine_config(train, shape, bf16)
+    optimizer = make_optimizer(model, train, bf16)
+    config = engine_config(train, shape, bf16, on_gpu=ranks.device.type == "cuda")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False

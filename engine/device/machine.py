@@ -1,27 +1,27 @@
-"""What this machine can do: native bf16, speed, memory, cores. Detected once, and the same on every rank."""
+"""What this machine can do: native bf16, speed, memory, cores. Detected once, and the same on every rank.
+
+    python -m engine.device.machine    one line of JSON: kind, description, memory, bf16, flops
+
+That is a process of its own for the first screen, which does without torch.
+"""
 
 import contextlib
 import ctypes
-import math
+import json
 import os
 import re
 import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
 
-from engine.device.ranks import Ranks, processes_here
+from engine.device import host
+from engine.device.host import processes_here, usable_cores
+from engine.device.ranks import Ranks, local_device
 from engine.events import EventLog
 
-CGROUP = Path("/sys/fs/cgroup")  # a container's own
-QUOTAS = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")  # of cgroups 2 and 1: microseconds a period
-MEMORY = (  # of cgroups 2 and 1, in bytes: the limit, what is in use, and of it the files' pages that may go
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
 # Dense products with fp32 accumulation, in TFLOP/s by words of the device's name: (bf16, tf32), from the makers' data
 # sheets, without sparsity. The first that is found counts.
 PEAK_TFLOPS = {
@@ -42,6 +42,7 @@ PEAK_TFLOPS = {
     "RTX 3090 Ti": (80, 40),
     "RTX 3090": (71, 36),
 }
+MEASURE_SECONDS = 1.0  # for each precision
 SLOWER = "Laptop|D|Max Q"  # in names that are otherwise those of faster devices
 
 
@@ -82,17 +83,6 @@ def use_cores(device: torch.device) -> None:
         torch.set_num_threads(max(1, usable_cores() // processes))
 
 
-def usable_cores() -> int:
-    """Return the physical cores that this process may use, by affinity and container quota; at least one."""
-    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) * physical / logical
-    for files in QUOTAS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no quota
-            quota, period = map(int, " ".join((CGROUP / file).read_text() for file in files).split())
-            cores = min(cores, quota / period) if quota > 0 else cores
-    return max(1, math.ceil(cores))
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what is queued; a CPU queues nothing."""
     torch.get_device_module(device).synchronize(device)
@@ -113,6 +103,22 @@ def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 
         synchronize(device)
         times.append(time.perf_counter() - begin)
     return 2 * 2048 * 256 * 4096 / min(times)
+
+
+def measure(seconds: float = MEASURE_SECONDS) -> dict[str, Any]:
+    """Return the device's kind and description, its memory in bytes, whether it has native bf16, and the FLOP/s of a
+    matrix product in each precision; in bf16 only where that is native."""
+    device = local_device()
+    use_cores(device)
+    bf16 = native_bf16(device)
+    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if bf16 else {})
+    return {
+        "kind": device.type,
+        "description": describe(device),
+        "memory": total_memory(device),
+        "bf16": bf16,
+        "flops": {name: flops_per_second(device, dtype, seconds) for name, dtype in precisions.items()},
+    }
 
 
 def peak_flops(device: torch.device, bf16: bool) -> float | None:
@@ -144,7 +150,7 @@ def total_memory(device: torch.device) -> int:
     """Return the most bytes that all processes of a run on `device` may use on this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
+    return host.total_memory()
 
 
 def total_memory_each(device: torch.device) -> float:
@@ -167,19 +173,6 @@ def peak_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def available_memory_each() -> float:
-    """Return the bytes that are free now on this machine and in its container, per process of the run."""
-    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]) / processes_here()
-
-
-def _limits() -> Iterator[tuple[int, int]]:
-    """Yield (limit, bytes in use that cannot be reclaimed) of the container."""
-    for limit, used, statistics, files in MEMORY:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
-            kept = dict(line.split() for line in (CGROUP / statistics).read_text().splitlines())
-            yield int((CGROUP / limit).read_text()), int((CGROUP / used).read_text()) - int(kept[files])
-
-
 def choose_num_workers(asked: int | str, device: torch.device) -> int:
     """Return the data worker processes of one rank; `asked` is data.num_workers.
 
@@ -199,3 +192,7 @@ def describe(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)} ({total_memory(device) / 2**30:.0f} GiB)"
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}, {total_memory(device) / 2**30:.0f} GiB"
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure()))

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from engine.config.schema import MOST_ROWS
-from engine.device import machine
+from engine.device import host, machine
 from engine.device.memory import is_out_of_memory, too_large
 from engine.device.ranks import Ranks
 from engine.events import EventLog
@@ -79,7 +79,7 @@ class MicroBatchProbe:
         while True:
             size = min(rows, max(1, 2 * self._most_rows))
             needed = size * max(0, machine.peak_memory() - self._rss) / max(1, self._most_rows)
-            if needed + self._optimizer_bytes > machine.available_memory_each():
+            if needed + self._optimizer_bytes > host.available_memory_each():
                 return False
             if size == rows:
                 return True

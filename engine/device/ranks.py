@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from engine.device.host import processes_here
 from engine.errors import RankLost, RunError, first_line
 
 # A person may think about the menu, and a first shard may be slow, for longer than the usual ten minutes.
@@ -161,24 +162,21 @@ def join() -> Ranks:
     return replace(ranks, hosts=() if one_host else hosts)
 
 
-def processes_here() -> int:
-    """Return how many of the run's processes are on this machine: torchrun says it, or DeepSpeed's launcher."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
-
-
 def _meet_all(rank: int, world_size: int) -> dist.Store:
     """Return a store for this attempt's ranks alone, once all are there. Raises RankLost after JOIN_TIMEOUT: making the
-    process group would wait for a rank that never comes for as long as a collective may take.
+    process group would wait for a rank that never comes for as long as a collective may take. At a terminal rank 0 may
+    be asking a person before it comes, and there the others do wait so long.
 
     torchrun's agents keep their store over restarts, with the addresses of ranks that are gone, and count attempts each
     for itself (pytorch issue 135712). So each rank shows a token of its own, and rank 0 offers a name for the attempt
     together with the tokens that it has seen, until all ranks have found their own.
     """
-    deadline, token = time.monotonic() + JOIN_TIMEOUT.total_seconds(), secrets.token_hex(8)
+    timeout = TIMEOUT if rank > 0 and os.isatty(0) else JOIN_TIMEOUT
+    deadline, token = time.monotonic() + timeout.total_seconds(), secrets.token_hex(8)
     offered: dict[str, Any] = {}
     why = ""
     try:
-        store, _, _ = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
         keys = [f"join/token/{other}" for other in range(world_size)]
         store.set(keys[rank], token)
         while time.monotonic() < deadline:
@@ -200,7 +198,7 @@ def _meet_all(rank: int, world_size: int) -> dist.Store:
         why = f" ({first_line(error)})"
     raise RankLost(
         f"Not all {world_size} ranks have met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}{why}. Start "
-        f"them within {JOIN_TIMEOUT.total_seconds() / 60:.0f} minutes, where all their machines reach this address."
+        f"them within {timeout.total_seconds() / 60:.0f} minutes, where all their machines reach this address."
     )
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from engine.optim.orthogonal import Coefficients, coefficients, orthogonal
+from engine.optim.schedule import MOMENTUM
 
-MOMENTUM = 0.95
 ROW_MEAN_SQUARES = 0.95  # share that an average of a row's squares keeps at a step
 
 

@@ -11,9 +11,9 @@ import math
 from typing import Literal, NamedTuple
 
 from engine.config import TrainConfig
-from engine.optim.muon import MOMENTUM
 
 CONTINUED_WARMUP = 0.25  # of the first run's warm-up
+MOMENTUM = 0.95  # Muon's
 FIRST_MOMENTUM = 0.85  # where a warm-up of Muon's momentum starts
 
 
@@ -56,6 +56,16 @@ def hyperparameters(train: TrainConfig, tokens: int, budget: int, continued: boo
 def batch_multiple(train: TrainConfig, tokens: int, budget: int) -> int:
     """How many times the rows of a run's first steps the step has that begins after `tokens` of its `budget`."""
     return 2 ** sum(tokens >= share * budget for share in train.batch_doublings)
+
+
+def steps_of_a_run(train: TrainConfig, budget: int, step_tokens: int) -> int:
+    """How many steps a run of `budget` tokens has; `step_tokens`: of a step before any doubling."""
+    steps = tokens = 0
+    for doublings, share in enumerate((*train.batch_doublings, 1.0)):
+        size = step_tokens * 2**doublings
+        more = max(0, math.ceil((share * budget - tokens) / size))
+        steps, tokens = steps + more, tokens + more * size
+    return steps
 
 
 def learning_rate(

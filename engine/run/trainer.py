@@ -8,9 +8,10 @@ import gc
 import math
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from engine.control.signals import Abandoned, SignalWatch
 from engine.control.slow_rank import find_slow_rank
@@ -20,7 +21,7 @@ from engine.device.memory import freeze_gc
 from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
 from engine.device.weight_average import WeightAverage
-from engine.errors import FolderMoved, Interrupted, SourcesFailed
+from engine.errors import FolderMoved, Interrupted, SaveError, SourcesFailed, first_line
 from engine.formatting import count
 from engine.optim.schedule import batch_multiple, hyperparameters
 from engine.run import samples
@@ -31,6 +32,7 @@ from engine.run.warmup import warm_up
 from sources.loading.loader import Batch
 from sources.registry import AllSourcesFailed
 
+T = TypeVar("T")
 LONG_STEP_SECONDS = 2.0  # after such a step, several ranks also check for signals between the micro-batches of a step
 
 
@@ -44,6 +46,7 @@ class Trainer:
         self._abandonable = partial(watch.abandonable, interruptible=components.engine.zero_optimization_stage() < 3)
         self._step_seconds = 0.0
         self._average = WeightAverage(components.train.weight_average_fraction, components.token_budget)
+        self._weights_move = False  # between a step's gradients and its being counted no checkpoint would be whole
 
     def train(self) -> TrainResult:
         """Step until the token budget is met; evaluate and save on the way and at the end.
@@ -66,6 +69,7 @@ class Trainer:
                 continue  # the next agreement ends the run at the step before
             c.telemetry.log_verdict(step, progress, c.guard)
             self._advance(batch, step)
+            self._weights_move = False
             self.watch.training(lambda: f"at step {progress.step:,}")
             self._step_seconds = time.monotonic() - begin
             c.telemetry.add_time(waited, self._step_seconds)
@@ -81,6 +85,22 @@ class Trainer:
             if agreed.save and not c.guard.skipped_in_a_row and progress.tokens_in_run < c.token_budget:
                 c.saver.save()
         return self._finish(progress.tokens_in_run - first_tokens)
+
+    def rescue(self) -> str:
+        """Save what is trained after a fault of the program; return, in a sentence, what became of it."""
+        c = self.c
+        if self.watch.process.position is None:
+            return "There was nothing to save."
+        try:
+            if c.ranks.world_size > 1:
+                raise SaveError("the other ranks cannot be asked")
+            if self._weights_move:
+                raise SaveError("a step was half made")
+            c.saver.save_final(asdict(self.progress), lambda: True)
+        except Exception as error:
+            why = first_line(error)
+            return f"Nothing more could be saved ({why}); the next start continues from the last snapshot."
+        return f"Saved to {c.folder.current} at step {self.progress.step:,}; the next start continues from there."
 
     def _start(self) -> None:
         """Save a new lineage, warm up, then load the optimizer's state."""
@@ -126,7 +146,12 @@ class Trainer:
         if c.engine.module.config.dropout:
             seed_batch(train.seed, batch.number, c.ranks.rank)
         wrap = self._abandonable if agreed.long_step or c.ranks.world_size == 1 else iter
-        return c.runner.run(batch, agreed.labels, c.guard, c.draw(batch), wrap)
+
+        def then_moving(micro_batches: Iterable[T]) -> Iterator[T]:
+            yield from wrap(micro_batches)
+            self._weights_move = True
+
+        return c.runner.run(batch, agreed.labels, c.guard, c.draw(batch), then_moving)
 
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """Count a step. Of a skipped one only the data position advances; too many in a row end the attempt."""
@@ -180,7 +205,9 @@ class Trainer:
         c, progress = self.c, self.progress
         self._log_steps()
         c.batches.log_filtered()
+        self._weights_move = True
         self._average.take_place(c.engine)
+        self._weights_move = False
         if not self._evaluate():
             self._interrupt(c.ranks.agree(self.watch.agreement()))  # the next start evaluates
         progress.finished = True

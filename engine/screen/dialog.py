@@ -1,9 +1,12 @@
 """Questions and answers in lines, at a terminal or through a pipe."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
+
+from rich.console import Console as RichConsole
 
 from engine.screen.streams import OUTPUT
 from engine.screen.text import printable
@@ -29,3 +32,19 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def moves_the_cursor() -> bool:
+    """Whether standard input and output are a terminal that understands cursor movements."""
+    capable = os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    return capable and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+@contextlib.contextmanager
+def working(what: str, shown: bool = True) -> Iterator[None]:
+    """Show, at a terminal, what takes a while in the block."""
+    if not shown or not moves_the_cursor():
+        yield
+        return
+    with RichConsole(file=OUTPUT).status(f"{what} ..."):
+        yield

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.checkpoint.load import CURRENT, NAMES
+from engine.checkpoint.names import CURRENT, NAMES
 from engine.errors import PresetError
 from engine.formatting import count
 from engine.screen.dialog import say

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..attention import NORM_EPS
-from ..block import inner_size
 from ..config import ModelConfig
+from ..config.size import inner_size
 from ..positions import RotaryPositions
 from .architecture import Architecture
 from .errors import ExportError

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..attention import NORM_EPS
-from ..block import inner_size
 from ..config import ModelConfig
+from ..config.size import inner_size
 from ..positions import RotaryPositions
 from ..snapshot import Snapshot
 from .architecture import Architecture, choose, exported_tensors

@@ -2,7 +2,7 @@
 
 from ..tensors import LookAhead
 from .core import FIGURES, LookaheadCore
-from .look_ahead_sampler import OBJECTIVES, LookAheadSampler, Trained, require_room, rows_to_look_ahead
+from .look_ahead_sampler import OBJECTIVES, LookAheadSampler, Trained, rows_to_look_ahead
 from .look_ahead_schedule import LookAheadSchedule
 from .value import expected_nll
 
@@ -15,6 +15,5 @@ __all__ = [
     "LookaheadCore",
     "Trained",
     "expected_nll",
-    "require_room",
     "rows_to_look_ahead",
 ]

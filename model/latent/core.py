@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..block import initialise_weights
-from ..config import AuxiliaryConfig, ModelConfig
+from ..config import AuxiliaryConfig, ModelConfig, require_room
 from ..loss import IGNORE_INDEX
 from ..tensors import LookAhead, States
-from .distillation import DraftedText, draft_figure, draft_flops
+from .distillation import DraftedText, draft_figure
 from .draft import Drafter
-from .look_ahead_sampler import OBJECTIVES, num_spans, require_room
+from .look_ahead_sampler import OBJECTIVES
 from .objectives.information_gain import NUM_BINS as GAIN_BINS
-from .objectives.information_gain import gain_figure, gain_flops
+from .objectives.information_gain import gain_figure
 from .policy import Head, linear_kl
 from .rollout import Rollout, RolloutContext, roll_out
 from .span import SpanProjector, info_nce, span_keys
-from .transition import Transition, dynamics_losses, matrices, variance_ratio
+from .transition import Transition, dynamics_losses, variance_ratio
 from .trunk import Trunk
 from .value import ValueHead, expected_nll, value_losses, value_targets
 
@@ -131,31 +131,6 @@ class LookaheadCore(nn.Module):
         assert self.value_head is not None, "without a value no path has one"
         horizons = torch.tensor(self.value_head.horizons, device=predicted.device)
         return token_nll.sum(-1, keepdim=True) + horizons * expected_nll(self.value(predicted))
-
-    def flops_per_token(self, hidden_size: int, head_rows: int, seq_length: int) -> float:
-        """Training FLOPs per token at the full depth, counted as in TransformerLM; none for gradients that stop."""
-        auxiliary, depth = self.auxiliary, self.auxiliary.rollout_depth
-        head, flops = hidden_size * head_rows, 0.0
-        if self.transition is not None:
-            # memory, keys and values are made once; the weights of the last block get no gradient
-            key, outcome = self.transition.query.weight.numel(), self.transition.outcome.weight.numel()
-            each = matrices(self.transition) - outcome + 2 * (self.transition.width + hidden_size) * seq_length
-            once = 6 * (key + outcome) + 2 * 2 * hidden_size**2
-            flops += (once + (6 * each + 4 * 12 * hidden_size**2) * depth) * auxiliary.rollout_row_fraction
-        if auxiliary.enable_policy:
-            # the teacher's logits once; logits and gradient of each prediction
-            flops += (2 + 4 * depth) * head * auxiliary.policy_position_fraction
-        if self.value_head is not None:
-            read = depth * auxiliary.policy_position_fraction if self.transition is not None else 0
-            flops += 6 * matrices(self.value_head) * (1 + read)
-        if self.span_projector is not None:
-            flops += 6 * matrices(self.span_projector) * num_spans(auxiliary, seq_length) / seq_length
-        if self.drafter is not None:
-            each = draft_flops(self.drafter, self.transition, auxiliary.draft_rollouts, head_rows, seq_length)
-            if auxiliary.foretells_gain:
-                each += gain_flops(self.drafter, head_rows, seq_length)
-            flops += each * auxiliary.draft_position_fraction
-        return flops
 
     def _value_figure(self, states: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         states = states.detach() if self.auxiliary.value_detach_trunk else states

@@ -13,7 +13,7 @@ from ..tensors import LookAhead
 from .draft import Drafter, draft_losses, sample_tokens
 from .policy import Head
 from .rollout import Rollout, RolloutContext
-from .transition import Transition, matrices
+from .transition import Transition
 from .trunk import LastBlock, Trunk
 
 
@@ -97,17 +97,3 @@ def _head(trunk: Trunk) -> Head:
 def _by_row(x: Tensor, rows: int) -> Tensor:
     """(J, R * C, ...) -> (R, J * C, ...)."""
     return x.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)
-
-
-def draft_flops(
-    drafter: Drafter, transition: Transition | None, rollouts: int, head_rows: int, seq_length: int
-) -> float:
-    """Training FLOPs of one position that teaches."""
-    places, hidden_size = drafter.length, drafter.out_norm.weight.numel()
-    each = matrices(drafter) - 2 * drafter.after.weight.numel()
-    markov = (2 + rollouts) * places * drafter.after.weight.numel()
-    flops = 6 * (each + markov) + 6 * places * hidden_size * head_rows + 4 * hidden_size * seq_length
-    if transition is not None:
-        step = matrices(transition) + 12 * hidden_size**2 + 2 * hidden_size * seq_length
-        flops += 2 * rollouts * (places - 1) * (step + 2 * hidden_size * head_rows)
-    return flops

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import NORM_EPS, HeadNorm
+from ..config.size import MARKOV_RANK
 from ..loss import chunk_tokens, even_chunk, matmul_dtype
 from ..positions import rotate
 from .policy import Head, log_probabilities
 from .trunk import KeysAndValues
-
-MARKOV_RANK = 64
 
 
 class Drafter(nn.Module):

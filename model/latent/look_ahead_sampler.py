@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import AuxiliaryConfig
+from ..config import AuxiliaryConfig, require_room
+from ..config.size import num_spans, share_of
 from ..tensors import LookAhead
 
 # In the order of LookAhead.weights and of the rows of LookAheadOutput.auxiliary.
@@ -47,10 +48,10 @@ class LookAheadSampler:
         """For the rows of segment_ids (B, T), with the weights and the depth of parts that are `trained` so far."""
         auxiliary, length = self.auxiliary, self.seq_length
         stream = random.Random(f"{self.seed} {step} {rank} {micro_batch}")
-        num_rows = _share(len(segment_ids), auxiliary.rollout_row_fraction)
+        num_rows = share_of(len(segment_ids), auxiliary.rollout_row_fraction)
         share = auxiliary.policy_position_fraction / auxiliary.rollout_row_fraction
         later = range(auxiliary.rollout_depth, length)  # empty where rows are too short for a rollout that is off
-        columns = stream.sample(later, min(_share(length, share), len(later)))
+        columns = stream.sample(later, min(share_of(length, share), len(later)))
         return LookAhead(
             segment_ids,
             torch.tensor(sorted(stream.sample(range(len(segment_ids)), num_rows))),
@@ -69,16 +70,6 @@ def rows_to_look_ahead(auxiliary: AuxiliaryConfig) -> int:
     return math.ceil(1.0 / auxiliary.rollout_row_fraction) if some_rows else 1
 
 
-def _share(whole: int, fraction: float) -> int:
-    return max(1, round(fraction * whole))
-
-
-def num_spans(auxiliary: AuxiliaryConfig, length: int) -> int:
-    """Spans in a row of `length` tokens: those that make up span_mask_fraction of it, as far as they fit."""
-    fitting = length // (auxiliary.span_length + 1)
-    return min(_share(length, auxiliary.span_mask_fraction / auxiliary.span_length), fitting)
-
-
 def _span_starts(auxiliary: AuxiliaryConfig, length: int, stream: random.Random) -> list[int]:
     """One span at a random place in each of as many equal parts of the row, so that no two overlap."""
     count = num_spans(auxiliary, length)
@@ -93,30 +84,11 @@ def _draft_draws(
     if not auxiliary.enable_draft:
         return torch.empty(0, dtype=torch.int64), torch.empty(0)
     starts = range(length - auxiliary.draft_length)
-    count = min(_share(length, auxiliary.draft_position_fraction / auxiliary.rollout_row_fraction), len(starts))
+    count = min(share_of(length, auxiliary.draft_position_fraction / auxiliary.rollout_row_fraction), len(starts))
     columns = torch.tensor(sorted(stream.sample(starts, count)))
     generator = torch.Generator().manual_seed(stream.getrandbits(63))
     shape = (auxiliary.draft_length - 1, auxiliary.draft_rollouts, num_rows * count)
     return columns, torch.rand(shape, generator=generator)
-
-
-def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
-    """Raises ValueError where a part that is on needs longer rows than seq_length."""
-    needed: list[tuple[str, int, int]] = []  # a key, its value, and the tokens of a row that this needs
-    if auxiliary.rolls_out:
-        needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
-    if auxiliary.enable_draft:
-        needed.append(("draft_length", auxiliary.draft_length, auxiliary.draft_length + 1))
-    if auxiliary.enable_span_contrastive:
-        needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
-    if auxiliary.enable_value:
-        needed += [("value_horizons", horizon, math.ceil(horizon / 2)) for horizon in auxiliary.value_horizons]
-    for key, value, least in needed:
-        if seq_length < least:
-            raise ValueError(
-                f"auxiliary.{key}: {value} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
-                "lower the one or raise the other."
-            )
 
 
 def weights_at(auxiliary: AuxiliaryConfig, trained: Trained) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import attend, attend_is_faster
+from ..config.size import transition_width
 
 
 class Transition(nn.Module):
@@ -29,7 +30,7 @@ class Transition(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.width = num_heads * max(1, hidden_size // num_heads // 2)  # half of the trunk's, to be cheap
+        self.width = transition_width(hidden_size, num_heads)
         self.state_norm = nn.LayerNorm(hidden_size)
         self.token_norm = nn.LayerNorm(hidden_size)
         self.query = nn.Linear(2 * hidden_size, self.width)
@@ -69,11 +70,6 @@ class Transition(nn.Module):
         recalled = self.recall_norm(recalled.transpose(1, 2).flatten(2))
         x = F.gelu(self.up(x) + self.recall(recalled))
         return embeddings + self.down(F.gelu(self.middle(x))) + self.copy(recalled)
-
-
-def matrices(part: nn.Module) -> int:
-    """The number of weights in the matrices of a part, of which each costs FLOPs."""
-    return sum(parameter.numel() for parameter in part.parameters() if parameter.ndim == 2)
 
 
 def dynamics_losses(predicted: Tensor, hidden: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_BINS, MAX_NLL = 64, 12.0  # nats
+from ..config.size import VALUE_BINS as NUM_BINS
+
+MAX_NLL = 12.0  # nats
 UNIT = 2.0**-40  # nats: the unit of running sums, which may reach 8 million nats
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vetting import SnapshotError, open_regular, vet, vet_contents
+from .vetting import SnapshotError, open_regular, vet
 
 MARGIN_BYTES = 2**20  # of a file besides its tensors and strings
 
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike, *, checksums: bool = True, mapped: bool = Fals
         ) from error
     except Exception as error:  # torch documents no exceptions for damaged files
         raise SnapshotError(f"{path}: the checkpoint is damaged; use an older one or a copy.") from error
-    vet_contents(path, contents, pickle_bytes)
+    _vet_contents(path, contents, pickle_bytes)
     return contents
 
 
@@ -111,6 +111,29 @@ def owned(tensor: Tensor) -> Tensor:
     behind a view."""
     tensor = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
+    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and plain values.
+
+    A tensor that is larger than its storage is refused: a terabyte can be a view of a single number. So are contents of
+    more values than the pickle has bytes: lists that contain each other have no end.
+    """
+    pending = [contents]
+    for _ in range(pickle_bytes):
+        if not pending:
+            return
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
+        elif isinstance(value, Tensor):
+            if value.nbytes > value.untyped_storage().nbytes():
+                break
+        elif not isinstance(value, str | int | float | None):
+            break
+    raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
 
 
 def _most_bytes(leaf: Any) -> int:

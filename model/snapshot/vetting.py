@@ -1,4 +1,4 @@
-"""Checks of a checkpoint file before torch reads it, and of what torch has read.
+"""Checks of a checkpoint file before torch reads it; needs no torch itself.
 
 torch.load does not check the zip's checksums, and `weights_only=True` still builds every type on its list of harmless
 ones, in any size. So a file is refused, before anything in it is unpickled, unless it is the kind of zip that
@@ -13,9 +13,6 @@ import stat
 import zipfile
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 LONGEST = 80  # characters of a name in a message
 _HEADER_BYTES = 30  # of the local header of a zip member, without its name
@@ -86,7 +83,7 @@ def vet(path: Path, checksums: bool) -> int:
                     f"{path}: the checkpoint is damaged or was not written by torch.save ({defect}); use another one."
                 )
             damaged = archive.testzip() if checksums else None
-            pickled = _pickle_of(archive)
+            pickled = pickle_of(archive)
             refused = _imports(pickled) - _ALLOWED_IMPORTS
     except SnapshotError:
         raise
@@ -100,29 +97,6 @@ def vet(path: Path, checksums: bool) -> int:
             "use a checkpoint of tensors and plain values."
         )
     return len(pickled)
-
-
-def vet_contents(path: Path, contents: Any, pickle_bytes: int) -> None:
-    """Raise SnapshotError unless what was read is dicts and lists of whole tensors and plain values.
-
-    A tensor that is larger than its storage is refused: a terabyte can be a view of a single number. So are contents of
-    more values than the pickle has bytes: lists that contain each other have no end.
-    """
-    pending = [contents]
-    for _ in range(pickle_bytes):
-        if not pending:
-            return
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            pending += value
-        elif isinstance(value, Tensor):
-            if value.nbytes > value.untyped_storage().nbytes():
-                break
-        elif not isinstance(value, str | int | float | None):
-            break
-    raise SnapshotError(f"{path}: holds something else than tensors and plain values; use another checkpoint.")
 
 
 def _defect(archive: zipfile.ZipFile) -> str | None:
@@ -146,7 +120,8 @@ def _defect(archive: zipfile.ZipFile) -> str | None:
     return None
 
 
-def _pickle_of(archive: zipfile.ZipFile) -> bytes:
+def pickle_of(archive: zipfile.ZipFile) -> bytes:
+    """The pickle in a file of torch.save."""
     (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
     return archive.read(name)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..attention import NORM_EPS
 from ..config import ModelConfig
+from ..config.size import value_layers
 
 
 class StreamScale(nn.Module):
@@ -91,18 +92,6 @@ class Streams(nn.Module):
         if name not in self.values:
             return None
         return self.values[name](input_ids if self.from_ids else first)
-
-    def flops_per_token(self) -> int:
-        """Training FLOPs per token of the projections."""
-        matrices = 0 if self.from_ids else sum(p.numel() for p in self.values.parameters())
-        return 6 * matrices
-
-
-def value_layers(config: ModelConfig) -> list[int]:
-    """The blocks with value embeddings: every second one, and the last."""
-    if config.value_embeddings == "none":
-        return []
-    return list(range((config.num_layers - 1) % 2, config.num_layers, 2))
 
 
 def normalised(embedding: Tensor) -> Tensor:

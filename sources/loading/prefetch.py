@@ -23,10 +23,9 @@ from typing import Any, Protocol
 
 from sources.rows.pipeline import BlockResult, PipelineCallbacks, PipelineState
 from sources.rows.producer import LocalProducer, ProducerSetup
-from sources.source import SourceError
+from sources.source import READER, SourceError
 from storage import digest
 
-READER = "blocks"  # the name of the threads that read sources; the process may end while one waits for a network
 RESTARTS = 3  # of a worker, for one request
 CLOSE_SECONDS = 5.0
 SHARED_BLOCKS = 64  # kept of a chain that all lanes share; lanes whose rows hold fewer labels are a few blocks ahead

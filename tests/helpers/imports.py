@@ -16,7 +16,7 @@ class Import:
     module: str
     names: tuple[str, ...]  # what is taken from it
     relative: bool
-    top: bool  # at the top of a file, not within a function
+    top: bool  # at the top of a file, also for types alone, not within a function
 
     @property
     def package(self) -> str:
@@ -36,8 +36,10 @@ PATHS = {module_name(path): path for path in SOURCES}
 def imports_of(path: str) -> list[Import]:
     """The imports of a product file; `from package import module` is an import of that module."""
     folder = list(PurePosixPath(path).parent.parts)
-    top = {id(node) for node in TREES[path].body}
-    top |= {id(inner) for node in TREES[path].body if isinstance(node, ast.Try) for inner in node.body}
+    body = TREES[path].body
+    nested = [node for node in body if is_type_checking(node) or isinstance(node, ast.Try)]
+    body = body + [inner for node in nested for inner in node.body]
+    top = set(map(id, body))
     found = []
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
@@ -52,6 +54,11 @@ def imports_of(path: str) -> list[Import]:
             if rest:
                 found.append(Import(module, rest, node.level > 0, id(node) in top))
     return found
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 IMPORTS = {path: imports_of(path) for path in SOURCES}

@@ -41,7 +41,7 @@ LIBRARIES = (
     "tiktoken",
     "tokenizers",
 )
-PROGRAM = ("engine.train", "engine.screen.menu")  # all that main.py imports
+PROGRAM = ("engine.launch", "engine.screen.menu")  # all that main.py imports
 REQUEST_BYTES = 1 << 20
 Variables = Mapping[str, str]
 NONE: Variables = {}

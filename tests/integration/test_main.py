@@ -14,10 +14,11 @@ import pytest
 
 from engine.checkpoint.folder import CheckpointFolder
 from engine.events import read
-from engine.screen import menu
+from engine.screen.menu import answers
 from tests.helpers.jobs import STEP_LINE
-from tests.helpers.processes import Process, start
-from tests.helpers.terminal import Terminal
+from tests.helpers.machines import remembering
+from tests.helpers.processes import TORCHRUN, Process, group_of, start
+from tests.helpers.terminal import Screen, Terminal
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import environment, run_main, start_main
 
@@ -38,6 +39,13 @@ def test_an_argument_gets_one_sentence():
     assert finished.returncode == 2
     sentence = "main.py takes no arguments, and '--steps=3' is one: start it without, for its menu.\n"
     assert finished.stdout == sentence
+
+
+def test_help_says_what_there_is():
+    command = [sys.executable, str(REPOSITORY / "main.py"), "--help"]
+    finished = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0 and 8 <= finished.stdout.count("\n") <= 12
+    assert all(word in finished.stdout for word in ("configs/*.json", "Enter", "torchrun", "no flags", "q quits"))
 
 
 def test_unattended_default_trains_saves_on_sigterm_and_resumes(home: Path):
@@ -167,8 +175,8 @@ def test_a_checkpoint_that_is_none_stops_with_status_4(home: Path):
 
 
 def test_an_open_pipe_that_says_nothing_means_the_default(home: Path):
-    assert menu.ANSWER_SECONDS == 10.0, "as the README says; who tests it need not wait as long"
-    process = start(main_after("from engine.screen import menu; menu.ANSWER_SECONDS = 1.0"), cwd=home)
+    assert answers.ANSWER_SECONDS == 10.0, "as the README says; who tests it need not wait as long"
+    process = start(main_after("from engine.screen.menu import answers; answers.ANSWER_SECONDS = 1.0"), cwd=home)
     since = time.monotonic()
     begin = read_until(process, "Preset 00_tiny")
     assert time.monotonic() - since >= 1.0 and "(the default)" in begin
@@ -183,7 +191,9 @@ def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
     values["data"]["sources"] = [{"type": "files", "path": "./nowhere"}]
     (home / "configs" / "00_tiny.json").write_text(json.dumps(values))
     (home / "configs" / "02_broken.json").write_text('{"trian": {}}')
-    terminal = Terminal(REPOSITORY / "main.py", cwd=home, variables={"COLUMNS": "200"})
+    terminal = Terminal(
+        REPOSITORY / "main.py", cwd=home, variables={"COLUMNS": "200", "TERM": "dumb", **remembering(home)}
+    )
     menu = terminal.read("[01_reachable]: ")
     assert "00_tiny" in menu and "not reachable" in menu and "reachable" in menu
     assert 'trian: unknown key (did you mean "train"?)' in menu
@@ -191,3 +201,78 @@ def test_a_terminal_shows_the_menu_and_a_reachable_default(home: Path):
     assert "is no preset" in terminal.type("seven\n", "[01_reachable]: ")
     terminal.type("\n", "Run 1 of reachable")
     terminal.kill()
+
+
+def test_at_a_terminal_enter_trains_ctrl_c_saves_and_enter_resumes(home: Path):
+    """The folder's run is resumed, though another preset comes first."""
+    values = json.loads((home / "configs" / "00_tiny.json").read_text())
+    (home / "configs" / "01_mine.json").write_text(json.dumps({**values, "name": "mine"}))
+    screen = Screen(REPOSITORY / "main.py", cwd=home, size=(120, 40), variables=remembering(home))
+    screen.until("> 00_tiny")
+    screen.type("mine\r")
+    screen.until(lambda shown: any(event["event"] == "step" for event in read(home / "checkpoints")))
+    screen.process.send_signal(signal.SIGINT)
+    assert screen.rest() == 130
+    assert "the next start continues from there" in " ".join(screen.everything().split())
+
+    screen = Screen(REPOSITORY / "main.py", cwd=home, size=(120, 40), variables=remembering(home))
+    assert re.search(r"run 1, 0%, loss \d\.\d\d: Enter resumes", screen.until("Enter resumes  d"))
+    assert "> 01_mine" in screen.shown()
+    screen.type("\r")
+    screen.until(lambda shown: [event["event"] for event in read(home / "checkpoints")].count("run") == 2)
+    screen.kill()
+
+
+@pytest.mark.parametrize("keys", ["q", "00\r"])
+def test_of_two_ranks_the_first_one_asks_and_the_other_waits(home: Path, keys: str):
+    groups = group_of(2)
+    first = Screen(REPOSITORY / "main.py", cwd=home, variables={**remembering(home), **groups[0]})
+    second = start(REPOSITORY / "main.py", cwd=home, variables=groups[1])
+    first.until("> 00_tiny")
+    assert second.poll() is None
+    first.type(keys)
+    if keys != "q":
+        first.until(lambda shown: any(event["event"] == "run" for event in read(home / "checkpoints")))
+        first.process.send_signal(signal.SIGTERM)
+    assert [first.rest(), second.wait(60)] == ([0, 0] if keys == "q" else [143, 143])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [(sys.executable, *TORCHRUN), (str(Path(sys.executable).parent / "deepspeed"), "--num_gpus=2")],
+    ids=["torchrun", "deepspeed"],
+)
+def test_a_launcher_shows_one_picker_and_trains_on_all_ranks(home: Path, launcher: tuple[str, ...]):
+    screen = Screen(
+        REPOSITORY / "main.py", cwd=home, size=(100, 30), launcher=launcher, variables=remembering(home / "cache")
+    )
+    shown = screen.until("q quit")
+    assert shown.count("Forethought") == 1 and "> 00_tiny" in shown
+    screen.type("\r")
+    screen.until(lambda shown: any(event["event"] == "run" for event in read(home / "checkpoints")))
+    (run,) = (event for event in read(home / "checkpoints") if event["event"] == "run")
+    assert run["derived"]["world_size"] == 2
+    screen.process.send_signal(signal.SIGINT)
+    screen.rest()
+
+
+def test_a_fault_is_said_saved_and_written_down(home: Path):
+    """In the middle of a run; what was trained is saved."""
+    fault = """
+from engine.run import trainer
+following = trainer.Trainer._next_batch
+def failing(self, *arguments):
+    if self.progress.step == 2:
+        raise LookupError("nobody thought of this")
+    return following(self, *arguments)
+trainer.Trainer._next_batch = failing
+"""
+    process = start(main_after(fault), cwd=home)
+    output, _ = process.communicate("\n", timeout=120)
+    assert process.returncode == 1, output
+    assert "stopped: a fault while training: LookupError: nobody thought of this." in output
+    assert "Saved to checkpoints/lm_current.pth at step 2; the next start continues from there." in output
+    assert CheckpointFolder(home / "checkpoints").newest().snapshot.progress["step"] == 2
+    assert "Traceback" not in output and "The traceback is in checkpoints/run.log." in output
+    assert "nobody thought of this" in (home / "checkpoints" / "run.log").read_text()

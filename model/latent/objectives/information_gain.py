@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...config.size import GAIN_BINS as NUM_BINS
+from ...config.size import GAIN_TOKENS as LIKELIEST
 from ...loss import even_chunk
 from ..distillation import DraftedText
 from ..draft import Drafter
 from ..rollout import RolloutContext
-from ..transition import matrices
 from ..trunk import LastBlock, Trunk
 from ..value import ValueHead
 
-LIKELIEST = 8
-NUM_BINS, LEAST_GAIN, MOST_GAIN = 64, -4.0, 12.0  # nats
+LEAST_GAIN, MOST_GAIN = -4.0, 12.0  # nats
 POSITIONS_AT_A_TIME = 128
 
 
@@ -78,13 +78,6 @@ def _marginal(
     chosen = labels.repeat_interleave(LIKELIEST, dim=1)[..., None]
     log_q = logits.float().log_softmax(-1).gather(-1, chosen).view(rows, count, LIKELIEST)
     return torch.logsumexp(log_q + likeliest.values.log_softmax(-1), dim=-1)
-
-
-def gain_flops(drafter: Drafter, head_rows: int, seq_length: int) -> float:
-    """Training FLOPs of one position that is looked at: forward passes alone."""
-    hidden_size = drafter.out_norm.weight.numel()
-    draft = matrices(drafter) - drafter.after.weight.numel() + hidden_size * (head_rows + 2 * seq_length)
-    return 2 * (LIKELIEST * draft + hidden_size * head_rows)
 
 
 def two_hot_gain(gain: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ ENDS = """
 import atexit, sys, threading
 from engine.control.exit import end
 from engine.trackers import THREAD
-from sources.loading.prefetch import READER
+from sources.source import READER
 atexit.register(print, "the interpreter shuts down")
 names = {"none": [], "other": ["other"], "reader": [READER], "tracker": [THREAD]}
 for name in names[sys.argv[1]]:

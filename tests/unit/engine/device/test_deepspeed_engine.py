@@ -1,4 +1,4 @@
-"""DeepSpeed's engine: its configuration, learning rates, gradients that are clipped or dropped, whole weights."""
+"""DeepSpeed's engine: learning rates, gradients that are clipped or dropped, whole weights."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from engine.config import TrainConfig
 from engine.device import deepspeed_engine
-from engine.device.deepspeed_engine import Engine, Gradients, engine_config
+from engine.device.deepspeed_engine import Engine, Gradients
 from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import join
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
@@ -30,27 +30,6 @@ def backward(engine: Engine, scale: float = 1.0) -> Gradients:
 
 def squares(gradients: Gradients) -> torch.Tensor:
     return gradients.squared_norms(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("asked", "processes", "stage"), [(0, 1, 0), (1, 1, 0), (2, 1, 0), (3, 1, 3), (0, 2, 0), (1, 2, 1), (2, 2, 2)]
-)
-def test_the_batch_and_the_stage_that_deepspeed_gets(asked: int, processes: int, stage: int):
-    """Alone, a process has nobody to divide moments or gradients with."""
-    config = engine_config(TrainConfig(zero_stage=asked), BatchShape(4, 3, 16, 0, processes), bf16=True)
-    assert config["zero_optimization"]["stage"] == stage
-    assert (
-        config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * processes == 12 * processes
-    )
-    assert config["train_batch_size"] == 12 * processes
-    assert config["torch_autocast"]["enabled"] and not config["bf16"]["enabled"], "weights stay fp32"
-
-
-def test_one_process_that_offloads_keeps_the_stage():
-    config = engine_config(TrainConfig(zero_stage=2, offload_optimizer=True), BatchShape(4, 3, 16), bf16=False)
-    assert config["zero_optimization"]["stage"] == 2
-    assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
-    assert "offload_optimizer" not in engine_config(TrainConfig(), BatchShape(4, 3, 16), False)["zero_optimization"]
 
 
 def test_an_offloaded_step_is_clipped_and_dropped_as_any_other():

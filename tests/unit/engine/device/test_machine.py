@@ -1,13 +1,9 @@
 """What is asked of this machine: freed memory that stays with the process, its cores; what a device can do at best."""
 
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -62,59 +58,6 @@ def test_the_peak_of_a_device_by_its_name(monkeypatch, name: str, peaks: tuple):
 
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-    ],
-)
-def test_cores_are_physical_and_within_the_quota(monkeypatch, tmp_path: Path, files: dict[str, str], cores: int):
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert machine.usable_cores() == cores
-
-
-@pytest.mark.parametrize(
-    ("files", "limit", "free"),
-    [
-        ({}, 64, 40),
-        ({"memory.max": "max", "memory.current": "5", "memory.stat": "inactive_file 1"}, 64, 40),
-        ({"memory.max": "16", "memory.current": "9", "memory.stat": "anon 2\ninactive_file 3"}, 16, 10),
-        (
-            {
-                "memory/memory.limit_in_bytes": "32",
-                "memory/memory.usage_in_bytes": "8",
-                "memory/memory.stat": "total_inactive_file 2",
-            },
-            32,
-            26,
-        ),
-        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, 64, 40),
-    ],
-)
-def test_memory_is_a_containers_and_shared_by_its_processes(monkeypatch, tmp_path: Path, files, limit, free):
-    memory = SimpleNamespace(total=64, available=40)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    cpu = torch.device("cpu")
-    assert (machine.total_memory(cpu), machine.available_memory_each()) == (limit, free)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert (machine.total_memory_each(cpu), machine.available_memory_each()) == (limit / 2, free / 2)
-
-
-@pytest.mark.parametrize(
     ("processes", "asked", "threads"), [("1", None, 6), ("2", "1", 3), ("8", "1", 1), ("1", "2", None)]
 )
 def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch, processes: str, asked: str | None, threads):
@@ -143,3 +86,9 @@ def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
     monkeypatch.setattr(torch, "matmul", lambda a, b, out: time.sleep(next(pauses)))
     rate = machine.flops_per_second(torch.device("cpu"), torch.float32, seconds=0.4)
     assert rate > 2 * 2048 * 256 * 4096 / 0.005
+
+
+def test_what_is_measured():
+    found = machine.measure(seconds=0.01)
+    assert found["kind"] in ("cpu", "cuda") and found["memory"] > 2**20 and found["description"]
+    assert found["flops"]["fp32"] > 1e6 and ("bf16" in found["flops"]) == found["bf16"]

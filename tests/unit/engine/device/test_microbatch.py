@@ -130,7 +130,7 @@ def test_sizes_grow_to_what_is_asked_while_memory_lasts(tiny, monkeypatch, saved
     monkeypatch.setattr(MicroBatchProbe, "_run", lambda self, rows: passed.append(rows) or 1.0)
     monkeypatch.setattr(microbatch.machine, "peak_memory", lambda: begin + 2**30 + 2**30 * max(passed, default=0))
     held_back = microbatch.OPTIMIZER_BYTES * model.num_parameters()
-    monkeypatch.setattr(microbatch.machine, "available_memory_each", lambda: held_back + 11 * 2**30)
+    monkeypatch.setattr(microbatch.host, "available_memory_each", lambda: held_back + 11 * 2**30)
     assert choose_rows(preset, model, saved) == 8
     assert max(passed) == 8
 

@@ -1,13 +1,15 @@
 """What ranks exchange: in a world of one, and between two real gloo processes."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from engine.device.ranks import Agreement, Ranks, join, local_device, processes_here
+from engine.device.ranks import Agreement, Ranks, join, local_device
 from engine.errors import RunError, SaveError
 from tests.helpers.processes import run_ranks, start
 
@@ -66,17 +68,6 @@ def test_who_speaks_where_rank_0_is_lost(monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
         assert Ranks(rank, 4, torch.device("cpu"), None, hosts).is_deputy == deputy
     assert not Ranks(2, 4, torch.device("cpu"), None).is_deputy, "on one machine it is rank 1"
-
-
-@pytest.mark.parametrize(
-    ("variables", "processes"), [({}, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4), ({"LOCAL_SIZE": "2"}, 2)]
-)
-def test_both_launchers_say_how_many_processes_are_here(monkeypatch, variables: dict[str, str], processes: int):
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert processes_here() == processes
 
 
 @pytest.mark.parametrize("error", [SaveError("no room"), RunError("no reason"), KeyError("x")])
@@ -142,21 +133,44 @@ except RankLost as error:
 """
 
 
-def test_ranks_meet_in_a_store_that_earlier_ones_have_left(tmp_path: Path):
-    """As that of torchrun's agents is, over restarts."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+AT_A_TERMINAL = """
+import os, pty
+os.dup2(pty.openpty()[1], 0)
+"""
 
-    def printed(ranks: list[int], seconds: float) -> list[str]:
+
+@pytest.fixture
+def printed(tmp_path: Path) -> Callable[..., list[str]]:
+    """Starts ranks of a world of two, the second, with `before`, late, and returns what each printed last."""
+
+    def meet(store: dist.TCPStore, ranks: list[int], seconds: float, before: str = "") -> list[str]:
         variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         started = []
         for rank in ranks:
             own = {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(start(MEETS.format(seconds=seconds), cwd=tmp_path, variables=own))
+            started.append(start(before + MEETS.format(seconds=seconds), cwd=tmp_path, variables=own))
+            if before:
+                store.wait([f"join/token/{rank}"])
+                time.sleep(2 * seconds)
         return [process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in started]
 
-    assert printed([0, 1], 60.0) == printed([0, 1], 60.0) == ["[0, 1]", "[0, 1]"]
-    assert printed([0], 0.6) == [
+    return meet
+
+
+def agents_store() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def test_ranks_meet_in_a_store_that_earlier_ones_have_left(printed):
+    """As that of torchrun's agents is, over restarts."""
+    store = agents_store()
+    assert printed(store, [0, 1], 60.0) == printed(store, [0, 1], 60.0) == ["[0, 1]", "[0, 1]"]
+    assert printed(store, [0], 0.6) == [
         f"Not all 2 ranks have met at 127.0.0.1:{store.port}. Start them within 0 minutes, where all their "
         "machines reach this address."
     ]
+
+
+def test_at_a_terminal_the_others_wait_for_rank_0_which_may_ask(printed):
+    assert printed(agents_store(), [1, 0], 1.0, AT_A_TERMINAL) == ["[0, 1]", "[0, 1]"]

@@ -10,9 +10,10 @@ from engine import train
 from engine.checkpoint.folder import CURRENT, CheckpointFolder
 from engine.errors import Interrupted
 from engine.events import read
-from engine.optim.muon import MOMENTUM, Fragment, MuonAdamW, MuonSettings, normalised_rows
+from engine.optim.muon import Fragment, MuonAdamW, MuonSettings, normalised_rows
 from engine.optim.optimizers import muon
 from engine.optim.orthogonal import ADAMW_RMS, coefficients
+from engine.optim.schedule import MOMENTUM
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 

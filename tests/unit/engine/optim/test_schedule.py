@@ -1,7 +1,7 @@
 import pytest
 
 from engine.config import TrainConfig
-from engine.optim.schedule import CONTINUED_WARMUP, batch_multiple, hyperparameters, learning_rate
+from engine.optim.schedule import CONTINUED_WARMUP, batch_multiple, hyperparameters, learning_rate, steps_of_a_run
 
 BUDGET = 1_000_000
 SHAPE = {"peak": 1e-3, "warmup_fraction": 0.1, "final_fraction": 0.1}
@@ -58,6 +58,17 @@ def test_steps_double_at_their_shares_and_rates_grow_with_the_root():
         expected = hyperparameters(plain, tokens, BUDGET, continued=False, step_tokens=1_000)
         assert values.learning_rate == pytest.approx(multiple**0.5 * expected.learning_rate)
         assert values.beta2 == pytest.approx(0.5 ** (multiple / 8))
+
+
+@pytest.mark.parametrize("doublings", [(), (0.2, 0.5), (0.5, 0.5), (0.0,), (1.0,)])
+@pytest.mark.parametrize("step_tokens", [1_000, 7_777, 300_000])
+def test_the_steps_of_a_run_are_counted(doublings: tuple[float, ...], step_tokens: int):
+    train = TrainConfig(batch_doublings=doublings)
+    steps = tokens = 0
+    while tokens < BUDGET:
+        tokens += step_tokens * batch_multiple(train, tokens, BUDGET)
+        steps += 1
+    assert steps_of_a_run(train, BUDGET, step_tokens) == steps
 
 
 def test_what_is_off_leaves_the_optimizers_own_values():

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from engine.screen.dialog import ask, interruptible, say
-from tests.helpers.terminal import Terminal
+from engine.screen.dialog import ask, interruptible, moves_the_cursor, say, working
+from tests.helpers.terminal import Screen, Terminal
 from tests.helpers.text import REPOSITORY
 
 
@@ -39,3 +39,15 @@ def test_ctrl_c_raises_inside_only():
         os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_takes_a_while_is_shown_at_a_terminal_and_gone_after_it(capsys):
+    with working("Counting"):
+        print("counted")
+    assert capsys.readouterr().out == "counted\n" and not moves_the_cursor()
+    imports = "import time; from engine.screen.dialog import working"
+    program = f"{imports}\nwith working('Counting'): time.sleep(2)\nprint('counted')"
+    screen = Screen(program, cwd=REPOSITORY)
+    screen.until("Counting ...")
+    screen.until("counted")
+    assert screen.rest() == 0 and "Counting" not in screen.shown()

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import gguf
@@ -17,7 +18,8 @@ from engine.screen.exporting import export
 from model import from_transformers, load
 from model.export import target
 from tests.helpers import checkpoints
-from tests.helpers.processes import start_ranks
+from tests.helpers.machines import remembering
+from tests.helpers.processes import Variables, start_ranks
 from tests.helpers.terminal import Terminal
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import run_main
@@ -128,10 +130,20 @@ def test_without_a_model_the_status_is_2(home: Path):
     assert "Traceback" not in output
 
 
-def test_a_terminal_asks_again_until_an_answer_can_be_used(trained: Path):
+@pytest.fixture
+def dumb(tmp_path_factory: pytest.TempPathFactory) -> Variables:
+    """A terminal that only prints."""
+    return {"COLUMNS": "200", "TERM": "dumb", **remembering(tmp_path_factory.mktemp("cache"))}
+
+
+def test_a_terminal_asks_again_until_an_answer_can_be_used(trained: Path, dumb: Variables):
     shutil.copy(checkpoint(trained), trained / "checkpoints" / "lm_prev.pth")
     (trained / "mine").write_text("mine")
-    terminal = Terminal(REPOSITORY / "main.py", cwd=trained, variables={"COLUMNS": "200"})
+    terminal = Terminal(
+        REPOSITORY / "main.py",
+        cwd=trained,
+        variables=dumb,
+    )
     terminal.read(", g to generate, e to export [00_tiny]: ")
     terminal.type("e\n", "Snapshot, one of lm_current.pth, lm_prev.pth [lm_current.pth]: ")
     assert "holds no lm_last.pth" in terminal.type("lm_last.pth\n", "[lm_current.pth]: ")
@@ -150,11 +162,16 @@ def test_a_terminal_asks_again_until_an_answer_can_be_used(trained: Path):
 @pytest.mark.parametrize(
     ("key", "sentence", "status"), [("\x04", "Nothing was exported.", 0), ("", "The export was stopped", 130)]
 )
-def test_ctrl_d_and_ctrl_c_leave(trained: Path, key: str, sentence: str, status: int):
-    terminal = Terminal(REPOSITORY / "main.py", cwd=trained, variables={"COLUMNS": "200"})
+def test_ctrl_d_and_ctrl_c_leave(trained: Path, dumb: Variables, key: str, sentence: str, status: int):
+    terminal = Terminal(
+        REPOSITORY / "main.py",
+        cwd=trained,
+        variables=dumb,
+    )
     terminal.read("[00_tiny]: ")
     terminal.type("e\n", "[exports/tiny]: ")
     if not key:
+        time.sleep(0.3)  # a signal that comes between the question and the reading waits for a line
         terminal.process.send_signal(signal.SIGINT)
     assert "Traceback" not in terminal.type(key, sentence)
     assert terminal.end() == status

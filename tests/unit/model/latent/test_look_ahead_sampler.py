@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from model import AuxiliaryConfig
+from model.config import require_room
 from model.latent.look_ahead_sampler import (
     OBJECTIVES,
     LookAheadSampler,
     Trained,
     depth_at,
-    require_room,
     rows_to_look_ahead,
     weights_at,
 )

@@ -12,10 +12,10 @@ import pytest
 
 from shard_cache import ShardCache
 from sources.loading import prefetch
-from sources.loading.prefetch import READER, SHARED_BLOCKS, Prefetcher, ProcessProducer, WorkerError
+from sources.loading.prefetch import SHARED_BLOCKS, Prefetcher, ProcessProducer, WorkerError
 from sources.rows.pipeline import BlockResult, PipelineCallbacks
 from sources.rows.producer import LocalProducer, ProducerSetup
-from sources.source import Source, SourceError
+from sources.source import READER, Source, SourceError
 from tests.helpers.sources import Unreadable
 
 LANES = (0, 2)  # of four: those of one of two ranks

@@ -5,12 +5,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from engine.checkpoint.folder import CheckpointFolder
-from engine.config import Preset
+from engine.config import TOKENS_PER_RUN, Preset
 from engine.control.signals import SignalWatch, watch_signals
 from engine.device.determinism import deterministic
 from engine.device.memory import is_out_of_memory, manual_gc, too_large
 from engine.device.ranks import Ranks, join
-from engine.errors import Diverged
+from engine.errors import Diverged, RunError
 from engine.events import EventLog
 from engine.run.setup import batch_shape, setup
 from engine.run.state import TrainResult
@@ -20,7 +20,6 @@ from engine.screen import report
 from engine.screen.console import Console
 from engine.trackers import Trackers
 
-TOKENS_PER_RUN = 100_000_000
 MAX_ROLLBACKS = 3  # in a row, without a new checkpoint; as many generations are kept
 
 
@@ -87,7 +86,14 @@ def _attempt(
         components = setup(preset, token_budget, folder, ranks, log, may_archive, diverged)
         shape = components.shape
         with closing(components), manual_gc():
-            return Trainer(components, watch).train()
+            trainer = Trainer(components, watch)
+            try:
+                return trainer.train()
+            except RunError:
+                raise
+            except Exception as error:
+                error.add_note(trainer.rescue())
+                raise
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise too_large(shape, ranks.device, preset.train.probe_batch) from None

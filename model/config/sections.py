@@ -4,6 +4,7 @@ Both are frozen and refuse unknown keys; types are strict, because a preset is J
 The vocabulary size is not a key: it follows from the tokenizer and is passed to the model beside its configuration.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -292,3 +293,22 @@ class AuxiliaryConfig(BaseModel):
     def rolls_out(self) -> bool:
         """Whether the lookahead core has a transition."""
         return self.enable_policy or self.enable_dynamics
+
+
+def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
+    """Raises ValueError where a part that is on needs longer rows than seq_length."""
+    needed: list[tuple[str, int, int]] = []  # a key, its value, and the tokens of a row that this needs
+    if auxiliary.rolls_out:
+        needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
+    if auxiliary.enable_draft:
+        needed.append(("draft_length", auxiliary.draft_length, auxiliary.draft_length + 1))
+    if auxiliary.enable_span_contrastive:
+        needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
+    if auxiliary.enable_value:
+        needed += [("value_horizons", horizon, math.ceil(horizon / 2)) for horizon in auxiliary.value_horizons]
+    for key, value, least in needed:
+        if seq_length < least:
+            raise ValueError(
+                f"auxiliary.{key}: {value} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
+                "lower the one or raise the other."
+            )

@@ -1,4 +1,4 @@
-"""model/config.py: what is accepted, and one-sentence refusals."""
+"""model/config/sections.py: what is accepted, and one-sentence refusals."""
 
 import pytest
 from pydantic import ValidationError
