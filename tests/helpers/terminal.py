@@ -93,14 +93,15 @@ class Screen:
             self.process = start(script, *arguments, cwd=cwd, variables=wanted, stdin=inner, stdout=inner)
         os.close(inner)
 
-    def until(self, text: str | Callable[[str], object], seconds: float = 90) -> str:
-        """What the screen shows once it shows a text, or what a function is true of, and is drawn to its end."""
+    def until(self, text: str | Callable[[str], object], seconds: float = 90, moving: bool = False) -> str:
+        """What the screen shows once it shows a text, or what a function is true of, and is drawn to its end; where
+        something is `moving` it has none."""
         deadline = time.monotonic() + seconds
         while True:
             if text in self.shown() if isinstance(text, str) else text(self.shown()):
                 before = len(self.raw)
                 self._feed(time.monotonic() + QUIET_SECONDS)
-                if len(self.raw) == before:
+                if moving or len(self.raw) == before:
                     return self.shown()
             elif not self._feed(deadline):
                 raise AssertionError(f"{text!r} never came:\n{self.everything()}")

@@ -276,3 +276,11 @@ trainer.Trainer._next_batch = failing
     assert CheckpointFolder(home / "checkpoints").newest().snapshot.progress["step"] == 2
     assert "Traceback" not in output and "The traceback is in checkpoints/run.log." in output
     assert "nobody thought of this" in (home / "checkpoints" / "run.log").read_text()
+
+
+def test_a_finished_run_says_so_and_ends_with_status_0(home: Path):
+    short = "from engine.training import train; train.__kwdefaults__['token_budget'] = 1024"
+    process = start(main_after(short), cwd=home)
+    output, _ = process.communicate("\n", timeout=120)
+    assert process.returncode == 0, output
+    assert "Done: " in output and "to generate with it, start main.py again" in output and "stopped" not in output

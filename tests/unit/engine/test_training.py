@@ -37,7 +37,7 @@ def test_a_bug_is_not_called_a_want_of_memory(tiny, tmp_path: Path, monkeypatch)
 def test_a_run_leaves_its_page_and_its_folder(tiny, tmp_path: Path):
     result = train(tiny(), token_budget=2 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
     page = (tmp_path / REPORT_NAME).read_text()
-    assert f"{2 * TOKENS_PER_STEP:,} of this run (100.0%)" in page and f"{result.eval_loss:.4f}" in page
+    assert f"{2 * TOKENS_PER_STEP:,} tokens of this run (100.0%)" in page and f"{result.eval_loss:.4f}" in page
     assert len(events_of(tmp_path, "save")) == 2 and "2 saves" in page
     with CheckpointFolder(tmp_path).held():
         pass

@@ -48,6 +48,6 @@ def test_what_takes_a_while_is_shown_at_a_terminal_and_gone_after_it(capsys):
     imports = "import time; from engine.screen.dialog import working"
     program = f"{imports}\nwith working('Counting'): time.sleep(2)\nprint('counted')"
     screen = Screen(program, cwd=REPOSITORY)
-    screen.until("Counting ...")
+    screen.until("Counting ...", moving=True)
     screen.until("counted")
     assert screen.rest() == 0 and "Counting" not in screen.shown()
