@@ -54,6 +54,7 @@ class EventLog:
         self.path = folder / FILE_NAME
         self.sink, self.enabled, self.listeners = sink, enabled, listeners
         self._file: TextIO | None = None
+        self._held: list[str] | None = None  # lines that are written once it is known that the run may begin
         self._failing = False
 
     def write(self, event: str, **values: Any) -> None:
@@ -61,10 +62,20 @@ class EventLog:
         if not self.enabled:
             return
         line = {"event": event, "time": round(time.time(), 3), **values}
+        text = redact(_to_json(line)) + "\n"
+        if self._held is None:
+            self._append(text)
+        else:
+            self._held.append(text)
+        self.sink.show(line)
+        for listener in self.listeners:
+            listener(line)
+
+    def _append(self, text: str) -> None:
         try:
             if self._file is None:
                 self._file = _open_to_append(self.path)
-            self._file.write(redact(_to_json(line)) + "\n")
+            self._file.write(text)
             self._file.flush()
             self._failing = False
         except OSError as error:  # a full disk must not end a run that can still train
@@ -73,9 +84,16 @@ class EventLog:
                 reason = storage.os_error_reason(error)
                 self.warn(f"{self.path} cannot be written: {reason}. Training goes on without it.")
             self._failing = True
-        self.sink.show(line)
-        for listener in self.listeners:
-            listener(line)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Write the events of the block when it ends. If it raises, neither they nor later ones are written: a start
+        that is refused leaves the folder as it was."""
+        self._held = []
+        yield
+        held, self._held = self._held, None
+        if held:
+            self._append("".join(held))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -144,7 +144,7 @@ def setup(
     """
     train, data, auxiliary = preset.train, preset.data, preset.auxiliary
     require_settings(train, ranks)
-    with log.stage("checkpoint"):
+    with log.held(), log.stage("checkpoint"):
         start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
     saved_progress = None if start.is_new or diverged else asdict(start.progress)
     if diverged is not None:

@@ -210,6 +210,19 @@ def test_a_stage_has_a_beginning_and_its_seconds(tmp_path: Path):
     assert failed["name"] == "model" and failed["seconds"] is None
 
 
+def test_events_of_a_start_that_is_refused_are_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = EventLog(tmp_path, Console())
+    with pytest.raises(SaveError), log.ending(), log.held():
+        log.write("source", name="topics", what="notice", message="a sentence")
+        raise SaveError("No space.")
+    assert "a sentence" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    with log.held(), log.stage("checkpoint"):
+        assert not list(tmp_path.iterdir())
+    log.write("step", **STEP)
+    log.close()
+    assert [event["event"] for event in read(tmp_path)] == ["stage", "stage", "step"]
+
+
 @pytest.mark.parametrize(
     ("error", "how", "message"),
     [
