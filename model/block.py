@@ -1,16 +1,17 @@
-"""One block of the trunk: attention and an MLP, each behind a norm and added to the residual stream.
+"""One block of the trunk: attention and an MLP, each behind a norm and added to the residual stream. The MLP may be one
+of experts (experts/).
 
 Also here: how the weights of the trunk and of the lookahead core are drawn.
 """
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache
 from .config import ModelConfig
-from .config.size import inner_size
+from .config.size import expert_size, inner_size, is_sparse
+from .experts import SparseMLP, activate
 from .streams.gates import HeadGate
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -20,10 +21,10 @@ class MLP(nn.Module):
     """Up-projection, activation, down-projection; or SwiGLU (arXiv 2002.05202), whose three matrices have as many
     weights as the two of the others, rounded up to a multiple of 64 columns."""
 
-    def __init__(self, hidden_size: int, kind: str, bias: bool = True):
+    def __init__(self, hidden_size: int, kind: str, bias: bool = True, inner: int | None = None):
         super().__init__()
         self.kind = kind
-        inner = inner_size(hidden_size, kind)
+        inner = inner or inner_size(hidden_size, kind)
         self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
         self.down = nn.Linear(inner, hidden_size, bias)
 
@@ -33,12 +34,17 @@ class MLP(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """The output of `up` -> the input of `down`."""
-        if self.kind == "gelu":
-            return F.gelu(x)
-        if self.kind == "squared_relu":  # Primer, arXiv 2109.08668
-            return F.relu(x).square()
-        gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
+        return activate(x, self.kind)
+
+
+def make_mlp(config: ModelConfig, layer: int) -> MLP | SparseMLP:
+    """The MLP of block `layer`, dense or of experts."""
+    if not is_sparse(config, layer):
+        return MLP(config.hidden_size, config.mlp, config.bias)
+    shared = None
+    if config.shared_experts:  # side by side they are one MLP
+        shared = MLP(config.hidden_size, config.mlp, bias=False, inner=config.shared_experts * expert_size(config))
+    return SparseMLP(config, shared)
 
 
 class TransformerBlock(nn.Module):
@@ -58,7 +64,7 @@ class TransformerBlock(nn.Module):
         if value_embeddings:
             self.attention.value_gate = HeadGate(config.hidden_size, config.num_heads)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config.hidden_size, config.mlp, config.bias)
+        self.mlp = make_mlp(config, layer)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
@@ -92,7 +98,7 @@ def initialise_weights(module: nn.Module, config: ModelConfig) -> None:
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
-        elif name.endswith(("out_proj.weight", "mlp.down.weight")):
+        elif name.endswith(("out_proj.weight", "mlp.down.weight", "shared.down.weight", "experts.down")):
             nn.init.normal_(parameter, std=residual_std)
         elif "norm" not in name and "gate" not in name:
             nn.init.normal_(parameter, std=std)

@@ -48,3 +48,20 @@ class LookAheadOutput(NamedTuple):
     loss_sum: Tensor  # as above, plus the weighted means of the auxiliary objectives, each times the number of labels
     token_nll: Tensor  # as above
     auxiliary: Tensor  # (len(FIGURES), 2) fp32, detached: sums and counts; their quotients are the means
+
+
+class ExpertOutput(NamedTuple):
+    """The output of TransformerLM.forward in training, without a LookAhead, where blocks have experts."""
+
+    loss_sum: Tensor  # as above, plus the weighted means of the losses of routers, each times the number of labels
+    token_nll: Tensor  # as above
+    load: Tensor  # (blocks with experts, E) int64: the tokens that each expert reads
+
+
+class ExpertLookAheadOutput(NamedTuple):
+    """The output of TransformerLM.forward in training, with a LookAhead, where blocks have experts."""
+
+    loss_sum: Tensor
+    token_nll: Tensor
+    auxiliary: Tensor  # as LookAheadOutput's
+    load: Tensor  # as above

@@ -23,13 +23,15 @@ from .attention import KeyValueCache, causal_mask, segment_mask
 from .block import TransformerBlock, initialise_weights, make_norm
 from .config import AuxiliaryConfig, ModelConfig
 from .config.size import flops_per_token, padded_vocabulary, value_layers
+from .experts import sparse_layers
+from .experts.training import take_routing
 from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
 from .streams.streams import Streams, normalised
-from .tensors import LookAhead, LookAheadOutput, States, TrainingOutput
+from .tensors import ExpertLookAheadOutput, ExpertOutput, LookAhead, LookAheadOutput, States, TrainingOutput
 
 
 class TransformerLM(nn.Module):
@@ -45,6 +47,7 @@ class TransformerLM(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig | None = None):
         super().__init__()
         self.config = config
+        self.auxiliary = auxiliary or AuxiliaryConfig()
         self.vocab_size = vocab_size
         self.padded_vocab_size = padded_vocabulary(vocab_size)
         size = config.embedding_size or config.hidden_size
@@ -96,7 +99,7 @@ class TransformerLM(nn.Module):
         difficulty: Tensor | None = None,
         curriculum_temperature: float = 1.0,
         look_ahead: LookAhead | None = None,
-    ) -> TrainingOutput | LookAheadOutput:
+    ) -> TrainingOutput | LookAheadOutput | ExpertOutput | ExpertLookAheadOutput:
         """The loss of one micro-batch: input_ids and labels (B, T) int64; labels[:, t] follows input_ids[:, t], -100 is
         ignored.
 
@@ -117,11 +120,17 @@ class TransformerLM(nn.Module):
                 token_weights = weights[:, None].expand_as(labels).flatten()
         loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights, config.logit_softcap, config.z_loss)
         token_nll = token_nll.view(labels.shape)
+        load = None
+        if config.num_experts and self.training and torch.is_grad_enabled():
+            load, added = take_routing(sparse_layers(self.blocks), self.auxiliary, labels)
+            loss_sum = loss_sum if added is None else loss_sum + added
         if look_ahead is None:
-            return TrainingOutput(loss_sum, token_nll)
+            return TrainingOutput(loss_sum, token_nll) if load is None else ExpertOutput(loss_sum, token_nll, load)
         assert self.latent is not None, "only a model with a lookahead core looks ahead"
         added, figures = self.latent(self, look_ahead, states, input_ids, segment_ids, labels, token_nll)
-        return LookAheadOutput(loss_sum + added, token_nll, figures)
+        if load is None:
+            return LookAheadOutput(loss_sum + added, token_nll, figures)
+        return ExpertLookAheadOutput(loss_sum + added, token_nll, figures, load)
 
     def hidden_states(
         self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
@@ -221,6 +230,12 @@ class TransformerLM(nn.Module):
     def num_parameters(self) -> int:
         """Learned numbers; a tied head counts once, padding rows count."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_active_parameters(self) -> int:
+        """Learned numbers without the experts that do not read a token."""
+        sparse = sparse_layers(self.blocks)
+        of_experts = sum(parameter.numel() for mlp in sparse for parameter in mlp.parameters())
+        return self.num_parameters() - of_experts + sum(mlp.active_weights() for mlp in sparse)
 
     def flops_per_token(self, seq_length: int | None = None) -> int:
         """Training FLOPs per token of rows of `seq_length` tokens (None: the longest): see config/size.py."""

@@ -51,6 +51,11 @@ def require_settings(train: TrainConfig, ranks: Ranks) -> None:
         raise PresetError(
             "train.forbid_synchronization: DeepSpeed's stage 3 itself synchronizes a GPU; set train.zero_stage to 2."
         )
+    if ranks.world_size % train.expert_parallel_size:
+        raise PresetError(
+            f"train.expert_parallel_size: {ranks.world_size} processes cannot be divided into groups of "
+            f"{train.expert_parallel_size}; start a multiple of that, or set it to 1."
+        )
     ranks.on_main(lambda: require_packages(train.log_to))
 
 

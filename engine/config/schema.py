@@ -72,6 +72,7 @@ class TrainConfig(BaseModel):
     )
     offload_optimizer: bool = Field(default=False, description="keep AdamW's state in the CPU's memory; stages 1 and 2")
     checkpoint_activations: bool = Field(default=False, description="compute blocks again in the backward: less memory")
+    expert_parallel_size: Count = Field(default=1, description="processes over which the experts of a block are spread")
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
     compile: Literal["auto", True, False] = Field(default="auto", description="auto: where it works, not at stage 3")
     on_spike: Literal["log", "skip"] = Field(default="log", description="skip: a step whose loss is a spike is skipped")
@@ -149,4 +150,22 @@ class Preset(BaseModel):
                         f"The lookahead core cannot read a trunk with model.{key}; set that to "
                         f"{json.dumps(ADDITIONS[key])} or turn the core's parts in auxiliary off."
                     )
+        if problem := self._expert_parallel_problem():
+            size = self.train.expert_parallel_size
+            raise ValueError(f"train.expert_parallel_size {size} {problem} or train.expert_parallel_size to 1.")
         return self
+
+    def _expert_parallel_problem(self) -> str | None:
+        """What keeps experts from being spread over processes, and what to set."""
+        size = self.train.expert_parallel_size
+        if size == 1:
+            return None
+        if not self.model.num_experts or self.model.num_experts % size:
+            return f"does not divide model.num_experts {self.model.num_experts}; set that to a multiple of it"
+        if self.train.zero_stage not in (1, 2):
+            return f"needs ZeRO stage 1 or 2; set train.zero_stage {self.train.zero_stage} to one of them"
+        if self.train.offload_optimizer:
+            return "does not go with train.offload_optimizer; set that to false"
+        if self.auxiliary.looks_ahead:
+            return "leaves the lookahead core no experts to read; turn the core's parts in auxiliary off"
+        return None

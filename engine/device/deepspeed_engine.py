@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -20,22 +20,28 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.moe.layer import MoE
+from deepspeed.utils import groups as process_groups
 from deepspeed.utils import logger
 from torch import nn
 
 from engine.config import TrainConfig
 from engine.config.deepspeed import engine_config
 from engine.device import machine
+from engine.device.expert_parallel import Callback, is_spread, places, read_tokens, without_experts
 from engine.device.ranks import TIMEOUT, Ranks
 from engine.optim.muon import Fragment, MuonAdamW
 from engine.optim.optimizers import make_optimizer
 from engine.optim.schedule import Hyperparameters
+from model.experts import Experts, Routing, sparse_layers
+from model.loss import matmul_dtype
+from model.transformer import TransformerLM
 from sources.loading.shape import BatchShape
 
 Engine: TypeAlias = Any  # deepspeed.DeepSpeedEngine, which sets its attributes at run time
 
 
-def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: Ranks, bf16: bool) -> Engine:
+def initialize(model: TransformerLM, train: TrainConfig, shape: BatchShape, ranks: Ranks, bf16: bool) -> Engine:
     """Return the engine over `model`, which already holds the weights to start from. All ranks must call it."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -47,7 +53,9 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
     # DeepSpeed moves the model too, but only after it has made flat copies of the parameters where they were.
     model.to(ranks.device)
+    _spread_experts(model, train.expert_parallel_size)
     optimizer = make_optimizer(model, train, bf16)
+    optimizer.param_groups = [part for group in optimizer.param_groups for part in without_experts(group)]
     config = engine_config(train, shape, bf16, on_gpu=ranks.device.type == "cuda")
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if ranks.world_size == 1 and engine.zero_optimization_stage() == 0:
@@ -56,9 +64,61 @@ def initialize(model: nn.Module, train: TrainConfig, shape: BatchShape, ranks: R
         optimizer.fragments, optimizer.sum_over_ranks = {}, dist.all_reduce
         for name, flat, fragment in fragments(engine):
             if name in optimizer.matrices:
-                of_matrices = fragment._replace(shape=optimizer.matrices[name])
+                number, *sizes = optimizer.matrices[name]
+                parts = math.prod(fragment.shape) // (number * math.prod(sizes))  # of a block's experts, here one
+                of_matrices = fragment._replace(shape=(number * parts, *sizes))
+                if parts > 1 and not fragment.shared:  # nobody else has these experts
+                    of_matrices = fragment._replace(shape=(number, *sizes), start=0)
                 optimizer.fragments.setdefault(flat, []).append(of_matrices)
     return engine
+
+
+class ParallelExperts(MoE):
+    """The experts of one block, spread over `size` ranks by DeepSpeed's MoE layer, which sends tokens to the rank of
+    their expert and their results back. Routing and weights are the model's own. Every expert has room for as many
+    tokens as the fullest one on any rank reads, so that none is dropped."""
+
+    def __init__(self, experts: Experts, size: int):
+        number, _, width = experts.up.shape
+        with torch.random.fork_rng():  # its gate, which is not used, draws weights
+            super().__init__(width, nn.Identity(), num_experts=number, ep_size=size, drop_tokens=False)
+        self.deepspeed_moe.gate, self.deepspeed_moe.experts = Callback(self._route), Callback(self._read)
+        self.kind = experts.kind
+        self._routing: Routing | None = None  # of the tokens that are on their way
+        local, first = self.num_local_experts, dist.get_rank() % size * self.num_local_experts
+        for name, weight in experts.named_parameters():
+            own: Any = nn.Parameter(weight.detach()[first : first + local].clone())
+            own.allreduce, own.group_name = False, self.expert_group_name  # how DeepSpeed knows experts
+            self.register_parameter(name, own)
+
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:  # type: ignore[override]
+        """As Experts.forward, on all ranks at once."""
+        self._routing = routing
+        mixed = self.deepspeed_moe(x.to(matmul_dtype(x)), None)
+        self._routing = None
+        return mixed
+
+    def _route(self, *_: Any) -> tuple[Any, ...]:
+        """What DeepSpeed's gate returns: no loss, the room of each expert, their number, and of each token's choices
+        (K, N) the expert, the place among its tokens and the weight; no counts."""
+        routing = self._routing
+        assert routing is not None
+        room = routing.load.max()
+        dist.all_reduce(room, op=dist.ReduceOp.MAX, group=self.deepspeed_moe.ep_group)
+        return 0.0, room, self.num_experts, *places(routing), None
+
+    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
+        return read_tokens(tokens, self.get_parameter("up"), self.get_parameter("down"), self.kind)
+
+
+def _spread_experts(model: TransformerLM, size: int) -> None:
+    """Spread each block's experts over every `size` ranks in a row."""
+    if size == 1:
+        return
+    process_groups._create_expert_and_data_parallel(size)  # which the layers would make, and print that they do
+    for layer in sparse_layers(model.blocks):
+        layer.experts = cast(Experts, ParallelExperts(layer.experts, size))
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
@@ -196,7 +256,8 @@ def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
     if sharded:  # what was fetched ahead for a step that an evaluation took the place of is still on its way
         engine.optimizer.empty_partition_cache()
     with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
-        state = engine.module.state_dict() if keep else {}
+        spread = {name: _all_experts(p) for name, p in engine.module.named_parameters() if is_spread(p)}
+        state = engine.module.state_dict() | spread if keep else {}
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
@@ -204,10 +265,23 @@ def weights(engine: Engine, keep: bool) -> dict[str, torch.Tensor]:
 def assign(engine: Engine, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Replace the model's weights by full tensors, by name; the optimizer's own copies stay as they are. All ranks must
     call it, with the same ones."""
-    parameters, sharded = dict(engine.module.named_parameters()), engine.zero_optimization_stage() == 3
+    parameters: dict[str, Any] = dict(engine.module.named_parameters())
+    sharded = engine.zero_optimization_stage() == 3
     for name, tensor in tensors:
-        with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0, enabled=sharded):
-            parameters[name].copy_(tensor)
+        own = parameters[name]
+        if is_spread(own):
+            group = process_groups._get_expert_parallel_group(own.group_name)
+            tensor = tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)]
+        with deepspeed.zero.GatheredParameters([own], modifier_rank=0, enabled=sharded):
+            own.copy_(tensor)
+
+
+def _all_experts(own: Any) -> torch.Tensor:
+    """A block's weights of all experts, from those of this rank."""
+    group = process_groups._get_expert_parallel_group(own.group_name)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own.detach(), group=group)
+    return torch.cat(parts)
 
 
 def fragments(engine: Engine) -> Iterator[tuple[str, torch.Tensor, Fragment]]:
@@ -227,8 +301,12 @@ def fragments(engine: Engine) -> Iterator[tuple[str, torch.Tensor, Fragment]]:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             # Stage 3 divides each parameter, the others all of a group as one.
             numel, size = math.prod(shape), parameter.partition_numel() if stage == 3 else flat.numel()
-            start = max(0, dist.get_rank() * size - begin)
-            length = max(0, min(numel, (dist.get_rank() + 1) * size - begin) - start)
+            # Ranks with the same experts share those; each has a part of all.
+            parts = process_groups._get_expert_parallel_world_size(parameter.group_name) if is_spread(parameter) else 1
+            rank, part = divmod(dist.get_rank(), parts)
+            start = max(0, rank * size - begin)
+            length = max(0, min(numel, (rank + 1) * size - begin) - start)
             shared = begin // size < (begin + numel - 1) // size
-            yield names[parameter], flat, Fragment(shape, start, place, length, shared)
+            whole = shape if parts == 1 else (parts * shape[0], *shape[1:])
+            yield names[parameter], flat, Fragment(whole, part * numel + start, place, length, shared)
             begin, place = (0, place + size) if stage == 3 else (begin + numel, place + length)

@@ -13,7 +13,7 @@ from engine.config import TrainConfig
 from engine.optim.muon import Fragment, Matrices, MuonAdamW, MuonSettings
 from engine.optim.orthogonal import coefficients
 
-LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight", "value_head.gain_bins.weight")
+LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight", "value_head.gain_bins.weight", "router.weight")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def _matrices_of(model: Any, name: str, weight: torch.Tensor) -> Matrices:
     fused = 1
     if name.endswith("in_proj_weight"):
         fused = 3  # queries, keys and values
-    elif name.endswith("mlp.up.weight") and model.config.mlp == "swiglu":
+    elif name.endswith(("mlp.up.weight", "shared.up.weight", "experts.up")) and model.config.mlp == "swiglu":
         fused = 2  # gate and value
+    if weight.ndim == 3:  # experts, each of which is a matrix
+        return fused * weight.shape[0], weight.shape[1] // fused, weight.shape[2]
     return fused, weight.shape[0] // fused, weight.shape[1]

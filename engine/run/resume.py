@@ -14,6 +14,7 @@ from engine.events import EventLog
 from engine.formatting import count
 from engine.run.state import Progress, RunState
 from model.config import ModelConfig
+from model.experts import upcycled, upcycling_problem
 from model.snapshot import architecture_differences, has_biases, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.config import DataConfig, TrainBPE
@@ -94,11 +95,19 @@ def restore_weights(model: TransformerLM, start: Start, folder: CheckpointFolder
             restored.notes.append(f"{count(lost)} tokens that were trained after it are lost.")
         if restored.data is not None and start.state is None:
             restored.notes.append("Its position in the text is of another version: the text starts over.")
-        report = restore(model, restored.snapshot.model)
+        weights = restored.snapshot.model
+        if start.model.num_experts and _is_dense(restored):
+            weights = upcycled(weights, start.model)
+            restored.notes.append("Its MLPs became experts, copies or slices of them; the routers start fresh.")
+        report = restore(model, weights)
         message = _resumed(restored, report.summary(), start)
     for tensor in model.state_dict().values():
         ranks.broadcast_tensor(tensor)
     return message
+
+
+def _is_dense(restored: RestoredCheckpoint) -> bool:
+    return not (restored.snapshot.config or {}).get("num_experts")
 
 
 def _resumed(restored: RestoredCheckpoint, report: str, start: Start) -> str:
@@ -161,11 +170,13 @@ def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:
 def _differences(restored: RestoredCheckpoint, model: ModelConfig, data: DataConfig) -> list[str]:
     """What makes a snapshot another model than the preset's, in words. A bare state dict is judged by its shapes."""
     snapshot = restored.snapshot
+    upcycling = upcycling_problem(model) if model.num_experts and _is_dense(restored) else None
     if snapshot.config is None:
-        return []
+        return [upcycling] if upcycling else []
     # The vocabulary belongs to the tokenizer, which is compared below.
     vocabulary = {key: snapshot.config[key] for key in ("vocab_size", "eos_token_id")}
     differences = architecture_differences(snapshot.config, model.model_dump() | vocabulary)
+    differences += [upcycling] if upcycling else []
     saved = ((snapshot.preset or {}).get("data") or {}).get("tokenizer")
     asked = data.model_dump(mode="json")["tokenizer"]
     if saved != asked and not _is_same_tokenizer(snapshot.tokenizer, data.tokenizer):

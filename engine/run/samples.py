@@ -13,6 +13,7 @@ import torch
 
 from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
+from engine.device.expert_parallel import spreads_experts
 from engine.device.ranks import Ranks
 from model.language_model import LanguageModel
 from model.snapshot.tokenizer import TokenizerFailure
@@ -44,7 +45,7 @@ def show(engine: Engine, rows: ValidationSet, tokenizer: TextTokenizer, step: in
 @contextmanager
 def _whole_model(engine: Engine, ranks: Ranks) -> Iterator[TransformerLM | None]:
     """Yield the model with all its weights, on rank 0."""
-    if engine.zero_optimization_stage() < 3:
+    if engine.zero_optimization_stage() < 3 and not spreads_experts(engine.module):
         yield engine.module if ranks.is_main else None
         return
     weights = deepspeed_engine.weights(engine, keep=ranks.is_main)

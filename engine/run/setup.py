@@ -26,6 +26,7 @@ from engine.device.optimizer_state import optimizer_state
 from engine.device.ranks import Ranks
 from engine.errors import Diverged
 from engine.events import EventLog
+from engine.optim.expert_balance import ExpertBalance
 from engine.run.curriculum import Curriculum
 from engine.run.evaluation import Evaluator
 from engine.run.resume import Start, find_start, restore_weights
@@ -33,6 +34,8 @@ from engine.run.stability import StabilityGuard, all_finite
 from engine.run.state import Progress, RunState
 from engine.run.step import StepRunner
 from engine.run.telemetry import RunFigures, Telemetry
+from model.config.size import is_sparse
+from model.experts import sparse_layers
 from model.latent import LookAhead, LookAheadSchedule
 from model.snapshot import Snapshot
 from model.transformer import TransformerLM
@@ -184,6 +187,7 @@ def setup(
     require_memory(model, padded, stage, ranks.device, train.probe_batch)
     # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
     parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
+    active_parameters = model.num_active_parameters()
     if message:
         log.write("resume", step=start.progress.step, tokens_total=start.progress.tokens_total, message=message)
 
@@ -191,6 +195,8 @@ def setup(
     with log.stage("engine"):
         engine = deepspeed_engine.initialize(model, train, shape, ranks, bf16)
     compile_cache = choose_compile(train.compile, stage, ranks, log)
+    if compile_cache and train.expert_parallel_size > 1:
+        log.say("Experts that are spread over processes stay uncompiled.")
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
@@ -235,7 +241,9 @@ def setup(
     preset_values["train"]["accumulation_steps"] = shape.grad_accumulation_steps
     peak = machine.peak_flops(ranks.device, bf16)
     evaluator = Evaluator(rows, batches.source_names, padded_rows, data.document_mask, ranks)
-    figures = RunFigures(token_budget, flops, peak and peak * ranks.world_size, model.latent is not None)
+    expert_blocks = tuple(number for number in range(start.model.num_layers) if is_sparse(start.model, number))
+    balance = ExpertBalance(sparse_layers(model.blocks), auxiliary.expert_bias_rate) if expert_blocks else None
+    figures = RunFigures(token_budget, flops, peak and peak * ranks.world_size, model.latent is not None, expert_blocks)
     components: Components
     components = Components(
         name=preset.name,
@@ -262,6 +270,7 @@ def setup(
             curriculum,
             train.forbid_synchronization,
             ForwardTimer(ranks.device) if ranks.world_size > 1 else None,
+            balance,
         ),
         evaluator=evaluator,
         batches=batches,
@@ -273,7 +282,7 @@ def setup(
             lambda: components.capture(), train.save_interval_minutes, folder, ranks, log, saved_progress
         ),
     )
-    _log_run(components, parameters, bf16, num_workers)
+    _log_run(components, (parameters, active_parameters), bf16, num_workers)
     return components
 
 
@@ -295,14 +304,15 @@ def _make_model(
     return model, restore_weights(model, start, folder, ranks)
 
 
-def _log_run(components: Components, parameters: int, bf16: bool, num_workers: int) -> None:
-    """Write the run event: the preset, and what follows from it and the machine."""
+def _log_run(components: Components, parameters: tuple[int, int], bf16: bool, num_workers: int) -> None:
+    """Write the run event: the preset, and what follows from it and the machine. parameters: all; those of a token."""
     shape, ranks, figures = components.shape, components.ranks, components.telemetry.figures
     components.log.write(
         "run",
         preset=components.preset_values,
         derived={
-            "parameters": parameters,
+            "parameters": parameters[0],
+            "active_parameters": parameters[1],
             "flops_per_token": figures.flops_per_token,
             "vocab_size": components.tokenizer.vocab_size,
             "zero_stage": components.engine.zero_optimization_stage(),

@@ -14,6 +14,7 @@ from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from engine.device.synchronization import forbidden
+from engine.optim.expert_balance import ExpertBalance
 from engine.run.curriculum import Curriculum
 from engine.run.stability import StabilityGuard, Verdict
 from model.latent import FIGURES, LookAhead
@@ -31,6 +32,7 @@ class StepResult:
     core_grad_norm: float | None  # the lookahead core's, NaN if it was left out; 0 without a core; None as above
     verdict: Verdict
     skipped: bool  # neither weights nor moments changed
+    max_violation: torch.Tensor | None = None  # (blocks with experts,) fp64: MaxVio; None if skipped or without experts
 
     @property
     def labels(self) -> int:
@@ -49,6 +51,7 @@ class StepRunner:
     curriculum: Curriculum | None = None
     forbid_synchronization: bool = False
     timer: ForwardTimer | None = None  # of several ranks
+    balance: ExpertBalance | None = None  # None without experts
 
     def run(
         self,
@@ -72,6 +75,7 @@ class StepRunner:
         scale = len(batch.input_ids) * self.ranks.world_size / labels_in_step
         losses = SourceLosses(self.num_sources, device)
         figures = torch.zeros(len(FIGURES), 2, dtype=torch.float64, device=device)
+        loads: list[torch.Tensor] = []
         micro_batches = zip(batch.input_ids, batch.labels, batch.segment_ids, batch.source_ids, strict=True)
         for number, tensors in enumerate(wrap(micro_batches)):
             with forbidden(device) if self.forbid_synchronization else nullcontext():
@@ -85,6 +89,8 @@ class StepRunner:
                 segment_ids = segment_ids if self.document_mask else None
                 with self.timer if self.timer and not number else nullcontext():
                     loss_sum, token_nll, *core_figures = engine(input_ids, labels, segment_ids, **options)
+                if self.balance is not None:
+                    loads.append(core_figures.pop().clone())  # a CUDA graph's output is overwritten
                 engine.backward(loss_sum * scale)
                 for of_micro_batch in core_figures:
                     figures += of_micro_batch
@@ -93,12 +99,15 @@ class StepRunner:
                 losses.add(token_nll, labels, source_ids)
                 if not engine.is_gradient_accumulation_boundary():
                     engine.step()  # counts the micro-batch
-        return self._update(losses.sums, figures, guard)
+        load = torch.stack(loads).sum(dim=0) if loads else torch.zeros(0, dtype=torch.int64, device=device)
+        return self._update(losses.sums, figures, load, guard)
 
-    def _update(self, sums: torch.Tensor, figures: torch.Tensor, guard: StabilityGuard) -> StepResult:
+    def _update(
+        self, sums: torch.Tensor, figures: torch.Tensor, load: torch.Tensor, guard: StabilityGuard
+    ) -> StepResult:
         """Judge the step over all ranks, then apply or drop the accumulated gradients."""
         gradients = deepspeed_engine.Gradients.accumulated(self.engine)
-        sums, squares, figures = _to_cpu(sums, gradients.squared_norms(self.ranks.device), figures)
+        sums, squares, figures, load = _to_cpu(sums, gradients.squared_norms(self.ranks.device), figures, load)
         loss, loss_sums = sum_over_ranks(sums, self.ranks)
         verdict, grad_norm, core_grad_norm = guard.judge(loss), None, None
         if guard.refuses(verdict):
@@ -108,12 +117,14 @@ class StepRunner:
                 self.engine, gradients, squares, self.gradient_clipping, self.ranks
             )
             verdict = verdict if math.isfinite(grad_norm) else Verdict.GRADIENT
-        skipped = guard.refuses(verdict)
+        skipped, violation = guard.refuses(verdict), None
+        if self.balance is not None and not skipped:
+            violation = self.balance.after_step(self.ranks.sum_tensor(load))
         if skipped:
             loss_sums, figures = torch.zeros_like(loss_sums), torch.zeros_like(figures)
         elif self.engine.module.latent is not None:
             figures = self.ranks.sum_tensor(figures)
-        return StepResult(loss, loss_sums, figures, grad_norm, core_grad_norm, verdict, skipped)
+        return StepResult(loss, loss_sums, figures, grad_norm, core_grad_norm, verdict, skipped, violation)
 
 
 def _to_cpu(*tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -26,6 +26,7 @@ class StepWindow:
     def __init__(self, num_sources: int):
         self.loss_sums = torch.zeros(2, num_sources, dtype=torch.int64)
         self.auxiliary = torch.zeros(len(FIGURES), 2, dtype=torch.float64)
+        self.max_violation: torch.Tensor | float = 0.0
         self.steps = self.tokens = self.core_left_out = 0
         self.grad_norm: float | None = None  # of the latest step, as is the core's
         self.core_grad_norm: float | None = None
@@ -34,6 +35,8 @@ class StepWindow:
     def add(self, step: StepResult) -> None:
         self.loss_sums += step.loss_sums
         self.auxiliary += step.auxiliary
+        if step.max_violation is not None:
+            self.max_violation = self.max_violation + step.max_violation
         self.steps += 1
         self.tokens += step.labels
         self.grad_norm, self.core_grad_norm = step.grad_norm, step.core_grad_norm
@@ -48,6 +51,7 @@ class RunFigures:
     flops_per_token: float
     peak_flops: float | None  # FLOP/s of all processes together, None where unknown
     has_core: bool
+    expert_blocks: tuple[int, ...] = ()  # the numbers of the blocks with experts, from 0
 
 
 class Telemetry:
@@ -119,13 +123,21 @@ class Telemetry:
             memory_bytes=memory_in_use(self.device) if self.log.enabled else None,
             sources={n: value for n, value in zip(self.source_names, by_source, strict=True) if value is not None},
             source_shares={n: one / sum(labels) for n, one in zip(self.source_names, labels, strict=True) if one},
-            auxiliary=mean_figures(window.auxiliary),
+            auxiliary=mean_figures(window.auxiliary) | self._loads(window),
             steps=window.steps,
             **core,
             **slow_rank,
         )
         self._window = StepWindow(len(self.source_names))
         self._logged_at = time.monotonic()
+
+    def _loads(self, window: StepWindow) -> dict[str, float]:
+        """By name, the mean over the steps of each block's MaxVio."""
+        if not isinstance(window.max_violation, torch.Tensor):
+            return {}
+        means = (window.max_violation / window.steps).tolist()
+        names = (f"block_{block}_max_violation" for block in self.figures.expert_blocks)
+        return dict(zip(names, means, strict=True))
 
 
 def mean_figures(auxiliary: torch.Tensor) -> dict[str, float]:

@@ -20,10 +20,10 @@ from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
 from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
-from engine.device.weight_average import WeightAverage
 from engine.errors import FolderMoved, Interrupted, SaveError, SourcesFailed, first_line
 from engine.formatting import count
 from engine.optim.schedule import batch_multiple, hyperparameters
+from engine.optim.weight_average import WeightAverage
 from engine.run import samples
 from engine.run.setup import Components
 from engine.run.state import TrainResult

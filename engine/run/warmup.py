@@ -6,6 +6,7 @@ that training has.
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from engine.device import deepspeed_engine
@@ -48,6 +49,7 @@ def warmup_step(runner: StepRunner, shape: BatchShape, draw: Callable[[Batch], l
     """
     micro_batches = min(2, shape.grad_accumulation_steps)
     batch = dummy_batch(replace(shape, grad_accumulation_steps=micro_batches))
-    with deepspeed_engine.warmup_step(runner.engine, micro_batches):
+    unchanged = runner.balance.unchanged() if runner.balance else nullcontext()
+    with unchanged, deepspeed_engine.warmup_step(runner.engine, micro_batches):
         labels = batch.num_tokens * runner.ranks.world_size
         runner.run(batch, labels, StabilityGuard("log", 1), draw(batch))

@@ -31,5 +31,8 @@ def open_model(path: Path, device: str | None = None) -> LanguageModel:
         lm = load(path, device)
     except ValueError as error:
         raise PresetError(str(error)) from None
-    say(f"{path}: {count(lm.model.num_parameters())} parameters.")
+    of_experts = (
+        f", {count(lm.model.num_active_parameters())} of them read a token" if lm.model.config.num_experts else ""
+    )
+    say(f"{path}: {count(lm.model.num_parameters())} parameters{of_experts}.")
     return lm

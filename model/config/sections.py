@@ -76,6 +76,37 @@ class ModelConfig(BaseModel):
     bigram_rows: int = Field(
         default=0, ge=0, le=2**30, description="rows of a hashed embedding of pairs of tokens; 0: there is none"
     )
+    # num_experts and num_layers come before the keys whose validators read them.
+    num_experts: int = Field(default=0, ge=0, le=1024, description="experts of an MLP, routed token by token; 0: none")
+    experts_per_token: int = Field(default=2, ge=1, le=1024, description="routed experts that read a token")
+    shared_experts: int = Field(default=1, ge=0, le=1024, description="further experts, which read every token")
+    moe_layers: Literal["all", "alternate"] = Field(
+        default="all", description="blocks with experts; alternate: every second one, the first has none"
+    )
+    expert_hidden_size: int | None = Field(
+        default=None, ge=1, le=MOST_HIDDEN, description="width of an expert; null: a token's experts are a dense MLP's"
+    )
+
+    @field_validator("experts_per_token")
+    @classmethod
+    def _there_are_as_many_experts(cls, per_token: int, info: ValidationInfo) -> int:
+        experts = info.data.get("num_experts", 0)
+        if experts and per_token > experts:
+            raise PydanticCustomError(
+                "experts_per_token",
+                "{per_token} experts cannot be chosen among num_experts {experts}; lower it or raise num_experts.",
+                {"per_token": per_token, "experts": experts},
+            )
+        return per_token
+
+    @field_validator("moe_layers")
+    @classmethod
+    def _some_block_has_experts(cls, layers: str, info: ValidationInfo) -> str:
+        if info.data.get("num_experts") and layers == "alternate" and info.data.get("num_layers") == 1:
+            raise PydanticCustomError(
+                "moe_layers", 'The only block has no experts with "alternate"; use "all" or raise num_layers.'
+            )
+        return layers
 
     @field_validator("head_init")
     @classmethod
@@ -169,6 +200,11 @@ class AuxiliaryConfig(BaseModel):
     learning_rate_factor: float = Field(
         default=1.0, gt=0.0, description="learning rate of the lookahead core, as a multiple of train.learning_rate"
     )
+    expert_bias_rate: float = Field(
+        default=1e-3, ge=0.0, le=1.0, description="step of an expert's bias towards an even load; 0: biases stay"
+    )
+    expert_balance_weight: float = Field(default=0.0, ge=0.0, description="weight of a loss of uneven loads of experts")
+    router_z_weight: float = Field(default=0.0, ge=0.0, description="weight of a loss of large logits of routers")
 
     rollout_depth: int = Field(default=2, ge=1, le=3, description="steps predicted ahead")
     # rollout_row_fraction comes before policy_position_fraction, whose validator reads it.

@@ -12,6 +12,7 @@ from .sections import AuxiliaryConfig, ModelConfig
 VOCAB_MULTIPLE = 64  # rows of the embedding: keeps matrix products on fast paths
 VALUE_BINS = 64  # of the value's distribution, for each horizon
 MARKOV_RANK = 64  # of the drafter's two tables
+WIDTH_MULTIPLE = 8  # of an expert: grouped products on a GPU need rows of a multiple of 16 bytes
 GAIN_BINS = 64  # of the distribution of what the next token will tell
 GAIN_TOKENS = 8  # likeliest tokens over which that is measured
 
@@ -41,6 +42,20 @@ def padded_vocabulary(vocab_size: int) -> int:
 def inner_size(hidden_size: int, kind: str) -> int:
     """The number of inputs of an MLP's down-projection."""
     return 4 * hidden_size if kind != "swiglu" else math.ceil(8 * hidden_size / 3 / 64) * 64
+
+
+def is_sparse(config: ModelConfig, layer: int) -> bool:
+    """Whether block `layer` has experts in place of one MLP."""
+    return config.num_experts > 0 and (config.moe_layers == "all" or layer % 2 == 1)
+
+
+def expert_size(config: ModelConfig) -> int:
+    """The number of inputs of an expert's down-projection; by default all experts that read a token together have as
+    many as a dense MLP, up to a multiple of 8 each."""
+    if config.expert_hidden_size is not None:
+        return config.expert_hidden_size
+    read = config.experts_per_token + config.shared_experts
+    return math.ceil(inner_size(config.hidden_size, config.mlp) / read / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 def share_of(whole: int, fraction: float) -> int:
@@ -74,14 +89,18 @@ def parameters_by_part(
     embedding_size = config.embedding_size or size
     norm = size * (1 if config.norm == "rms" or not config.bias else 2)
     head_norms = 2 * (size // config.num_heads) if config.qk_norm else 0
-    attention, mlp = _block(config)
+    attention, sparse = _attention(config), _sparse_blocks(config)
+    mlp = _mlp(config, inner_size(size, config.mlp), config.bias)
     parts = {
         "embedding": rows * embedding_size,
         "bigrams": config.bigram_rows * size,
         "value embeddings": rows * size * len(value_layers(config)) if config.value_embeddings == "tables" else 0,
         "positions": config.seq_length * size if config.positions == "learned" else 0,
         "attention": layers * sum(layer.parameters for layer in attention),
-        "mlp": layers * sum(layer.parameters for layer in mlp),
+        "mlp": (layers - sparse) * sum(layer.parameters for layer in mlp),
+        "experts": sparse * config.num_experts * _expert_weights(config),
+        "shared experts": sparse * config.shared_experts * _expert_weights(config),
+        "routers": sparse * size * config.num_experts,
         "norms": layers * (2 * norm + head_norms) + norm,
         "streams": 2 * layers * config.stream_scales + layers // 2 * config.skip_connections,
         **{name: _weights(linear) for name, linear in _options(config).items()},
@@ -105,25 +124,48 @@ def parameter_count(config: ModelConfig, vocab_size: int, auxiliary: AuxiliaryCo
     return sum(parameters_by_part(config, vocab_size, auxiliary).values())
 
 
+def active_parameter_count(config: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig | None = None) -> int:
+    """The same without the experts that do not read a token."""
+    idle = _sparse_blocks(config) * (config.num_experts - config.experts_per_token) * _expert_weights(config)
+    return parameter_count(config, vocab_size, auxiliary) - idle
+
+
 def flops_per_token(
     config: ModelConfig, vocab_size: int, auxiliary: AuxiliaryConfig | None = None, seq_length: int | None = None
 ) -> int:
     """Training FLOPs per token of rows of `seq_length` tokens (None: the longest), forward and backward: 6 per weight
-    of every matrix product (the head is one, the embedding look-up is not) plus 12 * L * D * T for attention (PaLM,
-    arXiv 2204.02311, appendix B), plus those of the lookahead core at its full depth, without gradients that stop."""
+    of every matrix product (the head is one, the embedding look-up is not; of experts those that read a token) plus
+    12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B), plus those of the lookahead core at its full
+    depth, without gradients that stop."""
     size, rows, length = config.hidden_size, padded_vocabulary(vocab_size), seq_length or config.seq_length
-    weights = config.num_layers * _weights([layer for part in _block(config) for layer in part])
+    sparse = _sparse_blocks(config)
+    weights = config.num_layers * _weights(_attention(config))
+    weights += (config.num_layers - sparse) * _weights(_mlp(config, inner_size(size, config.mlp), config.bias))
+    read = config.experts_per_token + config.shared_experts
+    weights += sparse * (read * _expert_weights(config) + size * config.num_experts)
     weights += sum(_weights(linear) for linear in _options(config).values()) + rows * (config.embedding_size or size)
     flops = 6 * weights + 12 * config.num_layers * size * length
     return flops if auxiliary is None else flops + round(_core_flops(auxiliary, config, rows, length))
 
 
-def _block(config: ModelConfig) -> tuple[list[Linear], list[Linear]]:
-    """The linear layers of a block: attention's and the MLP's."""
-    size, inner = config.hidden_size, inner_size(config.hidden_size, config.mlp)
-    attention = [Linear(size, 3 * size, config.bias), Linear(size, size, config.bias)]
-    up = Linear(size, 2 * inner if config.mlp == "swiglu" else inner, config.bias)
-    return attention, [up, Linear(inner, size, config.bias)]
+def _attention(config: ModelConfig) -> list[Linear]:
+    size = config.hidden_size
+    return [Linear(size, 3 * size, config.bias), Linear(size, size, config.bias)]
+
+
+def _mlp(config: ModelConfig, inner: int, bias: bool) -> list[Linear]:
+    """The linear layers of an MLP, or of an expert, whose down-projection has `inner` inputs."""
+    up = Linear(config.hidden_size, 2 * inner if config.mlp == "swiglu" else inner, bias)
+    return [up, Linear(inner, config.hidden_size, bias)]
+
+
+def _sparse_blocks(config: ModelConfig) -> int:
+    """How many blocks have experts."""
+    return sum(is_sparse(config, layer) for layer in range(config.num_layers))
+
+
+def _expert_weights(config: ModelConfig) -> int:
+    return _weights(_mlp(config, expert_size(config), bias=False))
 
 
 def _options(config: ModelConfig) -> dict[str, list[Linear]]:

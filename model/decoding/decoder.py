@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import NORM_EPS
-from ..block import Norm, TransformerBlock
+from ..block import MLP, Norm, TransformerBlock
+from ..experts import sparse_layers
 from ..latent.draft import Drafter
 from ..streams.gates import HeadGate
 from ..streams.streams import Skip, Streams, StreamScale
@@ -83,7 +84,8 @@ class Weights:
 
     def __init__(self, model: TransformerLM, precision: Precision):
         self.precision: Precision = precision
-        on_cpu = model.final_norm.weight.device.type == "cpu"
+        # The kernel knows no experts.
+        on_cpu = model.final_norm.weight.device.type == "cpu" and not model.config.num_experts
         self.on_kernel = on_cpu and kernel.knows(model.config) and kernel.library() is not None
         self.model = model
         self._kept: list[Tensor] = []  # what the structures point to
@@ -103,7 +105,7 @@ class Weights:
         blocks = [cast(TransformerBlock, block) for block in model.blocks]
         layers, streams = (kernel.Layer * len(blocks))(), model.streams
         for number, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
-            attention, mlp = block.attention, block.mlp
+            attention, mlp = block.attention, cast(MLP, block.mlp)
             layer.attention_norm, layer.mlp_norm = self._norm(block.attention_norm), self._norm(block.mlp_norm)
             layer.query_norm, layer.key_norm = self._norm(attention.query_norm), self._norm(attention.key_norm)
             layer.qkv = self._linear(attention.in_proj_weight, attention.in_proj_bias)
@@ -118,7 +120,7 @@ class Weights:
         self.layers = layers
         self.structure = kernel.Model(
             layers=config.num_layers, hidden=config.hidden_size, heads=config.num_heads,
-            inner=blocks[0].mlp.down.in_features, vocab=model.vocab_size, window=config.seq_length,
+            inner=cast(MLP, blocks[0].mlp).down.in_features, vocab=model.vocab_size, window=config.seq_length,
             format=_FORMATS[self.precision], rms_norm=config.norm == "rms", mlp=_MLPS[config.mlp],
             threads=torch.get_num_threads(), embedding_norm=config.embedding_norm,
             skips=config.num_layers // 2 if config.skip_connections else 0,
@@ -305,13 +307,17 @@ def _converted(model: TransformerLM, precision: Precision) -> TransformerLM:
     finally:
         model.latent = latent
     if precision == "bf16":
-        return converted.bfloat16()
+        routers = [(mlp, copy.deepcopy(mlp.router)) for mlp in sparse_layers(converted.blocks)]
+        converted.bfloat16()
+        for mlp, router in routers:  # stay in fp32
+            mlp.router = router
+        return converted
     if converted.lm_head is None:  # the embedding is looked up as it is
         converted.lm_head = nn.Linear(*reversed(converted.tokens.weight.shape), bias=False)
         converted.lm_head.weight = nn.Parameter(converted.tokens.weight.clone())
     tables = {module.weight for module in converted.modules() if isinstance(module, nn.Embedding)}
-    matrices = [p for name, p in converted.named_parameters() if p.ndim == 2 and p not in tables and "gate" not in name]
-    for parameter in matrices:
-        weight, scale = quantized(parameter)
-        parameter.copy_(weight * scale[:, None])
+    for name, parameter in converted.named_parameters():
+        if parameter.ndim >= 2 and parameter not in tables and "gate" not in name and "router" not in name:
+            weight, scale = quantized(parameter.flatten(0, -2))  # experts are stacked
+            parameter.copy_((weight * scale[:, None]).view(parameter.shape))
     return converted

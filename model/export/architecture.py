@@ -1,12 +1,12 @@
 """An architecture of another program: which models have it, and what it calls their tensors.
 
 A tensor's name is split into the module and the parameter: `names` says what the modules are called there, with {} for
-the number of the block. Where there are several names, each has an equal part of the rows.
+the number of the block, and of the expert. Where there are several names, each has an equal part of the rows.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from ..config import ADDITIONS, ModelConfig
 from .errors import ExportError
 
 VOCABULARY = ("tokens.weight", "lm_head.weight")  # tensors with a row for each token id, and padding after them
+OUR_BIAS, THEIR_BIAS = "expert_bias", "e_score_correction_bias"  # of a router
 Names = Mapping[str, tuple[str, ...]]
 
 
@@ -26,23 +27,28 @@ class Architecture:
     name: str
     options: Mapping[str, tuple[Any, ...]]  # of ModelConfig: the values with which a model is one of these
     names: Names
+    sparse: bool = field(default=False, kw_only=True)  # its MLPs have experts
 
     def differences(self, config: ModelConfig) -> list[str]:
         """What keeps a model from being one of these, in words."""
         options = {**self.options, **{key: (ADDITIONS[key],) for key in config.additions}}
-        return [
+        found = [
             f"{key} {' or '.join(map(str, values))}"
             for key, values in options.items()
             if getattr(config, key) not in values
         ]
+        if self.sparse != bool(config.num_experts):
+            found.append("num_experts 2 or more" if self.sparse else "num_experts 0")
+        elif self.sparse and not config.shared_experts:
+            found.append("shared_experts 1 or more")
+        return found
 
     def their_names(self, name: str) -> tuple[str, ...]:
         """What the parts of our tensor `name` are called, from the first row to the last."""
         module, parameter = name.replace("in_proj_", "in_proj.").rsplit(".", 1)
-        number = re.search(r"\.(\d+)\.", module)
-        block = number[1] if number else ""
-        generic = re.sub(r"\.\d+\.", ".{}.", module, count=1)
-        return tuple(f"{theirs.format(block)}.{parameter}" for theirs in self.names[generic])
+        numbers = re.findall(r"\.(\d+)\.", module)
+        generic = re.sub(r"\.\d+\.", ".{}.", module)
+        return tuple(f"{theirs.format(*numbers)}.{parameter}" for theirs in self.names[generic])
 
 
 Row = TypeVar("Row", bound=Architecture)
@@ -50,10 +56,12 @@ Row = TypeVar("Row", bound=Architecture)
 
 def choose(table: Sequence[Row], config: ModelConfig, program: str) -> Row:
     """The row of `table` that the model is one of. Raises ExportError, which names the nearest one, where none is."""
-    nearest = min(table, key=lambda row: len(row.differences(config)))
+    sparse = bool(config.num_experts)
+    nearest = min(table, key=lambda row: (row.sparse != sparse, len(row.differences(config))))
     if not (differences := nearest.differences(config)):
         return nearest
-    has = ", ".join(f"{key} {getattr(config, key)}" for key in (*nearest.options, *config.additions))
+    keys = [*nearest.options, *(("num_experts", "shared_experts") if sparse else ()), *config.additions]
+    has = ", ".join(f"{key} {getattr(config, key)}" for key in keys)
     raise ExportError(
         f"{program} has no architecture for a model of {has}; the nearest one, {nearest.name}, needs "
         f"{', '.join(differences)}."
@@ -61,12 +69,32 @@ def choose(table: Sequence[Row], config: ModelConfig, program: str) -> Row:
 
 
 def exported_tensors(weights: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """The trunk's tensors, without the padding rows of the vocabulary and without the lookahead core."""
-    return {
-        name: tensor[:vocab_size] if name in VOCABULARY else tensor
-        for name, tensor in weights.items()
-        if not name.startswith("latent.")
-    }
+    """The trunk's tensors, without the padding rows of the vocabulary and without the lookahead core; of experts each
+    by itself."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name.startswith("latent."):
+            continue
+        module, _, parameter = name.rpartition(".")
+        if module.endswith(".experts"):
+            tensors |= {f"{module}.{n}.{parameter}.weight": expert for n, expert in enumerate(tensor)}
+        elif parameter == OUR_BIAS:
+            tensors[f"{module}.{THEIR_BIAS}"] = tensor
+        else:
+            tensors[name] = tensor[:vocab_size] if name in VOCABULARY else tensor
+    return tensors
+
+
+def imported_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of exported_tensors, but for padding rows and the lookahead core."""
+    weights: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", name):
+            experts.setdefault(f"{match[1]}.{match[2]}", []).append(tensor)
+        else:
+            weights[re.sub(rf"\.{THEIR_BIAS}$", f".{OUR_BIAS}", name)] = tensor
+    return weights | {name: torch.stack(each) for name, each in experts.items()}
 
 
 def with_padding(name: str, tensor: Tensor, padded_vocab_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 To add one, add a row to COUNTERPARTS. Common to all: pre-norm blocks, attention scaled by 1 / sqrt(head size), as many
 key heads as query heads. QK-norm is an RMSNorm over each head before the rotation, and rotation turns the pairs
-(i, i + d / 2), as in transformers' Llama, Qwen3, Apertus and Arcee. LayerNorm has torch's epsilon, 1e-5.
+(i, i + d / 2), as in transformers' Llama, Qwen3, Apertus, Arcee and Dots1. LayerNorm has torch's epsilon, 1e-5.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..attention import NORM_EPS
 from ..config import ModelConfig
-from ..config.size import inner_size
+from ..config.size import expert_size, inner_size
 from ..positions import RotaryPositions
 from .architecture import Architecture
 from .errors import ExportError
@@ -164,6 +164,36 @@ COUNTERPARTS = (
         derived=_ROTARY_DERIVED | _HEAD_DIM | _NO_WINDOW,
         fixed=_ROTARY_FIXED | {"use_sliding_window": False, "sliding_window": None},
         names=_rotary_names(_LLAMA_NORMS, _GATED),
+    ),
+    Counterpart(
+        name="Dots1ForCausalLM",  # Qwen3's attention with DeepSeek-V3's experts
+        model_type="dots1",
+        options=_rotary(qk_norm=True, mlp=("swiglu",), bias=(False,)) | {"moe_layers": ("all",)},
+        keys=_ROTARY_KEYS
+        | {
+            "n_routed_experts": "num_experts",
+            "num_experts_per_tok": "experts_per_token",
+            "n_shared_experts": "shared_experts",
+            "moe_intermediate_size": "expert_hidden_size",
+        },
+        derived=_ROTARY_DERIVED
+        | _HEAD_DIM
+        | _NO_WINDOW
+        | {
+            "moe_intermediate_size": expert_size,
+            "routed_scaling_factor": lambda config: float(config.experts_per_token),
+        },
+        fixed=_ROTARY_FIXED
+        | {"sliding_window": None, "first_k_dense_replace": 0, "norm_topk_prob": True, "n_group": 1, "topk_group": 1},
+        names=_rotary_names(_LLAMA_NORMS, _GATED)
+        | {
+            "blocks.{}.mlp.router": ("model.layers.{}.mlp.gate",),
+            "blocks.{}.mlp.experts.{}.up": tuple(f"model.layers.{{}}.mlp.experts.{{}}.{name}" for name in _GATED),
+            "blocks.{}.mlp.experts.{}.down": ("model.layers.{}.mlp.experts.{}.down_proj",),
+            "blocks.{}.mlp.shared.up": tuple(f"model.layers.{{}}.mlp.shared_experts.{name}" for name in _GATED),
+            "blocks.{}.mlp.shared.down": ("model.layers.{}.mlp.shared_experts.down_proj",),
+        },
+        sparse=True,
     ),
     Counterpart(
         name="ArceeForCausalLM",

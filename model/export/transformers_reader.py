@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..snapshot import Snapshot
 from ..transformer import TransformerLM
-from .architecture import exported_tensors, with_padding
+from .architecture import exported_tensors, imported_tensors, with_padding
 from .counterparts import Counterpart, recognise
 from .errors import ExportError
 from .tokenizer_files import imported_tokenizer
@@ -104,7 +104,7 @@ def _weights(folder: Path, counterpart: Counterpart, model: TransformerLM) -> di
         weights[ours] = with_padding(ours, whole, model.padded_vocab_size).contiguous()
     if where:
         raise ExportError(f"it holds {min(where)}, which a {counterpart.name} of this description has not.")
-    return weights
+    return imported_tensors(weights)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..attention import KeyValueCache, split_heads
 from ..block import Norm, TransformerBlock
+from ..experts import SparseMLP
 from ..positions import RotaryPositions, rotate
 from ..streams.gates import gate
 from ..tensors import States
@@ -81,8 +82,11 @@ class LastBlock:
             mixed = mixed + weight[..., None] * value[:, :, :length]
         mixed = mixed if gates is None else mixed * gates.to(mixed.dtype)
         x = x + _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
-        mlp = self.block.mlp
-        x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, _normalise(self.block.mlp_norm, x))))
+        mlp, normalised = self.block.mlp, _normalise(self.block.mlp_norm, x)
+        if isinstance(mlp, SparseMLP):
+            x = x + mlp.frozen(normalised)
+        else:
+            x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, normalised)))
         return _normalise(self.final_norm, x)
 
     def _project(self, x: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

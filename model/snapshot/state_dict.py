@@ -15,6 +15,7 @@ from .vetting import shown
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "head_init", "z_loss", "eos_token_id")
+_OF_EXPERTS = ("num_experts", "experts_per_token", "shared_experts", "moe_layers", "expert_hidden_size")
 
 
 @dataclass
@@ -71,7 +72,7 @@ def restore(model: TransformerLM, state_dict: Mapping[str, Tensor]) -> LoadRepor
         model.extend_max_seq_len(len(positions))
         report.extended.append("positions.weight")
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in _kept(model).items():
         tensor = weights.pop(name, None)
         if tensor is None:
             report.new.append(name)
@@ -89,6 +90,13 @@ def restore(model: TransformerLM, state_dict: Mapping[str, Tensor]) -> LoadRepor
     return report
 
 
+def _kept(model: TransformerLM) -> dict[str, Tensor]:
+    """The parameters, and the biases of routers, which are buffers, by name."""
+    return {name: parameter for name, parameter in model.named_parameters()} | {
+        name: buffer for name, buffer in model.named_buffers() if name.endswith("router.expert_bias")
+    }
+
+
 def learned_positions(state_dict: Mapping[str, Tensor]) -> int:
     """The number of learned positions in it; 0 where they are rotary."""
     return next((len(rows) for name, rows in state_dict.items() if _bare_name(name) == "positions.weight"), 0)
@@ -96,7 +104,7 @@ def learned_positions(state_dict: Mapping[str, Tensor]) -> int:
 
 def has_biases(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the linear layers of the blocks have biases in it."""
-    return any(_bare_name(name) == "blocks.0.mlp.up.bias" for name in state_dict)
+    return any(_bare_name(name) in ("blocks.0.attention.in_proj_bias", "blocks.0.mlp.up.bias") for name in state_dict)
 
 
 def _bare_name(name: str) -> str:
@@ -121,11 +129,13 @@ def _fitting_rows(model: TransformerLM, name: str, tensor: Tensor, parameter: Te
 def architecture_differences(checkpoint: Mapping[str, Any], preset: Mapping[str, Any]) -> list[str]:
     """One sentence for each key in which two configurations describe different networks.
 
-    Sequence length, dropout and the initial standard deviation do not count: weights load across them. A missing key
-    has its default.
+    Sequence length, dropout and the initial standard deviation do not count: weights load across them. A dense model
+    may get experts. A missing key has its default.
     """
     defaults = {name: info.default for name, info in ModelConfig.model_fields.items()}
-    names = [name for name in dict.fromkeys([*checkpoint, *preset]) if name not in _NOT_ARCHITECTURE]
+    without_experts = not checkpoint.get("num_experts")  # then it is upcycled, or has none at all
+    ignored = _NOT_ARCHITECTURE + (_OF_EXPERTS if without_experts else ())
+    names = [name for name in dict.fromkeys([*checkpoint, *preset]) if name not in ignored]
     pairs = [(name, checkpoint.get(name, defaults.get(name)), preset.get(name, defaults.get(name))) for name in names]
     return [
         f"{name} {ours} in the checkpoint, {theirs} in the preset" for name, ours, theirs in pairs if ours != theirs

@@ -103,3 +103,19 @@ def test_mistakes_are_made_against_the_real_program():
     printed = run("mistakes", "--only", "typo in a key,python main.py 02,empty folder")
     assert 'train.learing_rate: unknown key (did you mean "learning_rate"?).' in printed
     assert printed.count("[exit status 2]") == 2 and printed.count("[exit status 3]") == 1
+
+
+@pytest.mark.slow
+def test_experts_trains_and_compares_at_equal_flops_and_time(tmp_path: Path):
+    (tmp_path / "speeds.json").write_text('{"dense": 1.0, "experts": 2.0, "large": 4.0}')  # a test takes no timings
+    sizes = ("--seeds", "0", "--tokens", 32_768, "--shape", "128x2")
+    printed = run("experts", tmp_path, *sizes)
+    assert "not finished" not in printed and "experts@time is experts@0.5" in printed
+    for label in ("dense", "experts", "large", "experts@0.5", "large@0.25"):
+        assert float(row(printed, label)[3]) > 1  # held-out CE
+    loads = [line for line in printed.splitlines() if "100% of the run" in line]
+    assert len(loads) == 1 and all(float(figure) >= 0 for figure in loads[0].split()[-2:])
+    active = [int(row(printed, name)[2].replace(",", "")) for name in ("dense", "experts")]
+    assert active[1] == pytest.approx(active[0], rel=0.05)
+    total = [int(row(printed, name)[1].replace(",", "")) for name in ("large", "experts")]
+    assert total[1] == pytest.approx(total[0], rel=0.2)

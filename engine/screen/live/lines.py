@@ -75,7 +75,9 @@ def run_sentences(event: Event) -> Iterator[str]:
     preset, derived = event["preset"], event["derived"]
     train, seq_length = preset["train"], preset["model"]["seq_length"]
     processes = plural(derived["world_size"], "process")
-    size = f"{count(derived['parameters'])} parameters, vocabulary {derived['vocab_size']:,}"
+    active = derived.get("active_parameters", derived["parameters"])
+    of_experts = f", {count(active)} of them read a token" if active < derived["parameters"] else ""
+    size = f"{count(derived['parameters'])} parameters{of_experts}, vocabulary {derived['vocab_size']:,}"
     yield f"Run {derived['run']} of {preset['name']}: {size}, {processes} on {event['machine']}."
     rows, padded, stage = train["per_gpu_batch_size"], derived["rows_per_pass"], derived["zero_stage"]
     instructions = derived.get("bf16_instructions")

@@ -41,6 +41,8 @@ def details(menu: Menu, index: int) -> RenderableType:
     for part, number in parameters_by_part(model, size.vocab_size, preset.auxiliary).items():
         facts.add_row(part, f"{number:>14,}  {number / size.parameters:.1%}")
     facts.add_row("parameters", f"[bold]{size.parameters:>14,}[/]  with a vocabulary of {size.vocab_size:,}")
+    if size.active_parameters < size.parameters:
+        facts.add_row("active", f"{size.active_parameters:>14,}  read a token, the other experts do not")
     facts.add_row("model", f"{plural(model.num_layers, 'layer')} of {model.hidden_size}, {model.num_heads} heads")
     for name, text in _batch(train, shape, menu.tokens_per_run):
         facts.add_row(name, text)

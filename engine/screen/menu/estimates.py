@@ -9,7 +9,7 @@ from engine.device import host
 from engine.screen.menu.lineage import Throughput
 from engine.screen.menu.speed import Machine
 from model.config import AuxiliaryConfig, ModelConfig
-from model.config.size import flops_per_token, padded_vocabulary, parameter_count
+from model.config.size import active_parameter_count, flops_per_token, padded_vocabulary, parameter_count
 from sources.config import TrainBPE
 
 USUAL_VOCABULARY = 50_257  # GPT-2's, before a tokenizer is loaded
@@ -32,6 +32,7 @@ class Size:
 
     vocab_size: int
     parameters: int
+    active_parameters: int  # without the experts that do not read a token
     flops_per_token: int
 
 
@@ -41,6 +42,7 @@ def size_of(model: ModelConfig, auxiliary: AuxiliaryConfig, tokenizer: str | Tra
     return Size(
         vocabulary,
         parameter_count(model, vocabulary, auxiliary),
+        active_parameter_count(model, vocabulary, auxiliary),
         flops_per_token(model, vocabulary, auxiliary),
     )
 

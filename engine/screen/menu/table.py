@@ -163,10 +163,13 @@ def _cells(menu: Menu, index: int, picking: bool, width: int) -> dict[str, str |
     if preset is None:
         problem = "" if picking else f": {literal(entry.broken)}"
         return {"preset": name, "data": f"[red]cannot be used[/]{problem}"}
-    parameters = estimates.size_of(preset.model, preset.auxiliary, preset.data.tokenizer).parameters
+    size_here = estimates.size_of(preset.model, preset.auxiliary, preset.data.tokenizer)
+    size = count(size_here.parameters)
+    if preset.model.num_experts:
+        size += f", {count(size_here.active_parameters)} active"
     return {
         "preset": name,
-        "size": count(parameters),
+        "size": size,
         "seq": str(preset.model.seq_length),
         "data": _state(entry, width) if picking else _sentence(entry),
         "memory": _memory(menu, index),

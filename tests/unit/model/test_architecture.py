@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model import ModelConfig, TransformerLM
+from model.experts import sparse_layers
 from model.snapshot import restore
 
 OPTIONS = {
@@ -36,6 +37,8 @@ OPTIONS = {
     "zero_head": {"tie_embeddings": False, "head_init": "zero"},
     "factorised": {"embedding_size": 8},
     "factorised_untied": {"embedding_size": 8, "tie_embeddings": False},
+    "experts": {"num_experts": 4},
+    "alternate experts, none shared": {"num_experts": 4, "moe_layers": "alternate", "shared_experts": 0},
 }
 STARTS_AS_PLAIN = (
     "stream_scales",
@@ -120,6 +123,7 @@ def test_every_option_learns_and_is_counted(config, token_ids, option):
     if option == "value_tables":
         tables.add("streams.values.1.weight")
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name not in tables)
+    matrices += sum(layer.active_routed_weights() for layer in sparse_layers(model.blocks))
     head = model.padded_vocab_size * (model.config.embedding_size or config.hidden_size)
     attention = 12 * model.config.num_layers * config.hidden_size * config.seq_length
     assert model.flops_per_token() == 6 * (matrices + head) + attention

@@ -53,6 +53,27 @@ def refusal(values: dict) -> str:
             {"train": {"log_to": ["wanbd"]}},
             "train.log_to.0: Input should be 'tensorboard', 'trackio' or 'wandb', not \"wanbd\".",
         ),
+        (
+            {"model": {"num_experts": 2, "experts_per_token": 3}},
+            "model.experts_per_token: 3 experts cannot be chosen among num_experts 2; lower it or raise num_experts.",
+        ),
+        (
+            {"model": {"num_experts": 2, "num_layers": 1, "moe_layers": "alternate"}},
+            'model.moe_layers: The only block has no experts with "alternate"; use "all" or raise num_layers.',
+        ),
+        ({"train": {"expert_parallel_size": 2}}, "train.expert_parallel_size 2 does not divide model.num_experts 0"),
+        (
+            {"model": {"num_experts": 8}, "train": {"expert_parallel_size": 2, "zero_stage": 3}},
+            "train.expert_parallel_size 2 needs ZeRO stage 1 or 2; set train.zero_stage 3 to one of them",
+        ),
+        (
+            {
+                "model": {"num_experts": 8},
+                "train": {"expert_parallel_size": 2},
+                "auxiliary": {"enable_value": True},
+            },
+            "train.expert_parallel_size 2 leaves the lookahead core no experts to read",
+        ),
         ({"train": 7}, "train: Input should be an object"),
         ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
         ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),

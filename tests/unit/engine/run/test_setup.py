@@ -71,6 +71,7 @@ def test_the_run_event_holds_the_preset_and_what_follows(tiny, build, tmp_path: 
     assert event["event"] == "run" and event["machine"].startswith("CPU")
     assert parse_preset(event["preset"]) == preset
     assert event["derived"] == {
+        "active_parameters": model.num_parameters(),
         "parameters": model.num_parameters(),
         "flops_per_token": model.flops_per_token(32),
         "vocab_size": 512,

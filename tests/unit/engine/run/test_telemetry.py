@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,19 @@ def test_the_cores_figures_stand_where_there_is_a_core(make, tmp_path: Path):
     assert (event["core_grad_norm"], event["core_left_out"]) == (0.25, 2)
     first, _, third, *_ = FIGURES
     assert event["auxiliary"] == mean_figures(auxiliary) == {first: 1.5, third: 0.5}
+
+
+def test_loads_of_experts_are_means_over_the_steps(make, tmp_path: Path):
+    telemetry = make()
+    telemetry.figures = replace(telemetry.figures, expert_blocks=(1, 3))
+    for load in ([0.5, 1.0], [1.5, 0.0]):
+        telemetry.add(replace(FIRST, max_violation=torch.tensor(load, dtype=torch.float64)))
+    telemetry.log_steps(PROGRESS, 1e-3)
+    telemetry.add(FIRST)
+    telemetry.log_steps(PROGRESS, 1e-3)
+    first, second = read(tmp_path)
+    assert first["auxiliary"] == {"block_1_max_violation": 1.0, "block_3_max_violation": 0.5}
+    assert second["auxiliary"] == {}
 
 
 def test_a_run_over_its_budget_is_done(make, tmp_path: Path):

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from engine.config import CONFIGS, load_preset, preset_files
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
-from model.config.size import flops_per_token, num_spans, parameter_count, parameters_by_part
+from model.config.size import (
+    active_parameter_count,
+    expert_size,
+    flops_per_token,
+    inner_size,
+    is_sparse,
+    num_spans,
+    parameter_count,
+    parameters_by_part,
+)
+from model.experts import sparse_layers
 from model.latent.objectives.information_gain import LIKELIEST
 from tests.helpers.text import REPOSITORY
 
@@ -35,6 +45,16 @@ SHAPES = st.builds(
 ALONE = st.fixed_dictionaries(
     {"value_embeddings": st.sampled_from(["none", "tables", "projections"]), "embedding_size": st.sampled_from([0, 24])}
 )
+EXPERTS = st.fixed_dictionaries(
+    {
+        "num_layers": st.integers(2, 3),
+        "num_experts": st.integers(3, 9),
+        "experts_per_token": st.integers(1, 3),
+        "shared_experts": st.integers(0, 2),
+        "moe_layers": st.sampled_from(["all", "alternate"]),
+        "expert_hidden_size": st.sampled_from([None, 24]),
+    }
+)
 CORES = st.builds(
     AuxiliaryConfig,
     enable_policy=st.just(True),
@@ -58,7 +78,8 @@ def flops_of(model: TransformerLM) -> float:
     """As flops_per_token counts them, from the weights that a model has."""
     config, length, rows = model.config, model.config.seq_length, model.padded_vocab_size
     size = config.hidden_size
-    flops = 6.0 * (matrices(model.blocks) + model.head_weight.numel()) + 12 * config.num_layers * size * length
+    weights = matrices(model.blocks) + sum(mlp.active_routed_weights() for mlp in sparse_layers(model.blocks))
+    flops = 6.0 * (weights + model.head_weight.numel()) + 12 * config.num_layers * size * length
     flops += 6 * sum(matrices(part) for part in (model.widen, model.narrow) if part is not None)
     if model.streams is not None and not model.streams.from_ids:
         flops += 6 * matrices(model.streams.values)
@@ -108,6 +129,40 @@ def test_options_that_stand_alone_are_counted(config: ModelConfig, options: dict
     model = on_meta(config, vocab_size, None)
     assert parameter_count(config, vocab_size) == model.num_parameters()
     assert model.flops_per_token() == flops_of(model)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES, EXPERTS, st.none() | st.just(GAIN))
+def test_experts_are_counted(config: ModelConfig, experts: dict, auxiliary: AuxiliaryConfig | None):
+    config = config.model_copy(update=experts)
+    model = on_meta(config, 512, auxiliary)
+    assert parameter_count(config, 512, auxiliary) == model.num_parameters()
+    assert active_parameter_count(config, 512, auxiliary) == model.num_active_parameters()
+    assert model.flops_per_token() == pytest.approx(flops_of(model), abs=1)
+    parts = parameters_by_part(config, 512, auxiliary)
+    assert parts["experts"] == sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    assert ("mlp" in parts) == (config.moe_layers == "alternate")
+    assert ("shared experts" in parts) == (config.shared_experts > 0)
+
+
+def test_all_parameters_are_active_without_experts():
+    assert active_parameter_count(ModelConfig(), 512, GAIN) == parameter_count(ModelConfig(), 512, GAIN)
+
+
+def test_layers_with_experts():
+    assert not any(is_sparse(ModelConfig(num_layers=4), layer) for layer in range(4))
+    every = ModelConfig(num_layers=4, num_experts=8)
+    assert all(is_sparse(every, layer) for layer in range(4))
+    alternate = ModelConfig(num_layers=4, num_experts=8, moe_layers="alternate")
+    assert [is_sparse(alternate, layer) for layer in range(4)] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+def test_a_tokens_experts_are_as_wide_as_a_dense_mlp(kind: str):
+    config = ModelConfig(hidden_size=384, mlp=kind, num_experts=8)
+    assert expert_size(config) % 8 == 0
+    assert 0 <= 3 * expert_size(config) - inner_size(384, kind) < 3 * 8
+    assert expert_size(config.model_copy(update={"expert_hidden_size": 50})) == 50
 
 
 @pytest.mark.parametrize("key", ["draft_position_fraction", "information_gain_weight", "draft_rollouts"])

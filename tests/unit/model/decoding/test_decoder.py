@@ -6,6 +6,7 @@ import torch
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.decoding.decoder import Decoder, KernelDecoder, Weights, quantized
 from model.decoding.torch_decoder import TorchDecoder
+from model.experts import sparse_layers
 from model.latent.trunk import LastBlock
 
 VOCAB_SIZE = 301  # neither a multiple of 64 nor of 4
@@ -192,3 +193,31 @@ def test_what_the_kernel_does_not_know_is_decoded_by_torch(unknown: str, monkeyp
         reduced = Weights(model, precision).decoder(2)
         reduced.read(1, [5, 6, 7])
         assert 0 < (reduced.step([1], [8])[0].float() - exact).abs().max() < 0.1 * exact.std()
+
+
+EXPERTS = {"num_experts": 4, "bias": False, "mlp": "swiglu"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_torch_decodes_models_of_experts(monkeypatch, precision):
+    monkeypatch.setitem(KINDS, "experts", EXPERTS)
+    weights = Weights(make_model("experts"), precision)
+    decoder, ids = weights.decoder(1), [1, 2, 3, 4, 5, 6]
+    assert not weights.on_kernel and isinstance(decoder, TorchDecoder)
+    found = decoder.read(0, ids)
+    if precision != "bf16":
+        check(found, weights.model, ids)
+    assert all(layer.router.weight.dtype == torch.float32 for layer in sparse_layers(weights.model.blocks))
+
+
+def test_the_text_of_experts_is_that_of_the_whole_forward_pass(monkeypatch):
+    """One token at a time, by the decoder and by reading everything again; the draws are the same noise."""
+    monkeypatch.setitem(KINDS, "experts", EXPERTS)
+    model, ids = make_model("experts"), [7, 8, 9]
+    decoder, noise = Weights(model, "fp32").decoder(1), 5 * torch.randn(24, VOCAB_SIZE)
+    token = int((decoder.read(0, ids) + noise[3]).argmax())
+    while len(ids) < 23:
+        assert token == int((expected(model, ids)[-1] + noise[len(ids)]).argmax())
+        ids.append(token)
+        token = int((decoder.step([0], [token]) + noise[len(ids)]).argmax())
+    assert len(set(ids)) > 10

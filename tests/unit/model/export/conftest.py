@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model import AuxiliaryConfig, LanguageModel, ModelConfig, TransformerLM
+from model.experts import sparse_layers
 from tests.helpers.exports import KINDS
 
 SEQ_LENGTH = 1024  # so that 1,000 tokens fit beside a prompt
@@ -21,6 +22,8 @@ def make(tokenizer) -> Callable[..., LanguageModel]:
         with torch.no_grad():
             for parameter in model.parameters():  # norms and biases too, and large enough to differ by place
                 parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.15))
+            for layer in sparse_layers(model.blocks):  # as balancing leaves them
+                layer.router.expert_bias.normal_(std=0.1)
         preset = {"name": "small", "data": {"sources": [{"type": "hf", "dataset": "owner/texts"}]}}
         progress = {"tokens_total": 61_440, "evaluation": {"ce": 3.5, "bits_per_byte": 1.25}}
         return LanguageModel(model, tokenizer.to_str(), 0, preset, progress)

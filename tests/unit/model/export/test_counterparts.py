@@ -22,9 +22,10 @@ COMBINATIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.
 
 def test_the_rows_name_every_option():
     untouched = {"num_layers", "num_heads", "hidden_size", "seq_length", "tie_embeddings", "dropout", "init_std"}
+    untouched |= {"num_experts", "experts_per_token", "shared_experts", "moe_layers", "expert_hidden_size"}
     untouched |= {"head_init", "z_loss"}  # what a model computes is the same
     assert ModelConfig.model_fields.keys() == OPTIONS.keys() | untouched | ADDITIONS.keys()
-    assert all(row.options.keys() == OPTIONS.keys() for row in COUNTERPARTS)
+    assert all(row.options.keys() - {"moe_layers"} == OPTIONS.keys() for row in COUNTERPARTS)
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: " ".join(map(str, options.values())))
@@ -78,6 +79,31 @@ def test_what_no_other_program_has_is_refused(addition):
     with pytest.raises(ExportError) as caught:
         choose(COUNTERPARTS, ModelConfig(**portable, **addition), "transformers")
     assert f"{key} {value}; the nearest one, ApertusForCausalLM, needs {key} {ADDITIONS[key]}." in str(caught.value)
+
+
+EXPERTS = {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "bias": False, "num_experts": 8}
+
+
+def test_experts_have_one_counterpart():
+    config = ModelConfig(**EXPERTS, qk_norm=True)
+    row = choose(COUNTERPARTS, config, "transformers")
+    assert row.name == "Dots1ForCausalLM"
+    described = row.describe(config)
+    assert described["moe_intermediate_size"] == 240 and described["routed_scaling_factor"] == 2.0
+    assert recognise(described) == (row, config.model_copy(update={"expert_hidden_size": 240}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs"),
+    [
+        ({"qk_norm": False}, "qk_norm True"),
+        ({"shared_experts": 0}, "shared_experts 1 or more"),
+        ({"moe_layers": "alternate"}, "moe_layers all"),
+    ],
+)
+def test_other_experts_are_told_what_their_counterpart_needs(changes: dict, needs: str):
+    with pytest.raises(ExportError, match=rf"num_experts 8.*Dots1ForCausalLM, needs {needs}\.$"):
+        choose(COUNTERPARTS, ModelConfig(**EXPERTS | {"qk_norm": True} | changes), "transformers")
 
 
 def test_matrices_stand_as_transformers_has_them():

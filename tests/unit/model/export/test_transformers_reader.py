@@ -101,7 +101,7 @@ def change(**values) -> Callable[[Path], None]:
         (change(auto_map={"AutoModelForCausalLM": "model.Model"}), "auto_map"),
         (change(quantization_config={"quant_method": "awq"}), "quantization_config"),
         (change(rope_scaling={"rope_type": "linear", "factor": 2.0}), "rope_scaling"),
-        (change(model_type="bloom"), "only gpt2, apertus, qwen3, arcee, llama can be read"),
+        (change(model_type="bloom"), "only gpt2, apertus, qwen3, dots1, arcee, llama can be read"),
         (change(model_type=["gpt2"]), "has model_type"),
         (change(activation_function="gelu_new"), 'has activation_function "gelu_new"'),
         (change(layer_norm_epsilon=...), "lacks layer_norm_epsilon"),

@@ -15,6 +15,7 @@ TRUNKS = {
     "one_block": {"positions": "rotary", "mlp": "swiglu", "num_layers": 1},
     "no_bias": {"bias": False},
     "streams": {"stream_scales": True, "skip_connections": True, "attention_gates": True, "bigram_rows": 31},
+    "experts": {"bias": False, "num_experts": 4},
 }
 
 

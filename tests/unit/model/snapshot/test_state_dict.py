@@ -8,7 +8,7 @@ import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.positions import extended_rows
-from model.snapshot import architecture_differences, learned_positions, restore
+from model.snapshot import architecture_differences, has_biases, learned_positions, restore
 
 
 def test_restore_removes_prefixes_of_wrappers(trained, config):
@@ -140,3 +140,28 @@ def test_an_older_configuration_means_the_plain_trunk(config):
     assert not architecture_differences(older, config.model_dump())
     for name, value in [*options.items(), ("tie_embeddings", False)]:
         assert len(architecture_differences(older, {**config.model_dump(), name: value})) == 1, name
+
+
+def test_a_dense_model_may_get_experts_and_no_other_may_change_theirs(config):
+    dense = config.model_dump()
+    experts = dense | {"num_experts": 8, "expert_hidden_size": 24}
+    assert not architecture_differences(dense, experts)
+    assert not architecture_differences(dense, dense | {"experts_per_token": 3})
+    assert architecture_differences(experts, dense) == [
+        "num_experts 8 in the checkpoint, 0 in the preset",
+        "expert_hidden_size 24 in the checkpoint, None in the preset",
+    ]
+    assert len(architecture_differences(experts, experts | {"num_experts": 16})) == 1
+
+
+def test_the_biases_of_routers_come_back(config):
+    experts = config.model_copy(update={"num_experts": 4})
+    torch.manual_seed(0)
+    trained, model = TransformerLM(experts, 100), TransformerLM(experts, 100)
+    trained.blocks[0].mlp.router.expert_bias.uniform_()
+    report = restore(model, trained.state_dict())
+    assert not report.new and not report.left_out
+    assert torch.equal(model.blocks[0].mlp.router.expert_bias, trained.blocks[0].mlp.router.expert_bias)
+    assert has_biases(trained.state_dict())
+    without = TransformerLM(experts.model_copy(update={"bias": False}), 100)
+    assert not has_biases(without.state_dict())

@@ -36,6 +36,7 @@ def test_a_run_begins_with_three_sentences():
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
+        (run_event(active_parameters=9_100_000), "15.3M parameters, 9.10M of them read a token, vocabulary"),
         (run_event(zero_stage=0), "Precision fp32, ZeRO stage 0 (1 with several processes)."),
         (run_event({"zero_stage": "auto"}, zero_stage=2), "Precision fp32, ZeRO stage 2 (auto)."),
         (run_event(precision="bf16", bf16_instructions="AMX"), "Precision bf16 with AMX, ZeRO stage 1."),

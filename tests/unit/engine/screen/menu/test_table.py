@@ -44,6 +44,20 @@ def test_a_line_says_size_data_memory_and_time(menu: Menu):
     assert "+python_packages" in "\n".join(shown(menu, 200))
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_active_parameters_stand_beside_those_of_experts(menu: Menu, columns: int):
+    entry = menu.entries[0]
+    model = entry.preset.model.model_copy(update={"num_experts": 8, "bias": False})
+    entry.preset = entry.preset.model_copy(update={"model": model})
+    lines = shown(menu, columns)
+    (line,) = (line for line in lines if entry.path.stem in line)
+    assert re.search(r" \d+(\.\d+)?M, \d+(\.\d+)?M active ", line)
+    assert "\n".join(lines).count("active") == 1
+    console = Console(width=200, record=True)
+    console.print(plain_screen(menu))
+    assert console.export_text().count("M active") == 1
+
+
 def test_of_many_presets_those_around_the_selected_one_are_shown(menu: Menu):
     menu.entries = menu.entries * 10
     lines = shown(menu, selected=33)

@@ -10,7 +10,7 @@ from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine, Gradients
 from engine.device.optimizer_state import load_optimizer_state, optimizer_state
 from engine.device.ranks import join
-from engine.device.weight_average import WeightAverage
+from engine.optim.weight_average import WeightAverage
 from model import ModelConfig, TransformerLM
 from sources.loading.loader import BatchShape
 
