@@ -52,7 +52,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / CURRENT, weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
+# Alone, a process has stage 0 in the place of 1 and 2.
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_with_every_option_learns_and_resumes_to_the_bit(tiny, tmp_path: Path, stage: int):
     preset = tiny(model=MODEL, train=TRAIN | {"zero_stage": stage})
     whole, parts, budget = tmp_path / "whole", tmp_path / "parts", 24 * TOKENS_PER_STEP

@@ -63,6 +63,7 @@ def test_ctrl_c_during_a_start_leaves_a_clean_terminal(start):
     assert not screen.raw.endswith(b"\x1b[?25l"), "the cursor is there"
 
 
+@pytest.mark.slow
 def test_a_second_start_offers_to_watch(start, home: Path):
     first = start()
     first.until(trains)

@@ -5,10 +5,13 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.processes import start
 from tests.helpers.text import REPOSITORY
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_run_and_has_each_step_once(tmp_path: Path):
     folder, home = tmp_path / "checkpoints", tmp_path / "home"
     folder.mkdir()

@@ -74,6 +74,7 @@ def display(tmp_path: Path):
             screen.kill()
 
 
+@pytest.mark.slow
 def test_a_run_from_its_first_stage_to_its_end(display):
     screen = display()
     screen.until(lambda text: re.search(r"\S getting the tokenizer  \d+ s", text))
