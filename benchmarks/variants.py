@@ -74,6 +74,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "values": {"model": {"value_embeddings": "tables"}},
     "value-projections": {"model": {"value_embeddings": "projections"}},
     "gates": {"model": {"attention_gates": True}},
+    "exclusive": {"model": {"exclusive_attention": True}},
     "bigrams": {"model": {"bigram_rows": 16_384}},
     "bigrams-64k": {"model": {"bigram_rows": 65_536}},
     "softcap": {"model": {"logit_softcap": 15.0}},

@@ -23,6 +23,7 @@ from .streams.bigrams import NO_TOKEN, previous_tokens
 from .streams.gates import HeadGate
 
 NORM_EPS = 1e-6
+SMALLEST_SQUARE = 1e-12  # of a value, so that one of zeros has no direction
 Attended = tuple[Tensor, Tensor, Tensor | None]  # keys, values, mask
 SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 
@@ -137,8 +138,9 @@ class CausalSelfAttention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
         self.query_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
         self.key_norm = HeadNorm(self.head_dim, eps=NORM_EPS) if qk_norm else None
-        self.output_gate: HeadGate | None = None  # both are set by the block that has them
+        self.output_gate: HeadGate | None = None  # all three are set by the block that has them
         self.value_gate: HeadGate | None = None
+        self.exclusive = False
 
     def forward(
         self,
@@ -167,7 +169,7 @@ class CausalSelfAttention(nn.Module):
             added = values.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             value = value + (self.value_gate(x) * added).to(value.dtype)
 
-        mask, is_causal = segment_mask, segment_mask is None
+        own, mask, is_causal = value, segment_mask, segment_mask is None
         if cache is not None:
             # is_causal would align the triangle with the first key, not with the last
             is_causal = cache.length == 0 and cache.positions is None
@@ -178,6 +180,8 @@ class CausalSelfAttention(nn.Module):
             mixed = attend(query, key, value, causal_mask[:length, :length] if mask is None else mask)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal)
+        if self.exclusive:
+            mixed = without_own(mixed, own)
         if self.output_gate is not None:
             mixed = mixed * self.output_gate(x).to(mixed.dtype)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch_size, length, hidden_size))
@@ -187,6 +191,13 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T, 3D), queries, keys and values side by side -> the three, each (B, H, T, D/H)."""
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value
+
+
+def without_own(mixed: Tensor, own: Tensor) -> Tensor:
+    """What attention returned and the value of each position itself, both (B, H, T, d) -> what is returned less its
+    part along that value: exclusive self-attention (arXiv 2603.09078). The residual stream has that part already."""
+    along = (mixed * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp_min(SMALLEST_SQUARE)
+    return mixed - along * own
 
 
 def attend_is_faster(value: Tensor) -> bool:

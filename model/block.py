@@ -59,6 +59,7 @@ class TransformerBlock(nn.Module):
         self.attention = CausalSelfAttention(
             config.hidden_size, config.num_heads, config.dropout, layer, config.qk_norm, config.bias
         )
+        self.attention.exclusive = config.exclusive_attention
         if config.attention_gates:
             self.attention.output_gate = HeadGate(config.hidden_size, config.num_heads)
         if value_embeddings:

@@ -21,6 +21,7 @@ ADDITIONS: dict[str, Any] = {
     "skip_connections": False,
     "value_embeddings": "none",
     "attention_gates": False,
+    "exclusive_attention": False,
     "bigram_rows": 0,
     "logit_softcap": 0.0,
     "embedding_size": 0,
@@ -58,6 +59,9 @@ class ModelConfig(BaseModel):
         "embedding",
     )
     attention_gates: bool = Field(default=False, description="learned gates of what each attention head returns")
+    exclusive_attention: bool = Field(
+        default=False, description="attention returns nothing along a position's own value (arXiv 2603.09078)"
+    )
     logit_softcap: float = Field(
         default=0.0, ge=0.0, le=1e4, description="bound of the logits, which approach it by a tanh; 0: there is none"
     )

@@ -122,7 +122,7 @@ class Weights:
             layers=config.num_layers, hidden=config.hidden_size, heads=config.num_heads,
             inner=cast(MLP, blocks[0].mlp).down.in_features, vocab=model.vocab_size, window=config.seq_length,
             format=_FORMATS[self.precision], rms_norm=config.norm == "rms", mlp=_MLPS[config.mlp],
-            threads=torch.get_num_threads(), embedding_norm=config.embedding_norm,
+            threads=torch.get_num_threads(), embedding_norm=config.embedding_norm, exclusive=config.exclusive_attention,
             skips=config.num_layers // 2 if config.skip_connections else 0,
             unit=self._norm(nn.RMSNorm(config.hidden_size, eps=NORM_EPS) if config.additions else None),
             embedding=self._plain(model.tokens.weight),

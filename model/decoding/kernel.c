@@ -35,7 +35,8 @@ typedef struct {
 
 typedef struct {
     int32_t layers, hidden, heads, inner, vocab, window, slots, format, rms_norm, mlp, threads;
-    int32_t embedding_norm, skips; /* skips: blocks, from the first, whose outputs are added to later ones */
+    int32_t embedding_norm, exclusive; /* exclusive: attention returns nothing along a token's own value */
+    int32_t skips;                 /* blocks, from the first, whose outputs are added to later ones */
     Norm unit;                     /* RMSNorm without weights: of ones */
     const float *embedding; /* (vocab, hidden) */
     const float *bigrams;   /* (bigram_rows, hidden) or NULL: streams/bigrams.py */
@@ -266,6 +267,17 @@ static void activate(const Model *m, const float *up, float *inner, int n) {
     }
 }
 
+/* y less its part along `own`: see without_own in attention.py. */
+static void leave_out(const float *own, float *y, int n) {
+    float product = 0, square = 0;
+    for (int i = 0; i < n; i++) {
+        product += y[i] * own[i];
+        square += own[i] * own[i];
+    }
+    float along = product / fmaxf(square, 1e-12f);
+    for (int i = 0; i < n; i++) y[i] -= along * own[i];
+}
+
 static int thread(void) {
 #ifdef _OPENMP
     extern int omp_get_thread_num(void);
@@ -351,6 +363,10 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
                 int64_t cache = (((int64_t)number * m->slots + slots[token]) * m->heads + h) * m->window * head;
                 attend(qkv + (int64_t)token * 3 * width + h * head, m->keys + cache, m->values + cache, head,
                        positions[token], scores, mixed + (int64_t)token * width + h * head);
+                if (m->exclusive) {
+                    leave_out(qkv + ((int64_t)token * 3 + 2) * width + h * head,
+                              mixed + (int64_t)token * width + h * head, head);
+                }
                 if (layer->output_gate) {
                     float gate = gate_of(layer->output_gate + h * width, normed + (int64_t)token * width, width);
                     for (int i = 0; i < head; i++) mixed[(int64_t)token * width + h * head + i] *= gate;

@@ -44,7 +44,7 @@ class Layer(Structure):
 class Model(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("layers", "hidden", "heads", "inner", "vocab", "window", "slots")),
-        *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads", "embedding_norm", "skips")),
+        *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads", "embedding_norm", "exclusive", "skips")),
         ("unit", Norm),
         *((name, c_void_p) for name in ("embedding", "bigrams")),
         ("bigram_rows", c_int64),

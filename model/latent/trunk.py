@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import KeyValueCache, split_heads
+from ..attention import KeyValueCache, split_heads, without_own
 from ..block import Norm, TransformerBlock
 from ..experts import SparseMLP
 from ..positions import RotaryPositions, rotate
@@ -70,8 +70,8 @@ class LastBlock:
         values of this step are appended.
         """
         attention, length = self.block.attention, x.shape[1]
-        query, key, value, gates = self._project(x, rotations)
-        steps.append((key, value))
+        query, key, own, gates = self._project(x, rotations)
+        steps.append((key, own))
         keys, values = text
         scale = query.shape[-1] ** -0.5
         scores = [(query @ keys.transpose(-1, -2)).masked_fill(~allowed, -torch.inf)]
@@ -80,6 +80,8 @@ class LastBlock:
         mixed = weights[..., : -len(steps)] @ values
         for weight, (_, value) in zip(weights[..., -len(steps) :].unbind(-1), steps, strict=True):
             mixed = mixed + weight[..., None] * value[:, :, :length]
+        if attention.exclusive:
+            mixed = without_own(mixed, own)
         mixed = mixed if gates is None else mixed * gates.to(mixed.dtype)
         x = x + _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
         mlp, normalised = self.block.mlp, _normalise(self.block.mlp_norm, x)

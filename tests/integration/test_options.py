@@ -20,6 +20,7 @@ MODEL: dict[str, Any] = {
     "skip_connections": True,
     "value_embeddings": "tables",
     "attention_gates": True,
+    "exclusive_attention": True,
     "bigram_rows": 200,
     "tie_embeddings": False,
     "head_init": "zero",

@@ -32,6 +32,7 @@ OPTIONS = {
     "value_tables": {"value_embeddings": "tables"},
     "value_projections": {"value_embeddings": "projections"},
     "attention_gates": {"attention_gates": True},
+    "exclusive_attention": {"exclusive_attention": True},
     "bigrams": {"bigram_rows": 97},
     "capped": {"logit_softcap": 5.0, "z_loss": 1e-3},
     "zero_head": {"tie_embeddings": False, "head_init": "zero"},

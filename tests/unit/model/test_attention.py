@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.attention import CausalSelfAttention, KeyValueCache, attend, causal_mask, segment_mask
+from model.attention import CausalSelfAttention, KeyValueCache, attend, causal_mask, segment_mask, without_own
 
 
 def pair(dropout=0.0):
@@ -40,6 +40,25 @@ def test_gradients_equal_multihead_attention():
         attention.named_parameters(), reference.named_parameters(), strict=True
     ):
         torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_exclusive_attention_returns_nothing_along_a_positions_own_value():
+    attention, _, x = pair()
+    attention.exclusive = True
+    attention.out_proj = nn.Identity()
+    own = nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)[..., 64:].unflatten(-1, (4, 8))
+    mixed = attention(x).unflatten(-1, (4, 8))
+    assert float((mixed * own).sum(-1).abs().max()) < 1e-5
+    assert float(mixed[:, 0].abs().max()) < 1e-5  # the first position sees nothing but itself
+    attention.exclusive = False
+    along = mixed - attention(x).unflatten(-1, (4, 8))
+    crossed = along[..., :, None] * own[..., None, :]
+    torch.testing.assert_close(crossed, crossed.mT, atol=1e-5, rtol=1e-4)  # what is left out is along it
+
+
+def test_a_value_of_zeros_has_no_direction_to_leave_out():
+    mixed = torch.randn(1, 2, 3, 8)
+    torch.testing.assert_close(without_own(mixed, torch.zeros_like(mixed)), mixed)
 
 
 @pytest.mark.parametrize("segments", [False, True])

@@ -39,6 +39,7 @@ SHAPES = st.builds(
     stream_scales=st.booleans(),
     skip_connections=st.booleans(),
     attention_gates=st.booleans(),
+    exclusive_attention=st.booleans(),
     bigram_rows=st.sampled_from([0, 100]),
 )
 # With these the lookahead core is off.

@@ -149,9 +149,9 @@ def test_drafts_equal_the_drafters_own(model):
 
 STREAMS = {
     "streams": {"stream_scales": True, "skip_connections": True, "embedding_norm": True, "num_layers": 5},
-    "tables": {"value_embeddings": "tables", "attention_gates": True, "stream_scales": True},
+    "tables": {"value_embeddings": "tables", "attention_gates": True, "exclusive_attention": True},
     "projections": {"value_embeddings": "projections", "positions": "rotary", "norm": "rms", "qk_norm": True},
-    "bigrams": {"bigram_rows": 97},
+    "bigrams": {"bigram_rows": 97, "exclusive_attention": True},
 }
 UNKNOWN = {
     "head": {"embedding_size": 12, "logit_softcap": 8.0},

@@ -65,7 +65,8 @@ def test_the_nearest_counterpart_is_named():
 @pytest.mark.parametrize(
     "addition",
     [
-        *({key: True} for key in ("embedding_norm", "stream_scales", "skip_connections", "attention_gates")),
+        *({key: True} for key in ("embedding_norm", "stream_scales", "skip_connections")),
+        *({key: True} for key in ("attention_gates", "exclusive_attention")),
         {"value_embeddings": "tables"},
         {"bigram_rows": 100},
         {"logit_softcap": 15.0},

@@ -14,7 +14,13 @@ TRUNKS = {
     "all": {"positions": "rotary", "norm": "rms", "qk_norm": True, "mlp": "squared_relu"},
     "one_block": {"positions": "rotary", "mlp": "swiglu", "num_layers": 1},
     "no_bias": {"bias": False},
-    "streams": {"stream_scales": True, "skip_connections": True, "attention_gates": True, "bigram_rows": 31},
+    "streams": {
+        "stream_scales": True,
+        "skip_connections": True,
+        "attention_gates": True,
+        "exclusive_attention": True,
+        "bigram_rows": 31,
+    },
     "experts": {"bias": False, "num_experts": 4},
 }
 
