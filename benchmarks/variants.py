@@ -103,6 +103,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "momentum-warmup": {"train": {"muon_momentum_warmup_fraction": 0.1}},
     "no-nesterov": {"train": {"muon_nesterov": False}},
     "normuon": {"train": {"muon_normalise_rows": True}},
+    "soap": {"train": {"muon_soap": True}},
     "polar-express": {"train": {"muon_polynomial": "polar_express"}},
     "polar-express-6": {"train": {"muon_polynomial": "polar_express", "muon_iterations": 6}},
     "iterations-3": {"train": {"muon_iterations": 3}},

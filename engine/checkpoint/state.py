@@ -20,8 +20,10 @@ from model.snapshot.vetting import SnapshotError, refuse_newer
 
 FOLDER = "state"
 FORMAT = 1  # which a file of it does not say
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon keeps the first only
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Muon may keep the first only
+SOAP = ("soap_gram", "soap_basis")  # beside both, where SOAP scales Muon's updates
 AVERAGE = "average"  # beside them: that of the weights, where a run averages them
+_KEPT = ({MOMENTS[0]}, {*MOMENTS}, {*MOMENTS, *SOAP})
 
 
 class OptimizerState(TypedDict):
@@ -107,7 +109,7 @@ def _is_optimizer(state: Any) -> TypeGuard[OptimizerState]:
 
 
 def _are_moments(moments: Any) -> bool:
-    if not isinstance(moments, dict) or moments.keys() - {AVERAGE} not in ({MOMENTS[0]}, {*MOMENTS}):
+    if not isinstance(moments, dict) or moments.keys() - {AVERAGE} not in _KEPT:
         return False
     if not all(isinstance(tensor, Tensor) and bool(torch.isfinite(tensor).all()) for tensor in moments.values()):
         return False

@@ -19,7 +19,7 @@ Tokens = Annotated[int, Field(ge=1, le=2**50)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(gt=0, le=1000)]
 Polynomial = Literal["quintic", "polar_express"]
-_OF_MUON = ("cautious_weight_decay", "muon_momentum_warmup_fraction", "muon_normalise_rows")
+_OF_MUON = ("cautious_weight_decay", "muon_momentum_warmup_fraction", "muon_normalise_rows", "muon_soap")
 
 
 class TrainConfig(BaseModel):
@@ -54,6 +54,7 @@ class TrainConfig(BaseModel):
     muon_momentum_warmup_fraction: Fraction = Field(default=0.0, description="share of a run with momentum warm-up")
     muon_nesterov: bool = Field(default=True, description="Nesterov momentum")
     muon_normalise_rows: bool = Field(default=False, description="rows of Muon's updates are normalised, as NorMuon's")
+    muon_soap: bool = Field(default=False, description="SOAP scales Muon's updates before they are orthogonalised")
     muon_polynomial: Polynomial = Field(default="quintic", description="how Muon orthogonalises")
     muon_iterations: int = Field(default=5, ge=1, le=20, description="how often")
     beta2_half_life_tokens: Tokens | None = Field(
@@ -108,6 +109,15 @@ class TrainConfig(BaseModel):
                 "of_muon", '{value} needs Muon; set train.optimizer to "muon" or leave it out.', {"value": str(value)}
             )
         return value
+
+    @field_validator("muon_soap")
+    @classmethod
+    def _scales_once(cls, soap: bool, info: ValidationInfo) -> bool:
+        if soap and info.data.get("muon_normalise_rows"):
+            raise PydanticCustomError(
+                "muon_soap", "SOAP and muon_normalise_rows both scale Muon's updates; turn one of them off."
+            )
+        return soap
 
     @model_validator(mode="after")
     def _check_offload(self) -> Self:

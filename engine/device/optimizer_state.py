@@ -59,13 +59,15 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
     for name, flat, fragment in fragments(engine) if step_count else ():
         kept = _kept_moments(engine, name) + averaged
         if flat not in optimizer.state:  # optimizers create their state at the first step
-            step = torch.tensor(float(step_count), device=flat.device)  # where fused AdamW keeps it
+            # where fused AdamW keeps it; Muon's stays where reading it waits for nothing
+            device = "cpu" if _is_stepped_by_muon(engine, name) else flat.device
+            step = torch.tensor(float(step_count), device=device)
             optimizer.state[flat] = {"step": step, **{key: torch.zeros_like(flat) for key in kept}}
         found = [key for key in kept if shapes.get(name, {}).get(key) == fragment.shape]
         if len(found) < len(kept) and not (MOMENTS[0] in found and _is_stepped_by_muon(engine, name)):
             missing.append(name)
             continue
-        for key in found:  # Muon's averages of squares may begin at zero beside a momentum
+        for key in found:  # what Muon keeps beside a momentum may begin at zero
             full = saved[name][key].contiguous() if ranks.is_main else torch.empty(fragment.shape)
             part = ranks.broadcast_tensor(full).view(-1)[fragment.start : fragment.start + fragment.numel]
             optimizer.state[flat][key].view(-1)[fragment.place : fragment.place + fragment.numel] = part
@@ -73,9 +75,9 @@ def load_optimizer_state(engine: Engine, state: OptimizerState | None, ranks: Ra
 
 
 def _kept_moments(engine: Engine, name: str) -> tuple[str, ...]:
-    """Return which of MOMENTS the optimizer keeps for a parameter; Muon keeps the first, and both with row norms."""
-    if _is_stepped_by_muon(engine, name) and not engine.basic_optimizer.settings.normalise_rows:
-        return MOMENTS[:1]
+    """Return what the optimizer keeps for a parameter: both of MOMENTS, or what Muon's settings say."""
+    if _is_stepped_by_muon(engine, name):
+        return (MOMENTS[0], *engine.basic_optimizer.settings.state)
     return MOMENTS
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from engine.optim import soap
 from engine.optim.orthogonal import Coefficients, coefficients, orthogonal
 from engine.optim.schedule import MOMENTUM
 
@@ -46,7 +47,15 @@ class MuonSettings:
     nesterov: bool = True  # look ahead: the gradient counts once more beside the momentum
     cautious: bool = False  # decay only weights that the update makes smaller (arXiv 2510.12402)
     normalise_rows: bool = False  # NorMuon (arXiv 2510.05491)
+    soap: bool = False  # updates are scaled in the eigenbasis of the gradients first; not with normalise_rows
     polynomials: tuple[Coefficients, ...] = coefficients("quintic", 5)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The names of what is kept for a parameter beside its momentum, as tensors of its shape."""
+        if self.soap:
+            return ("exp_avg_sq", *soap.STATE)
+        return ("exp_avg_sq",) if self.normalise_rows else ()
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -87,9 +96,8 @@ class MuonAdamW(torch.optim.AdamW):
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
-                state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
-                if self.settings.normalise_rows:
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] = torch.zeros(())
+                state |= {key: torch.zeros_like(parameter) for key in ("exp_avg", *self.settings.state)}
             state["step"] += 1
         gradients = [parameter.grad for parameter in parameters]
         momenta = [self.state[parameter]["exp_avg"] for parameter in parameters]
@@ -101,11 +109,11 @@ class MuonAdamW(torch.optim.AdamW):
             updates = [each.clone() for each in momenta]
         pieces = []
         for parameter, update in zip(parameters, updates, strict=True):
-            flats = [update.view(-1)]
-            if self.settings.normalise_rows:
-                flats.append(self.state[parameter]["exp_avg_sq"].view(-1))
+            flats = [update.view(-1), *(self.state[parameter][key].view(-1) for key in self.settings.state)]
+            if self.settings.soap:
+                flats.append(parameter.grad.view(-1))
             pieces += [(flats, fragment) for fragment in self.fragments[parameter]]
-        self._orthogonalise(pieces)
+        self._orthogonalise(pieces, step=int(self.state[parameters[0]]["step"]))
         for group in groups:
             own, updates = updates[: len(group["params"])], updates[len(group["params"]) :]
             decay = group["lr"] * group["weight_decay"]
@@ -116,11 +124,11 @@ class MuonAdamW(torch.optim.AdamW):
                 torch._foreach_mul_(group["params"], 1 - decay)
             torch._foreach_add_(group["params"], own, alpha=-group["lr"])
 
-    def _orthogonalise(self, pieces: list[tuple[list[Tensor], Fragment]]) -> None:
+    def _orthogonalise(self, pieces: list[tuple[list[Tensor], Fragment]], step: int) -> None:
         """Replace each fragment's elements in its flat tensor by those of its orthogonalised matrix.
 
-        A piece's tensors are the update and, where rows are normalised, the averages of their squares, which every
-        element of a row has.
+        A piece's tensors are the update, what the settings keep for it, which is replaced too, and with SOAP the
+        gradient.
         """
         sizes = [math.prod(fragment.shape) for flats, fragment in pieces if fragment.shared for _ in flats]
         shared = pieces[0][0][0].new_zeros(sum(sizes))
@@ -137,17 +145,24 @@ class MuonAdamW(torch.optim.AdamW):
         if sizes:
             self.sum_over_ranks(shared)
         for entries in alike.values():  # matrices of one shape in one batched product
-            matrices, *squares = (
+            tensors = (
                 torch.cat([wholes[number].view(fragment.shape) for _, wholes, fragment in entries])
                 for number in range(len(entries[0][0]))
             )
-            made = [orthogonal(matrices, self.dtype, self.settings.polynomials)]
-            if squares:
-                made = normalised_rows(made[0], squares[0])
+            made = self._made(*tensors, step=step)
             numbers = [fragment.shape[0] for *_, fragment in entries]
             for (places, _, fragment), *results in zip(entries, *(whole.split(numbers) for whole in made), strict=True):
-                for place, result in zip(places, results, strict=True):
+                for place, result in zip(places, results, strict=False):  # the gradient stays
                     place.copy_(result.reshape(-1)[fragment.start : fragment.start + fragment.numel])
+
+    def _made(self, matrices: Tensor, *kept: Tensor, step: int) -> list[Tensor]:
+        """The updates of matrices (N, R, C), and what is kept for them from now on."""
+        if self.settings.soap:
+            squares, gram, basis, gradients = kept
+            matrices, *kept_now = soap.preconditioned(matrices, gradients, squares, gram, basis, step)
+            return [orthogonal(matrices, self.dtype, self.settings.polynomials), *kept_now]
+        made = orthogonal(matrices, self.dtype, self.settings.polynomials)
+        return normalised_rows(made, kept[0]) if kept else [made]
 
 
 def normalised_rows(matrices: Tensor, squares: Tensor) -> list[Tensor]:

@@ -67,6 +67,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig, bf16: bool) -> torch.op
         nesterov=train.muon_nesterov,
         cautious=train.cautious_weight_decay,
         normalise_rows=train.muon_normalise_rows,
+        soap=train.muon_soap,
         polynomials=coefficients(train.muon_polynomial, train.muon_iterations),
     )
     dtype = torch.bfloat16 if bf16 else torch.float32

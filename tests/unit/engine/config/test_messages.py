@@ -61,6 +61,10 @@ def refusal(values: dict) -> str:
             {"model": {"num_experts": 2, "num_layers": 1, "moe_layers": "alternate"}},
             'model.moe_layers: The only block has no experts with "alternate"; use "all" or raise num_layers.',
         ),
+        (
+            {"train": {"optimizer": "muon", "muon_normalise_rows": True, "muon_soap": True}},
+            "train.muon_soap: SOAP and muon_normalise_rows both scale Muon's updates; turn one of them off.",
+        ),
         ({"train": {"expert_parallel_size": 2}}, "train.expert_parallel_size 2 does not divide model.num_experts 0"),
         (
             {"model": {"num_experts": 8}, "train": {"expert_parallel_size": 2, "zero_stage": 3}},

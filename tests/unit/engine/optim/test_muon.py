@@ -78,8 +78,12 @@ def test_which_weights_muon_steps_and_how_fused_ones_split():
 
 @pytest.mark.parametrize(
     "settings",
-    [MuonSettings(), MuonSettings(False, True, True, coefficients("polar_express", 6))],
-    ids=["plain", "every option"],
+    [
+        MuonSettings(),
+        MuonSettings(False, True, True, polynomials=coefficients("polar_express", 6)),
+        MuonSettings(soap=True),
+    ],
+    ids=["plain", "every option", "soap"],
 )
 def test_flat_pieces_that_ranks_share_make_the_step_of_whole_matrices(settings: MuonSettings):
     """Two ranks by hand: three parameters in one flat tensor, cut in the middle of the second."""
@@ -163,9 +167,18 @@ def test_normalised_rows_are_equal_and_together_as_large_as_before():
     torch.testing.assert_close(later, squares * 0.95 + 0.05)
 
 
-@pytest.mark.parametrize("stage", [0, 3])  # alone, a process has stage 0 in the place of 1 and 2
-def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(tiny, tmp_path: Path, stage: int):
-    preset = tiny(train={"optimizer": "muon", "zero_stage": stage})
+@pytest.mark.parametrize(
+    ("stage", "options", "kept"),  # alone, a process has stage 0 in the place of 1 and 2
+    [
+        (0, {}, {"exp_avg"}),
+        (3, {}, {"exp_avg"}),
+        (0, {"muon_soap": True}, {"exp_avg", "exp_avg_sq", "soap_gram", "soap_basis"}),
+    ],
+)
+def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(
+    tiny, tmp_path: Path, stage: int, options: dict, kept: set[str]
+):
+    preset = tiny(train={"optimizer": "muon", "zero_stage": stage} | options)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(preset, token_budget=16 * TOKENS_PER_STEP, checkpoint_dir=whole)
     for steps in (1, 5):
@@ -177,7 +190,7 @@ def test_a_run_learns_and_one_interrupted_twice_equals_it_to_the_bit(tiny, tmp_p
     losses = list(by_step(read(whole)).values())
     assert losses[-1] < losses[0] - 0.2
     moments = CheckpointFolder(whole).newest().optimizer["moments"]
-    assert moments["blocks.0.mlp.up.weight"].keys() == {"exp_avg"}
+    assert moments["blocks.0.mlp.up.weight"].keys() == kept
     assert moments["tokens.weight"].keys() == {"exp_avg", "exp_avg_sq"}
 
 
@@ -201,9 +214,10 @@ def test_the_optimizer_may_change_between_runs(tiny, tmp_path: Path, capsys):
     assert all(own.keys() == {"exp_avg", "exp_avg_sq"} for own in moments.values())
 
 
-def test_rows_may_be_normalised_in_a_later_run(tiny, tmp_path: Path, capsys):
-    """Their averages begin at zero, and the momentum is kept."""
-    for number, changes in enumerate(({}, {"muon_normalise_rows": True}, {}), 1):
+@pytest.mark.parametrize("option", ["muon_normalise_rows", "muon_soap"])
+def test_updates_may_be_scaled_in_a_later_run(tiny, tmp_path: Path, capsys, option: str):
+    """What that needs begins at zero, and the momentum is kept."""
+    for number, changes in enumerate(({}, {option: True}, {}), 1):
         preset = tiny(train={"optimizer": "muon"} | changes)
         train(preset, token_budget=number * 8 * TOKENS_PER_STEP, checkpoint_dir=tmp_path)
         moments = CheckpointFolder(tmp_path).newest().optimizer["moments"]["blocks.0.mlp.up.weight"]
@@ -214,10 +228,12 @@ def test_rows_may_be_normalised_in_a_later_run(tiny, tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("soap", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_path: Path, stage: int):
-    alone = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 8})
-    shared = tiny(train={"optimizer": "muon", "zero_stage": stage, "per_gpu_batch_size": 4})
+def test_two_processes_train_what_one_does_and_continue_each_other(tiny, tmp_path: Path, stage: int, soap: bool):
+    train = {"optimizer": "muon", "muon_soap": soap, "zero_stage": stage}
+    alone = tiny(train=train | {"per_gpu_batch_size": 8})
+    shared = tiny(train=train | {"per_gpu_batch_size": 4})
     budget = 8 * TOKENS_PER_STEP
     one = by_step(train_with(1, alone, tmp_path / "one", budget))
     two = by_step(train_with(2, shared, tmp_path / "two", budget))
