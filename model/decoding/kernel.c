@@ -63,6 +63,7 @@ enum { LANES = 16, TOKENS = 4 }; /* of a vector; read at a time, as registers al
 #else
 enum { LANES = 8, TOKENS = 2 };
 #endif
+enum { AHEAD = 1024 }; /* bytes */
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
@@ -120,60 +121,65 @@ static inline void four_sums(const Vector *v, float *y) {
 #endif
 }
 
-/* Four rows of weights (4, k) by `count` vectors (count, k), count a constant: y[t][i] = sum_k w[i][k] x[t][k]. Each sum
-   has its own accumulator, so that its order depends on k alone. The next four rows are fetched meanwhile: without that
-   processors wait for memory first and multiply then, and four tokens take half as long again as one. */
+/* Four rows of weights, `apart` numbers from one to the next, by `count` vectors (count, k), count a constant:
+   y[t][i] = sum_k w[i][k] x[t][k]. Each sum has its own accumulator, so that its order depends on k alone. What comes
+   next in memory is fetched meanwhile: without that processors wait for memory first and multiply then, and four tokens
+   take half as long again as one. */
 #define PRODUCT(TYPE, FORMAT)                                                                                          \
-    static inline __attribute__((always_inline)) void product_##FORMAT(const TYPE *w, const float *x, int k,           \
-                                                                       const int count, float (*y)[4]) {               \
+    static inline __attribute__((always_inline)) void product_##FORMAT(const TYPE *w, int64_t apart, const float *x,   \
+                                                                       int k, const int count, float (*y)[4]) {        \
         Vector sums[TOKENS][4] = {0};                                                                                  \
         int done = 0;                                                                                                  \
         for (; done + LANES <= k; done += LANES) {                                                                     \
             Vector from[TOKENS];                                                                                       \
             for (int t = 0; t < count; t++) from[t] = load_fp32(x + (int64_t)t * k + done);                            \
             for (int i = 0; i < 4; i++) {                                                                              \
-                __builtin_prefetch(w + (int64_t)(i + 4) * k + done);                                                   \
-                Vector weights = load_##FORMAT(w + (int64_t)i * k + done);                                             \
+                const TYPE *next = w + i * apart + done;                                                               \
+                __builtin_prefetch((const char *)next + AHEAD);                                                        \
+                Vector weights = load_##FORMAT(next);                                                                  \
                 for (int t = 0; t < count; t++) sums[t][i] += weights * from[t];                                       \
             }                                                                                                          \
         }                                                                                                              \
         for (int t = 0; t < count; t++) {                                                                              \
             four_sums(sums[t], y[t]);                                                                                  \
             for (int i = 0; i < 4; i++) {                                                                              \
-                for (int j = done; j < k; j++) y[t][i] += one_##FORMAT(w[(int64_t)i * k + j]) * x[(int64_t)t * k + j]; \
+                for (int j = done; j < k; j++) y[t][i] += one_##FORMAT(w[i * apart + j]) * x[(int64_t)t * k + j];      \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    static void products_##FORMAT(const void *w, const float *x, int k, int count, float (*y)[4]) {                    \
-        if (count == 1) product_##FORMAT(w, x, k, 1, y);                                                               \
-        else if (count == 2) product_##FORMAT(w, x, k, 2, y);                                                          \
-        else if (count == 3) product_##FORMAT(w, x, k, TOKENS < 3 ? TOKENS : 3, y);                                    \
-        else product_##FORMAT(w, x, k, TOKENS, y);                                                                     \
+    static void products_##FORMAT(const void *w, int64_t apart, const float *x, int k, int count, float (*y)[4]) {     \
+        if (count == 1) product_##FORMAT(w, apart, x, k, 1, y);                                                        \
+        else if (count == 2) product_##FORMAT(w, apart, x, k, 2, y);                                                   \
+        else if (count == 3) product_##FORMAT(w, apart, x, k, TOKENS < 3 ? TOKENS : 3, y);                             \
+        else product_##FORMAT(w, apart, x, k, TOKENS, y);                                                              \
     }
 PRODUCT(float, fp32)
 PRODUCT(uint16_t, bf16)
 PRODUCT(int8_t, int8)
 
-/* x (n, in) -> y (n, out), or y += where `add`. The weights have rows up to a multiple of four. */
+/* x (n, in) -> y (n, out), or y += where `add`. The weights have rows up to a multiple of four, and are read as four
+   streams, a quarter of the rows each: processors fetch long streams ahead, but not rows that lie side by side. */
 static void linear(const Model *m, Linear linear, const float *x, int n, int in, float *y, int out, int add) {
     static const int bytes[] = {4, 2, 1};
+    int quarter = (out + 3) / 4;
     #pragma omp for schedule(static)
-    for (int block = 0; block < (out + 3) / 4; block++) {
-        int first = 4 * block, rows = out - first < 4 ? out - first : 4, count;
+    for (int first = 0; first < quarter; first++) {
+        int count;
+        int64_t apart = (int64_t)quarter * in;
         const void *w = (const char *)linear.weight + (int64_t)first * in * bytes[m->format];
         for (int token = 0; token < n; token += count) {
             float sums[TOKENS][4];
             const float *from = x + (int64_t)token * in;
             count = n - token < TOKENS ? n - token : TOKENS;
-            if (m->format == FP32) products_fp32(w, from, in, count, sums);
-            else if (m->format == BF16) products_bf16(w, from, in, count, sums);
-            else products_int8(w, from, in, count, sums);
+            if (m->format == FP32) products_fp32(w, apart, from, in, count, sums);
+            else if (m->format == BF16) products_bf16(w, apart, from, in, count, sums);
+            else products_int8(w, apart, from, in, count, sums);
             for (int t = 0; t < count; t++) {
-                float *to = y + (int64_t)(token + t) * out + first;
-                for (int i = 0; i < rows; i++) {
-                    float value = linear.scale ? sums[t][i] * linear.scale[first + i] : sums[t][i];
-                    if (linear.bias) value += linear.bias[first + i];
-                    to[i] = add ? to[i] + value : value;
+                float *to = y + (int64_t)(token + t) * out;
+                for (int i = 0, row = first; i < 4 && row < out; i++, row += quarter) {
+                    float value = linear.scale ? sums[t][i] * linear.scale[row] : sums[t][i];
+                    if (linear.bias) value += linear.bias[row];
+                    to[row] = add ? to[row] + value : value;
                 }
             }
         }
