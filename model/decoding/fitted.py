@@ -16,7 +16,7 @@ from ..latent.core import LookaheadCore
 
 MOST_TEMPERATURE = 4.0  # of an adaptive one, and its reciprocal the least: a fit may not be followed beyond its text
 T = TypeVar("T")
-Foresight = Literal["drafter", "rollout"]
+Foresight = Literal["drafter", "rollout", "path"]
 Tempering = Callable[[Tensor, Tensor], Tensor]  # a model's logits (n, V) and the states (n, D) they are of -> (n,)
 
 
@@ -60,7 +60,7 @@ class PlanWeights:
     continuation: float  # of what is foreseen, when the candidates that are read are chosen
     value: float
     verified: float  # of what the model itself says once it has read them, in place of `continuation`
-    foresight: Foresight  # what foresees: the drafter, or rollouts of the transition
+    foresight: Foresight  # what foresees: the drafter, or rollouts of the transition; see foresight.py
 
 
 @dataclass(frozen=True)

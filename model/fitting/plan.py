@@ -61,7 +61,7 @@ def fit_plan(model: TransformerLM, rows: Sequence[Tensor]) -> PlanFit:
     if core is not None and core.drafter is not None:
         ways.append("drafter")
     if core is not None and core.transition is not None:
-        ways.append("rollout")
+        ways += ["rollout"] if core.value_head is None else ["rollout", "path"]
     if not ways:
         raise ValueError(
             "planning needs a model with a drafter or a transition; train one with auxiliary.enable_draft or "
@@ -111,6 +111,9 @@ def gates(
             foreseen = {way: forecaster.foresee(way, hidden[at], candidates) for way in ways}
             verified = {}
             for way in ways:
+                if way == "path":  # has the tokens of a rollout
+                    verified[way] = verified["rollout"]
+                    continue
                 history = History(GenerationSettings(temperature=0), [], FURTHEST, logits[0])
                 branches = read_branches(
                     decoder, torch.cat([candidates[:, None], foreseen[way].tokens], 1), history, synced

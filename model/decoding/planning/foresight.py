@@ -1,8 +1,9 @@
 """What the lookahead core foresees of candidates for the next token: how a text would go on after each, how likely that
 is, and how hard what comes then would be. The trunk reads nothing for it.
 
-Two ways: the drafter makes the states of all places at once; rollouts of the transition make them one after the other,
-each along the likeliest token of the one before.
+Three ways: the drafter makes the states of all places at once; rollouts of the transition make them one after the
+other, each along the likeliest token of the one before; a path is such a rollout, judged as MuZero judges one, by the
+losses of its tokens and the value of the state where it ends (LookaheadCore.path_value).
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ class Foreseen(NamedTuple):
 
     tokens: Tensor  # (m, K) int64: what would follow each
     continuation: Tensor  # (m,) nats: the mean log-probability of these
-    value: Tensor  # (m,) nats: the mean loss expected after the candidate, or after the rollout; 0 without a value head
+    # (m,) nats: the mean loss expected after the candidate, after the rollout, or along the path and after it; 0
+    # without a value head
+    value: Tensor
 
 
 class Memory:
@@ -107,7 +110,7 @@ class Forecaster:
         if core.transition is not None and self.memory is not None:
             slots = self.memory.slots()[:, : self.decoder.lengths[0]]
             rollout = EndRollout(core.transition, model, slots, self.decoder.last_block(0))
-        if way == "rollout":
+        if way != "drafter":
             assert rollout is not None
             tokens, nats, predicted = [], [], hidden
             for step in range(ROLLED_OUT):
@@ -123,6 +126,9 @@ class Forecaster:
         mean = torch.stack(nats).mean(0)
         if core.value_head is None or predicted is None:
             return Foreseen(torch.stack(tokens, 1), mean, torch.zeros_like(mean))
+        if way == "path":
+            q = core.path_value(-torch.stack(nats, 1), predicted[0])[:, 0]
+            return Foreseen(torch.stack(tokens, 1), mean, q / (ROLLED_OUT + core.value_head.horizons[0]))
         return Foreseen(torch.stack(tokens, 1), mean, expected_nll(core.value(predicted[0]))[:, 0])
 
 

@@ -51,7 +51,7 @@ class Planner:
         """eos: the token that ends the text, which is no candidate; None where none does."""
         self.decoder, self.weights, self.settings, self.eos = decoder, weights, settings, eos
         self.forecaster = Forecaster(model, decoder)
-        self.foreseen = ROLLED_OUT if weights.foresight == "rollout" else decoder.draft_length
+        self.foreseen = decoder.draft_length if weights.foresight == "drafter" else ROLLED_OUT
         self.synced = 0  # tokens of slot 0 that all slots hold
 
     def begin(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 what would follow it, in one forward call; its own probabilities then decide.
 
 A candidate's score is log p(a) + w * C(a) - u * V(a): C is the mean log-probability of the tokens after it, first as
-foreseen, then as verified; V is the mean loss that the value head expects after it.
+foreseen, then as verified; V is the mean loss that is expected after it, or along a path from it.
 """
 
 from typing import NamedTuple

@@ -58,7 +58,7 @@ def test_gates_are_read_as_the_text_has_them(model_with_core, token_ids):
     threshold, read = uncertain_places(model, rows)
     entropies = torch.cat([entropy(model.logits(model.hidden_states(row[None, :-1])[0])) for row in rows])
     assert (entropies > threshold).float().mean() == pytest.approx(0.2, abs=0.03)
-    found = gates(model, Weights(model, "fp32").decoder(CANDIDATES), read, ["drafter", "rollout"])
+    found = gates(model, Weights(model, "fp32").decoder(CANDIDATES), read, ["drafter", "rollout", "path"])
     at = 0
     for row, some in read:
         assert some == sorted(some, reverse=True) and max(some) < 32 - FURTHEST
@@ -82,6 +82,8 @@ def test_gates_are_read_as_the_text_has_them(model_with_core, token_ids):
             )
             at += 1
     assert at == len(found.came) > 5
+    assert torch.equal(found.verified["path"], found.verified["rollout"])
+    assert not torch.allclose(found.foreseen["path"].value, found.foreseen["rollout"].value)
 
 
 def test_a_model_plans_with_what_was_fitted(model_with_core, tokenizer, text, trained):

@@ -25,13 +25,13 @@ def test_slots_of_a_growing_text_are_those_of_the_whole(model):
 
 
 @torch.no_grad()
-def test_both_ways_foresee_what_the_core_predicts(model, make_decoder):
+def test_all_ways_foresee_what_the_core_predicts(model, make_decoder):
     core, ids, candidates = model.latent, torch.tensor([TEXT]), torch.tensor([3, 17, 30])
     states, decoder = model.states(ids), make_decoder(2)
     forecaster = Forecaster(model, decoder)
     decoder.read(0, TEXT)
     forecaster.read(TEXT, decoder.hidden)
-    foreseen = {way: forecaster.foresee(way, decoder.hidden[-1], candidates) for way in ("drafter", "rollout")}
+    foreseen = {way: forecaster.foresee(way, decoder.hidden[-1], candidates) for way in ("drafter", "rollout", "path")}
     for row, candidate in enumerate(candidates):
         # one candidate at a time, in a text that ends here: by the rollouts that training uses
         rollout = Rollout(core.transition, model, RolloutContext.read(model, ids, states), len(TEXT) - 1)
@@ -49,6 +49,10 @@ def test_both_ways_foresee_what_the_core_predicts(model, make_decoder):
         torch.testing.assert_close(found.continuation[row], torch.stack(nats).mean(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.value[row], expected_nll(core.value(state[0, 0]))[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(foreseen["drafter"].value[row], value, rtol=1e-4, atol=1e-4)
+        path, horizon = foreseen["path"], core.value_head.horizons[0]
+        assert path.tokens[row].tolist() == tokens and torch.equal(path.continuation[row], found.continuation[row])
+        whole = -torch.stack(nats).sum() + horizon * expected_nll(core.value(state[0, 0]))[0]
+        torch.testing.assert_close(path.value[row], whole / (ROLLED_OUT + horizon), rtol=1e-4, atol=1e-4)
         decoder.place()
         line, previous, nats, tokens = decoder.draft(0, decoder.hidden[-1], candidate).clone(), candidate, [], []
         for place in line:

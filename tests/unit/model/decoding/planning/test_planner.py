@@ -23,7 +23,7 @@ def planned(decoder, model, prompt, settings, weights):
     return list(planned_tokens(decoder, 0, prompt, settings, EOS, set(), model, weights))
 
 
-@pytest.mark.parametrize("way", ["drafter", "rollout"])
+@pytest.mark.parametrize("way", ["drafter", "rollout", "path"])
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_without_weights_the_tokens_are_the_greedy_ones(model, make_decoder, changes, way):
     """Wherever it plans, over several windows, also where it ends early."""
@@ -35,7 +35,7 @@ def test_without_weights_the_tokens_are_the_greedy_ones(model, make_decoder, cha
         assert [(one.id, one.stopped) for one in tokens] == [(one.id, one.stopped) for one in greedy]
 
 
-@pytest.mark.parametrize("way", ["drafter", "rollout"])
+@pytest.mark.parametrize("way", ["drafter", "rollout", "path"])
 def test_it_plans_where_the_model_is_uncertain_and_nowhere_else(model, make_decoder, way):
     settings = GenerationSettings(max_new_tokens=18, temperature=0, stop_at_eos=False, logprobs=0)
     lines = []

@@ -67,7 +67,7 @@ def test_scores_weigh_what_follows():
     assert weigh(torch.tensor([-0.5, -0.7]), foreseen, weights).tolist() == pytest.approx([-1.75, -1.95])
 
 
-@pytest.mark.parametrize("way", ["drafter", "rollout"])
+@pytest.mark.parametrize("way", ["drafter", "rollout", "path"])
 @torch.inference_mode()
 def test_the_models_own_probabilities_decide(model, make_decoder, way):
     weights = PlanWeights(threshold=0.0, continuation=1.0, value=0.5, verified=2.0, foresight=way)
