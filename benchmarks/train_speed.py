@@ -47,6 +47,7 @@ ON_CPU, ON_GPU = "reference,offline", "reference,reference-step,alone"
 TRAINERS = {  # name: worker, compiled, package
     "ours, engine, compiled": ("ours", True, "torch"),
     "ours, engine, eager": ("ours", False, "torch"),
+    "ours, torch's products": ("ours_torch", True, "torch"),  # where the kernel of model/products/ may multiply
     "ours, bare loop, compiled": ("ours_bare", True, "torch"),
     "plain loop, compiled": ("plain", True, "torch"),
     "plain loop, eager": ("plain", False, "torch"),
@@ -188,6 +189,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"; the data sheet's peak is {peak / 1e12:,.0f} TFLOP/s" if peak else "", flush=True)
     wanted = [part for part in arguments.trainers.split(",") if part]
     names = [name for name in TRAINERS if not wanted or any(part in name for part in wanted)]
+    if on_gpu or precision() == "bf16":
+        names = [name for name in names if TRAINERS[name][0] != "ours_torch"]
     for race_name in (arguments.races or (ON_GPU if on_gpu else ON_CPU)).split(","):
         if race_name == "alone":
             alone(arguments, on_gpu, peak, rate)

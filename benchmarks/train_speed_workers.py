@@ -168,23 +168,30 @@ def _loop(model: nn.Module, compile_it: Callable | None, shape: Shape, device: t
         optimizer.zero_grad()
 
 
-def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **options: Any) -> None:
+def ours(
+    shape: Shape, device: torch.device, gate: Gate, compiled: bool, products: str = "auto", **options: Any
+) -> None:
     """The step that main.py makes: DeepSpeed's engine, the guard and all. Of several processes each has such a shape;
     ZERO_STAGE is theirs. `options` are the model's."""
     from engine.config import TrainConfig
-    from engine.device import deepspeed_engine
+    from engine.device import deepspeed_engine, machine
     from engine.device.compiling import compile_model
     from engine.device.ranks import join
+    from engine.events import EventLog
     from engine.run.stability import StabilityGuard
     from engine.run.step import StepRunner
+    from engine.screen.console import Console
     from model import ModelConfig, TransformerLM
+    from model.products.linear import use_kernel
     from sources.loading.loader import Batch, BatchShape
 
     ranks = join()
     sizes = {"hidden_size": shape.width, "num_layers": shape.layers, "seq_length": shape.length}
     config = ModelConfig(**sizes, **{"num_heads": shape.heads} | options)
     stage = int(os.environ.get("ZERO_STAGE", "1"))
-    train = TrainConfig(learning_rate=RATE, zero_stage=stage)
+    train = TrainConfig(learning_rate=RATE, zero_stage=stage, products=products)
+    log = EventLog(Path(), Console(enabled=False))
+    use_kernel(machine.choose_products(train, shape.width, BF16, None, ranks, log))
     batch_shape = BatchShape(shape.rows, 1, shape.length, ranks.rank, ranks.world_size)
     engine = deepspeed_engine.initialize(TransformerLM(config, shape.vocabulary), train, batch_shape, ranks, BF16)
     if compiled:
@@ -199,6 +206,11 @@ def ours(shape: Shape, device: torch.device, gate: Gate, compiled: bool, **optio
         batch = Batch(ids[None], labels[None], segments, sources, labels.numel(), 0, {}, [])
         result = runner.run(batch, tokens, guard)
         guard.after_step(result.loss, result.skipped)
+
+
+def ours_torch(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
+    """The same with torch's products where `train.products` "auto" might take the kernel's."""
+    ours(shape, device, gate, compiled, products="torch")
 
 
 def ours_lean(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> None:
@@ -346,7 +358,9 @@ def litgpt(shape: Shape, device: torch.device, gate: Gate, compiled: bool) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("trainer", choices=("ours", "ours_bare", "ours_lean", "plain", "trainer", "fabric", "litgpt"))
+    parser.add_argument(
+        "trainer", choices=("ours", "ours_torch", "ours_bare", "ours_lean", "plain", "trainer", "fabric", "litgpt")
+    )
     parser.add_argument("shape", help="width,layers,length,vocabulary,rows")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()

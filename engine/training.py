@@ -19,6 +19,7 @@ from engine.run_log import library_log
 from engine.screen import report
 from engine.screen.console import Console
 from engine.trackers import Trackers
+from model.products.linear import by_kernel
 
 MAX_ROLLBACKS = 3  # in a row, without a new checkpoint; as many generations are kept
 
@@ -46,7 +47,8 @@ def train(
     listeners = [report.listener(lambda: folder.hold.root, folder.folder, console), trackers.take]
     log = EventLog(folder.folder, console, ranks.is_main, listeners)
     diverged, rollbacks = None, 0
-    with ExitStack() as stack, deterministic(preset.train.deterministic):
+    # What multiplies matrices is set up with a run, and ends with it.
+    with ExitStack() as stack, deterministic(preset.train.deterministic), by_kernel(False):
         watch = watch or stack.enter_context(watch_signals(ranks, console))
         ranks.on_main(lambda: stack.enter_context(folder.held(log.warn)))
         libraries = stack.enter_context(

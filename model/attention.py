@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .positions import rotate
+from .products.linear import Linear, linear
 from .streams.bigrams import NO_TOKEN, previous_tokens
 from .streams.gates import HeadGate
 
@@ -131,7 +132,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout, self.layer = dropout, layer
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_size, hidden_size))
         self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * hidden_size)) if bias else None)
-        self.out_proj = nn.Linear(hidden_size, hidden_size, bias)
+        self.out_proj = Linear(hidden_size, hidden_size, bias)
         # Initialised, and drawn in the order, of nn.MultiheadAttention: a seed keeps the weights that it has had.
         nn.init.xavier_uniform_(self.in_proj_weight)
         if self.out_proj.bias is not None:
@@ -159,7 +160,7 @@ class CausalSelfAttention(nn.Module):
         (B, T, D) are added to the attention's own, with the value gate's factors.
         """
         batch_size, length, hidden_size = x.shape
-        query, key, value = split_heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
+        query, key, value = split_heads(linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotations is not None:

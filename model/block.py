@@ -12,6 +12,7 @@ from .attention import NORM_EPS, CausalSelfAttention, KeyValueCache
 from .config import ModelConfig
 from .config.size import expert_size, inner_size, is_sparse
 from .experts import SparseMLP, activate
+from .products.linear import Linear
 from .streams.gates import HeadGate
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -25,8 +26,8 @@ class MLP(nn.Module):
         super().__init__()
         self.kind = kind
         inner = inner or inner_size(hidden_size, kind)
-        self.up = nn.Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
-        self.down = nn.Linear(inner, hidden_size, bias)
+        self.up = Linear(hidden_size, 2 * inner if kind == "swiglu" else inner, bias)
+        self.down = Linear(inner, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import loss_kernel
+from .products.linear import kernel_multiplies, product
 
 IGNORE_INDEX = -100
 # Bytes of a chunk's logits in fp32. Each chunk adds to the gradient of the whole head, so chunks are few, and on a GPU
@@ -110,7 +111,7 @@ def _fused(
             rows = slice(start, start + chunk)
             weights = None if token_weights is None else token_weights[rows]
             if softcap or z_loss:
-                logits = F.linear(low_hidden[rows], low_weight)
+                logits = _logits(low_hidden[rows], low_weight, None)
                 compute = _compiled_adjusted() if compiled else _adjusted
                 token_nll[rows], added, grad_logits = compute(
                     logits, bias, labels[rows], weights, accumulate, with_gradients, softcap, z_loss
@@ -118,17 +119,25 @@ def _fused(
                 if penalty is not None:
                     penalty[rows] = added
             else:
-                logits = F.linear(low_hidden[rows], low_weight, low_bias)
+                logits = _logits(low_hidden[rows], low_weight, low_bias)
                 grad_logits = _chunk_nll(logits, labels[rows], weights, token_nll[rows], with_gradients, compiled)
             if grad_logits is not None:
-                grad_hidden[rows] = grad_logits @ low_weight
+                grad_hidden[rows] = product(grad_logits, low_weight)
                 if dtype == accumulate:
-                    grad_weight.addmm_(grad_logits.T, low_hidden[rows])
+                    product(grad_logits.T, low_hidden[rows], out=grad_weight, add=True)
                 else:
                     grad_weight += grad_logits.T @ low_hidden[rows]
     weighted = token_nll if penalty is None else token_nll + penalty
     weighted = weighted if token_weights is None else weighted * token_weights
     return weighted.sum(), token_nll, grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """hidden (N, D), weight (V, D), bias (V,) or None -> (N, V)."""
+    if not kernel_multiplies(hidden, len(hidden)):
+        return F.linear(hidden, weight, bias)
+    logits = product(hidden, weight.T)
+    return logits if bias is None else logits.add_(bias)
 
 
 def _chunk_nll(

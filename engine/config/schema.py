@@ -75,6 +75,9 @@ class TrainConfig(BaseModel):
     checkpoint_activations: bool = Field(default=False, description="compute blocks again in the backward: less memory")
     expert_parallel_size: Count = Field(default=1, description="processes over which the experts of a block are spread")
     precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto: bf16 where native, else fp32")
+    products: Literal["auto", "torch", "kernel"] = Field(
+        default="auto", description="what multiplies fp32 on a CPU; auto: without bf16 arithmetic the faster one"
+    )
     compile: Literal["auto", True, False] = Field(default="auto", description="auto: where it works, not at stage 3")
     on_spike: Literal["log", "skip"] = Field(default="log", description="skip: a step whose loss is a spike is skipped")
     max_skipped_steps: Count = Field(default=10, description="skipped steps in a row that end the run or roll it back")

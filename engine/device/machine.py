@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 
+from engine.config import TrainConfig
 from engine.device import host
 from engine.device.host import processes_here, usable_cores
 from engine.device.ranks import Ranks, local_device
+from engine.errors import PresetError
 from engine.events import EventLog
+from model.products import kernel, timing
 
 # Dense products with fp32 accumulation, in TFLOP/s by words of the device's name: (bf16, tf32), from the makers' data
 # sheets, without sparsity. The first that is found counts.
@@ -42,6 +45,8 @@ PEAK_TFLOPS = {
     "RTX 3090 Ti": (80, 40),
     "RTX 3090": (71, 36),
 }
+LEAST_WIDTH = 128  # of a model whose products take longer than the calls around them
+LEAST_GAIN = 1.05  # of the kernel of matrix products
 MEASURE_SECONDS = 1.0  # for each precision
 SLOWER = "Laptop|D|Max Q"  # in names that are otherwise those of faster devices
 
@@ -54,6 +59,44 @@ def choose_bf16(asked: str, ranks: Ranks, log: EventLog) -> bool:
     if not native:
         log.say("This device has no native bf16 arithmetic: training in fp32.")
     return native
+
+
+def choose_products(train: TrainConfig, width: int, bf16: bool, saved: str | None, ranks: Ranks, log: EventLog) -> bool:
+    """Return whether the kernel multiplies matrices (model/products/), the same on every rank.
+
+    `saved` is what has multiplied in the lineage, which train.products "auto" keeps, so that a resumed run has the bits
+    of an uninterrupted one. A new lineage's is timed, but not with train.deterministic. `width` is the model's. Raises
+    PresetError where the preset asks for a kernel that cannot be had.
+    """
+    if train.products == "torch":
+        return False
+    problem = next(filter(None, ranks.gather(_kernel_problem(ranks.device, bf16))), None)
+    if train.products == "kernel":
+        if problem:
+            raise PresetError(f'train.products is "kernel" but {problem}; set it to "auto".')
+        return True
+    if problem:
+        if saved == "kernel":
+            log.say(f"Torch multiplies matrices from here on, where a kernel did: {problem}.")
+        return False
+    if saved is not None:
+        return saved == "kernel"
+    if train.deterministic or width < LEAST_WIDTH or any(ranks.gather(native_bf16(ranks.device))):
+        return False
+    faster = min(ranks.gather(timing.gain(width)))
+    if faster < LEAST_GAIN:
+        return False
+    log.say(f"A kernel multiplies matrices, {faster:.2f} times as fast as torch here.")
+    return True
+
+
+def _kernel_problem(device: torch.device, bf16: bool) -> str | None:
+    """Why the kernel cannot multiply here, or None."""
+    if device.type != "cpu":
+        return "this run is not on a CPU"
+    if bf16:
+        return "this run computes in bf16"
+    return None if kernel.library() else "there is no C compiler here"
 
 
 def native_bf16(device: torch.device) -> bool:

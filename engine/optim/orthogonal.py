@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.products.linear import kernel_multiplies, products
+
 Coefficients = tuple[float, float, float]
 Polynomial = Literal["quintic", "polar_express"]
 ADAMW_RMS = 0.2  # RMS of AdamW's updates at a learning rate of 1
@@ -31,7 +33,12 @@ def orthogonal(matrices: Tensor, dtype: torch.dtype, polynomials: tuple[Coeffici
     rows, columns = matrices.shape[1:]
     x = (matrices.mT if rows > columns else matrices).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    by_kernel = kernel_multiplies(x, x.shape[2])
     for first, second, third in polynomials or coefficients("quintic", 5):
+        if by_kernel:
+            gram = products(x, x.mT)
+            x = products(products(gram, gram).mul_(third).add_(gram, alpha=second), x).add_(x, alpha=first)
+            continue
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)
     x = x.float() * (ADAMW_RMS * math.sqrt(max(rows, columns)))

@@ -37,6 +37,7 @@ from engine.run.telemetry import RunFigures, Telemetry
 from model.config.size import is_sparse
 from model.experts import sparse_layers
 from model.latent import LookAhead, LookAheadSchedule
+from model.products.linear import use_kernel
 from model.snapshot import Snapshot
 from model.transformer import TransformerLM
 from sources.loading.loader import Batch, BatchShape, LoaderOptions, choose_num_lanes, padded_micro_batch_size
@@ -56,6 +57,7 @@ class Components:
     tokenizer: TextTokenizer
     engine: Engine
     compile_cache: CompileCache | None
+    by_kernel: bool  # matrix products
     warmup_repeats: int
     optimizer: OptimizerState | None  # the checkpoint's, until it is loaded after the warm-up
     is_new: bool  # a new lineage
@@ -86,6 +88,7 @@ class Components:
             curriculum=curriculum.state() if curriculum else None,
             guard=self.guard.state(),
             overfitting=self.overfitting.state(),
+            products="kernel" if self.by_kernel else "torch",
         )
 
     def capture(self) -> Checkpoint:
@@ -173,6 +176,9 @@ def setup(
     stage = choose_stage(train.zero_stage, footprint, ranks)
     train = train.model_copy(update={"zero_stage": stage})
     bf16 = machine.choose_bf16(train.precision, ranks, log)
+    saved_products = None if start.state is None else state.get("products", "torch")
+    by_kernel = machine.choose_products(train, preset.model.hidden_size, bf16, saved_products, ranks, log)
+    use_kernel(by_kernel)
     if train.probe_batch:
         divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
         probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
@@ -255,6 +261,7 @@ def setup(
         tokenizer=tokenizer,
         engine=engine,
         compile_cache=compile_cache,
+        by_kernel=by_kernel,
         warmup_repeats=warmup_repeats,
         optimizer=start.restored.optimizer if start.restored else None,
         is_new=start.is_new,
@@ -321,6 +328,7 @@ def _log_run(components: Components, parameters: tuple[int, int], bf16: bool, nu
             "held_out_shortfalls": components.evaluator.rows.shortfalls,
             "precision": "bf16" if bf16 else "fp32",
             "compiled": components.compile_cache is not None,
+            "products": "kernel" if components.by_kernel else "torch",
             "lanes": components.batches.num_lanes,
             "rows_per_pass": components.evaluator.micro_batch_size,
             "data_workers": num_workers,

@@ -44,6 +44,7 @@ class RunState(TypedDict):
     curriculum: CurriculumState | None
     guard: StabilityState | None
     overfitting: OverfittingState | None
+    products: str  # what multiplies: "kernel" or "torch"
 
 
 @dataclass(frozen=True)

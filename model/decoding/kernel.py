@@ -4,23 +4,16 @@ Without a C compiler there is no kernel, and decoding uses torch.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sysconfig
-import tempfile
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+from ..c_library import compiled_library
 from ..config import ModelConfig
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sampling.c"))
 # Sums may be reordered, so that they use vectors; infinities and NaN stay what they are.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
-COMPILE_SECONDS = 60
 
 
 class Linear(Structure):
@@ -74,12 +67,8 @@ def knows(config: ModelConfig) -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel; None where there is no compiler, or where it fails."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    try:
-        loaded = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: the user has no home folder
+    loaded = compiled_library("decoding", SOURCES, FLAGS)
+    if loaded is None:
         return None
     loaded.scratch_size.argtypes = [POINTER(Model), c_int32]
     loaded.scratch_size.restype = c_int64
@@ -95,39 +84,3 @@ def library() -> ctypes.CDLL | None:
     loaded.condition.argtypes = [model, drafter, c_int64, c_void_p]
     loaded.forward.restype = loaded.draw.restype = loaded.draft.restype = loaded.condition.restype = None
     return loaded
-
-
-def _compiled(compiler: str) -> Path:
-    """The path of the library. Raises OSError or SubprocessError where it can be neither found nor made."""
-    source = b"".join(path.read_bytes() for path in SOURCES)
-    key = hashlib.sha256(source + " ".join((compiler, *FLAGS, _processor())).encode()).hexdigest()[:16]
-    folder = _cache_folder()
-    path = folder / f"decoding-{key}{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch, path.name)
-            command = [compiler, *FLAGS, "-shared", "-fPIC", "-x", "c", *map(str, SOURCES), "-o", str(made), "-lm"]
-            if subprocess.run([*command, "-fopenmp"], capture_output=True, timeout=COMPILE_SECONDS).returncode:
-                subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=True)  # one thread then
-            made.rename(path)
-    return path
-
-
-def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(next((line for line in lines if line.startswith(key)), "") for key in ("model name", "flags"))
-
-
-def _cache_folder() -> Path:
-    """A folder that only this user can write: whoever can write it could have code run here."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "forethought"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = folder.stat()
-    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
-        raise PermissionError(f"{folder} can be written by others")
-    return folder

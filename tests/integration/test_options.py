@@ -12,6 +12,7 @@ from engine.checkpoint.folder import CURRENT
 from engine.errors import Interrupted
 from engine.events import read
 from model import load
+from model.products import kernel
 from tests.helpers.training import TOKENS_PER_STEP, by_step, signal_after, train_with
 
 MODEL: dict[str, Any] = {
@@ -69,6 +70,31 @@ def test_a_run_with_every_option_learns_and_resumes_to_the_bit(tiny, tmp_path: P
     assert losses[-1] < losses[0] - 0.2
     lm = load(whole / CURRENT)
     assert lm.generate("The", max_new_tokens=8, temperature=0.0).tokens
+
+
+@pytest.mark.skipif(kernel.library() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_products_by_the_kernel_resume_to_the_bit(tiny, tmp_path: Path, stage: int):
+    """A lineage keeps the kernel where the preset leaves it open; its losses are torch's but for rounding."""
+    asked, left_open, by_torch = (
+        tiny(train={"products": which, "zero_stage": stage}) for which in ("kernel", "auto", "torch")
+    )
+    budget = 8 * TOKENS_PER_STEP
+    losses = {}
+    for name, preset in (("whole", asked), ("torch", by_torch)):
+        train(preset, token_budget=budget, checkpoint_dir=tmp_path / name)
+        losses[name] = list(by_step(read(tmp_path / name)).values())
+    signal_after(tmp_path / "parts", 3)
+    with pytest.raises(Interrupted):
+        train(asked, token_budget=budget, checkpoint_dir=tmp_path / "parts")
+    train(left_open, token_budget=budget, checkpoint_dir=tmp_path / "parts")
+    whole, parts, other = (weights(tmp_path / name) for name in ("whole", "parts", "torch"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in whole.items())
+    assert losses["whole"] == pytest.approx(losses["torch"], abs=1e-4)
+    assert losses["whole"][:2] == pytest.approx(losses["torch"][:2], abs=1e-5)
+    ways = [event["derived"]["products"] for event in read(tmp_path / "parts") if event["event"] == "run"]
+    assert ways == ["kernel", "kernel"]
 
 
 @pytest.mark.slow

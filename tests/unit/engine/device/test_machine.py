@@ -3,11 +3,19 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from engine.config import TrainConfig
 from engine.device import machine
+from engine.device.ranks import Ranks
+from engine.errors import PresetError
+from engine.events import EventLog
+from engine.screen.console import Console
+from model.products import kernel, timing
 
 PROGRAM = """
 import resource, torch
@@ -92,3 +100,53 @@ def test_what_is_measured():
     found = machine.measure(seconds=0.01)
     assert found["kind"] in ("cpu", "cuda") and found["memory"] > 2**20 and found["description"]
     assert found["flops"]["fp32"] > 1e6 and ("bf16" in found["flops"]) == found["bf16"]
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch):
+    """Chooses what multiplies, on a CPU without bf16 whose kernel is 1.5 times as fast; keywords change that."""
+    monkeypatch.setattr(machine, "native_bf16", lambda device: False)
+    monkeypatch.setattr(kernel, "library", lambda: object())
+    monkeypatch.setattr(timing, "gain", lambda width: 1.5)
+
+    def make(asked: str = "auto", saved: str | None = None, **others: Any) -> bool:
+        train = TrainConfig(products=asked, deterministic=others.get("deterministic", False))
+        ranks = Ranks(0, 1, torch.device(others.get("device", "cpu")), None)
+        log = EventLog(Path(), Console())
+        return machine.choose_products(train, others.get("width", 256), others.get("bf16", False), saved, ranks, log)
+
+    return make
+
+
+def test_the_faster_one_multiplies_in_a_new_lineage(choose, monkeypatch, capsys):
+    assert choose() and "1.50 times as fast as torch" in capsys.readouterr().out
+    assert not choose("torch") and not choose(width=64) and not choose(deterministic=True) and not choose(bf16=True)
+    assert not choose(device="meta")
+    monkeypatch.setattr(timing, "gain", lambda width: 1.0)
+    assert not choose() and choose("kernel")
+    monkeypatch.setattr(timing, "gain", lambda width: 1.5)
+    monkeypatch.setattr(machine, "native_bf16", lambda device: True)
+    assert not choose() and choose("kernel")
+
+
+def test_a_lineage_keeps_what_multiplies(choose, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "gain", lambda width: 1 / 0)
+    assert choose(saved="kernel") and not choose(saved="torch")
+    assert choose("kernel", saved="torch") and not choose("torch", saved="kernel")
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    assert not choose(saved="kernel")
+    assert (
+        "Torch multiplies matrices from here on, where a kernel did: there is no C compiler" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"),
+    [({"bf16": True}, "this run computes in bf16"), ({"device": "meta"}, "this run is not on a CPU")],
+)
+def test_a_kernel_that_cannot_be_had_is_refused(choose, monkeypatch, others: dict, reason: str):
+    with pytest.raises(PresetError, match=f'train.products is "kernel" but {reason}; set it to "auto"'):
+        choose("kernel", **others)
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    with pytest.raises(PresetError, match="there is no C compiler here"):
+        choose("kernel")

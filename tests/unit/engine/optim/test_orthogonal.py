@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine.optim.orthogonal import ADAMW_RMS, Coefficients, coefficients, orthogonal
+from model.products import kernel, linear
 
 
 def applied(polynomials: tuple[Coefficients, ...], x: np.ndarray) -> np.ndarray:
@@ -58,3 +59,14 @@ def test_polar_express_makes_matrices_orthogonal():
     made = orthogonal(torch.randn(2, 40, 96), torch.float32, coefficients("polar_express", 7))
     singular = torch.linalg.svdvals(made / (ADAMW_RMS * 96**0.5))
     torch.testing.assert_close(singular, torch.ones_like(singular), atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(kernel.library() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("shape", [(3, 48, 48), (1, 96, 24), (2, 24, 96)])
+def test_the_kernel_makes_the_same_matrices(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(linear, "LEAST_ROWS", 16)
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    with linear.by_kernel():
+        made = orthogonal(matrices, torch.float32)
+    torch.testing.assert_close(made, orthogonal(matrices, torch.float32), atol=1e-4, rtol=1e-4)

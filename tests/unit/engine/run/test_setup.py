@@ -81,6 +81,7 @@ def test_the_run_event_holds_the_preset_and_what_follows(tiny, build, tmp_path: 
         "held_out_shortfalls": {"topics": "holds no more documents that are held out"},
         "precision": "fp32",
         "compiled": False,
+        "products": "torch",
         "lanes": 16,
         "rows_per_pass": 8,
         "data_workers": 0,
