@@ -263,7 +263,7 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[str | None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            holder = _holder(descriptor)
         except OSError as error:
             warn(
                 f"The file system of {folder} has no locks ({os_error_reason(error)}): nothing keeps another run out, "
@@ -276,6 +276,23 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[str | None]:
         yield holder
     finally:
         os.close(descriptor)
+
+
+def locked_by(folder: Path) -> str | None:
+    """Return who is in a `locked` block of `folder`, in words; None where nobody is, or where that cannot be told."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(descriptor)
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _holder(descriptor: int) -> str:
+    return os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
 
 
 @contextlib.contextmanager

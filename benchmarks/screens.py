@@ -80,7 +80,7 @@ def main() -> None:
 def take_pictures(folder: Path, tokens: int) -> None:
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     screen = Screen(PROGRAM, str(tokens), cwd=folder, size=SMALL, variables=variables)
-    screen.until(lambda text: re.search("getting the tokenizer  [5-9] s", text), DEADLINE_SECONDS)
+    screen.until(lambda text: re.search("preparing the tokenizer  [5-9] s", text), DEADLINE_SECONDS)
     draw(screen, "starting-80x24")
     screen.resize(*LARGE)
     screen.until(lambda text: re.search(r" (5[5-9]|[67]\d)\.\d%$", text, re.MULTILINE), DEADLINE_SECONDS)

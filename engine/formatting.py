@@ -1,6 +1,6 @@
 """Counts and durations as text."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 
 def count(number: float) -> str:
@@ -10,11 +10,6 @@ def count(number: float) -> str:
             scaled = number / limit
             return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f}{unit}"
     return f"{number:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, with days in front where there are some; "?" for infinity, NaN and thousands of years."""
-    return str(timedelta(seconds=round(seconds))) if seconds < 1e11 else "?"
 
 
 def about(seconds: float) -> str:
@@ -32,6 +27,11 @@ def about(seconds: float) -> str:
         return f"about {hours} h" + (f" {rest} min" if rest else "")
     hours = round(minutes / 60)
     return f"about {hours} h" if hours < 48 else f"about {round(hours / 24)} days"
+
+
+def brief(seconds: float) -> str:
+    """Seconds in as few letters as can be, for what has no room: 8 s, 95 s, 2 min, 2 h 20 min."""
+    return f"{seconds:.0f} s" if seconds < 99.5 else about(seconds).removeprefix("about ")
 
 
 def clock(moment: float, now: float) -> str:

@@ -54,7 +54,7 @@ def train(
         libraries = stack.enter_context(
             library_log(lambda: folder.hold.root, ranks.rank, lambda: ranks.broadcast(None))
         )
-        stack.enter_context(console.live(folder.folder, libraries))
+        stack.enter_context(console.live(folder.folder, libraries, preset.name))
         stack.enter_context(closing(trackers))
         stack.enter_context(closing(log))
         stack.enter_context(log.ending())

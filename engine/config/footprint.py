@@ -1,4 +1,4 @@
-"""The memory that a rank needs, from a preset's values alone: which ZeRO stage fits, and whether any does.
+"""The memory that a rank needs, from a preset's values alone: which ZeRO stage fits.
 
 Estimates, compared with what is measured in docs/several-machines.md.
 """
@@ -65,11 +65,3 @@ class Footprint:
         """Return the lowest stage that fits into `memory` bytes, or the last where none does."""
         stages = self.stages(asked)
         return next((stage for stage in stages if self.needed(stage) <= SHARE_USED * memory), stages[-1])
-
-    def shortage(self, asked: int | str, memory: float) -> str:
-        """Return why it cannot fit into `memory` bytes at any stage that is left open, in words; empty where it may."""
-        least = min(self.state_bytes(stage) for stage in self.stages(asked))
-        if least <= memory:
-            return ""
-        ranks = f"each of {self.world_size} processes" if self.world_size > 1 else "one process"
-        return f"{ranks} needs {least / GIB:.0f} GiB for weights and optimizer, and has {memory / GIB:.0f}"

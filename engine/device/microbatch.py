@@ -1,12 +1,15 @@
-"""How many rows a micro-batch has: timed micro-batches of growing size, until memory ends or one takes two seconds.
+"""How many rows a micro-batch has: some of growing size are timed, until memory ends or one takes two seconds.
 
 Runs before the engine exists, uncompiled, on all ranks at once. The tokens are all the same one, and no weight, moment
-or random number is changed.
+or random number is changed. The sizes that fit are timed in turns, and the median of each counts: so other work that
+comes or goes meanwhile slows all of them, and no single trial decides.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 
 import psutil
 import torch
@@ -25,7 +28,9 @@ from sources.loading.state import new_state
 GPU_GAIN = 1.03  # a larger micro-batch must be faster by this on a GPU
 CPU_NOISE = 1.2  # CPU timings are noisy, and per-micro-batch costs of compiled code do not show here
 LONG_SECONDS = 2.0  # larger micro-batches than one that takes so long gain nothing
-TIMED_SECONDS = 0.5  # per size
+TURNS, TURNS_SECONDS, MOST_TURNS = 3, 3.0, 25  # of all sizes: at least so many, more within this time
+SHORT_SECONDS = 1.0  # of a micro-batch that a resumed run's is compared with
+FAR_LESS = 4  # times fewer rows than would be chosen now: worth a word
 OPTIMIZER_BYTES = 12  # per parameter, beside weights and gradients: two moments, and a ZeRO stage's flat copy
 
 
@@ -48,30 +53,42 @@ class MicroBatchProbe:
         whole = OPTIMIZER_BYTES * model.num_parameters()
         self._optimizer_bytes = whole if optimizer_bytes is None else optimizer_bytes
 
-    def seconds_per_row(self, rows: int) -> float | None:
-        """Return the slowest rank's best time per row, or None where some rank lacks memory. All ranks must call it."""
-        by_rank = self.ranks.gather(self._measure(rows))
+    def first_seconds(self, rows: int) -> float | None:
+        """Return how long the slowest rank's micro-batch of `rows` takes, or None where some rank lacks memory. All
+        ranks must call it, and once for each size before that is timed."""
+        by_rank = self.ranks.gather(self._try(rows))
         return None if None in by_rank else max(by_rank)
 
-    def _measure(self, rows: int) -> float | None:
+    def seconds_per_row(self, sizes: Sequence[int], turns: int) -> dict[int, float]:
+        """Return the slowest rank's median time per row of each size, timed in turns. All ranks must call it."""
+        times: dict[int, list[float]] = {rows: [] for rows in sizes}
+        for _ in range(turns):
+            for rows, taken in times.items():
+                taken.append(self._timed(rows) / rows)
+        self.model.zero_grad()
+        by_rank = self.ranks.gather([median(taken) for taken in times.values()])
+        return {rows: max(of_ranks) for rows, of_ranks in zip(times, zip(*by_rank, strict=True), strict=True)}
+
+    def _try(self, rows: int) -> float | None:
+        """Run a micro-batch, a second time where the first one was long: it may have waited for memory or compilers."""
         if self.device.type == "cpu" and not self._has_room(rows):
             return None
-        times: list[float] = []
+        seconds: float | None = None
         try:
             # The optimizer's share; a CPU gives what is not touched for nothing.
             held = torch.empty(self._optimizer_bytes, dtype=torch.uint8, device=self.device)
-            first = self._run(rows)
-            while not times or (first <= LONG_SECONDS and (len(times) < 2 or sum(times) < TIMED_SECONDS)):
-                times.append(self._run(rows))
+            seconds = self._timed(rows)
+            if seconds > LONG_SECONDS:
+                seconds = self._timed(rows)
             del held
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            times = []
+            seconds = None
         self.model.zero_grad()
         torch.cuda.empty_cache()
         self._most_rows = max(self._most_rows, rows)
-        return min(times) / rows if times else None
+        return seconds
 
     def _has_room(self, rows: int) -> bool:
         """Whether a CPU's memory suffices, estimated from micro-batches of at most half as many rows: an allocation
@@ -83,10 +100,11 @@ class MicroBatchProbe:
                 return False
             if size == rows:
                 return True
-            self._run(size)
+            self._timed(size)
             self._most_rows = size
 
-    def _run(self, rows: int) -> float:
+    def _timed(self, rows: int) -> float:
+        """Run a micro-batch forward and backward; return its seconds."""
         tokens = torch.zeros(rows, self.shape.seq_length, dtype=torch.int64, device=self.device)
         segment_ids = torch.zeros_like(tokens, dtype=torch.int32)
         look_ahead, latent = None, self.model.latent
@@ -102,35 +120,72 @@ class MicroBatchProbe:
         return time.perf_counter() - begin
 
 
-def choose_shape(probe: MicroBatchProbe, saved: int | None, deterministic: bool, log: EventLog) -> BatchShape:
+def choose_shape(
+    probe: MicroBatchProbe, saved: int | None, continues: bool, deterministic: bool, log: EventLog
+) -> BatchShape:
     """Return the probe's shape with a micro-batch that fits and is fast, the same on all ranks; rows per step stay.
 
-    `saved` is the lineage's micro-batch size: it is kept where it still fits, so that a resumed run has the bits of an
-    uninterrupted one. With `deterministic` (train.deterministic) timing decides nothing. Raises PresetError where not
-    even one row fits.
+    `saved` is the size that the lineage had last. A run that `continues` keeps it where it still fits, so that it has
+    the bits of an uninterrupted one; the next run of the lineage measures again. With `deterministic`, which is
+    train.deterministic, every run keeps it and timing decides nothing. Raises PresetError where not even one row fits.
     """
     rows_per_rank = probe.shape.micro_batch_size * probe.shape.grad_accumulation_steps
 
     def shape(rows: int) -> BatchShape:
         return replace(probe.shape, micro_batch_size=rows, grad_accumulation_steps=rows_per_rank // rows)
 
-    if saved is not None and rows_per_rank % saved == 0 and probe.seconds_per_row(saved) is not None:
-        log.say(f"Micro-batches of {saved} rows, {rows_per_rank // saved} per step and process, as before.")
-        return shape(saved)
     sizes = _sizes(probe.shape)
+    kept = saved if saved and (continues or deterministic) and rows_per_rank % saved == 0 else None
+    if kept is not None and (seconds := probe.first_seconds(kept)) is not None:
+        log.say(f"{_batches(kept, rows_per_rank)}, as before.")
+        if not deterministic and (better := _far_better(probe, kept, seconds, sizes)):
+            _advise(kept, better, log)
+        return shape(kept)
     if deterministic:
-        seconds = _first_that_fits(probe, [rows for rows in reversed(sizes) if rows <= probe.shape.micro_batch_size])
-    else:
-        seconds = _time_sizes(probe, sizes)
-    if not seconds:
+        found = _first_that_fits(probe, [rows for rows in reversed(sizes) if rows <= probe.shape.micro_batch_size])
+        if found is None:
+            raise too_large(shape(1), probe.device)
+        log.say(f"{_batches(found, rows_per_rank)}.")
+        return shape(found)
+    measured = _time_sizes(probe, sizes)
+    if not measured:
         raise too_large(shape(1), probe.device)
-    fastest = min(seconds.values())
-    pick, tolerance = (max, CPU_NOISE) if probe.device.type == "cpu" else (min, GPU_GAIN)
-    chosen = pick(rows for rows, measured in seconds.items() if measured <= tolerance * fastest)
-    speeds = ", ".join(f"{rows}: {fastest / measured:.0%}" for rows, measured in seconds.items())
-    number = rows_per_rank // chosen
-    log.say(f"Micro-batches of {chosen} rows, {number} per step and process (throughput by rows: {speeds}).")
+    chosen, fastest = _fastest(measured, probe.device), min(measured.values())
+    speeds = ", ".join(f"{rows}: {fastest / seconds:.0%}" for rows, seconds in measured.items())
+    before = f"; it was {saved:,} in the run before" if saved not in (None, chosen) else ""
+    log.say(f"{_batches(chosen, rows_per_rank)} (relative throughput by size: {speeds}){before}.")
     return shape(chosen)
+
+
+def _batches(rows: int, rows_per_rank: int) -> str:
+    number = rows_per_rank // rows
+    return f"Micro-batch size {rows:,}, {number:,} gradient accumulation step{'s' if number > 1 else ''}"
+
+
+def _fastest(seconds: dict[int, float], device: torch.device) -> int:
+    """Return the size to take, of seconds per row by size: a CPU's largest, a GPU's smallest of the fast ones."""
+    pick, tolerance = (max, CPU_NOISE) if device.type == "cpu" else (min, GPU_GAIN)
+    return pick(rows for rows, measured in seconds.items() if measured <= tolerance * min(seconds.values()))
+
+
+def _far_better(probe: MicroBatchProbe, saved: int, seconds: float, sizes: Sequence[int]) -> int | None:
+    """Return a size of FAR_LESS times the rows of `saved`, or more, that would be chosen rather than it: of those that
+    take SHORT_SECONDS, the largest. None where there is none; `seconds` are those of a micro-batch of `saved` rows."""
+    most = min(probe.shape.micro_batch_size, SHORT_SECONDS * saved / max(seconds, 1e-9))
+    larger = [rows for rows in sizes if FAR_LESS * saved <= rows <= most]
+    if not larger or probe.first_seconds(larger[-1]) is None:
+        return None
+    return larger[-1] if _fastest(probe.seconds_per_row([saved, larger[-1]], TURNS), probe.device) > saved else None
+
+
+def _advise(saved: int, better: int, log: EventLog) -> None:
+    rows = "1 row" if saved == 1 else f"{saved:,} rows"
+    message = (
+        f"This run was begun with micro-batches of {rows}; by what is measured now it would get {better:,} or more. It "
+        "keeps its own to its end, so that it trains as it would have without a stop; the next run measures again. To "
+        "change them at once, set train.probe_batch to false: then train.per_gpu_batch_size counts."
+    )
+    log.write("advice", topic="micro-batch", message=message)
 
 
 def _sizes(shape: BatchShape) -> list[int]:
@@ -152,22 +207,26 @@ def _time_sizes(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:
     latent = probe.model.latent
     least = 1 if latent is None else rows_to_look_ahead(latent.auxiliary)
     large_enough = [rows for rows in sizes if rows >= least] or sizes[-1:]
-    seconds: dict[int, float] = {}
+    short: dict[int, float] = {}
+    long: dict[int, float] = {}  # the last one, which is timed but once
     for rows in large_enough:
-        if (measured := probe.seconds_per_row(rows)) is None:
+        if (seconds := probe.first_seconds(rows)) is None:
             break
-        seconds[rows] = measured
-        if rows * measured > LONG_SECONDS:
+        if seconds > LONG_SECONDS:
+            long[rows] = seconds / rows
             break
-    return seconds or _first_that_fits(probe, [rows for rows in reversed(sizes) if rows < large_enough[0]])
+        short[rows] = seconds
+    if len(short) + len(long) > 1:
+        turns = min(MOST_TURNS, max(TURNS, round(TURNS_SECONDS / sum(short.values()))))
+        return probe.seconds_per_row(list(short), turns) | long
+    smaller = [rows for rows in reversed(sizes) if rows < large_enough[0]]
+    found = next(iter(short | long), None) or _first_that_fits(probe, smaller)
+    return {} if found is None else {found: 1.0}  # there is nothing to compare it with
 
 
-def _first_that_fits(probe: MicroBatchProbe, sizes: list[int]) -> dict[int, float]:
-    """Return the first of `sizes` that fits, with its seconds per row, or nothing."""
-    for rows in sizes:
-        if (measured := probe.seconds_per_row(rows)) is not None:
-            return {rows: measured}
-    return {}
+def _first_that_fits(probe: MicroBatchProbe, sizes: Sequence[int]) -> int | None:
+    """Return the first of `sizes` that fits, if any."""
+    return next((rows for rows in sizes if probe.first_seconds(rows) is not None), None)
 
 
 def dummy_batch(shape: BatchShape) -> Batch:

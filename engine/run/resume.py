@@ -30,6 +30,7 @@ class Start:
     state: RunState | None  # None where the text starts over
     model: ModelConfig  # the preset's, with what a lineage keeps: its positions, and biases or none
     is_new: bool  # a new lineage
+    continues: bool  # a run that was begun before; else it is a lineage's first or next one
     restored: RestoredCheckpoint | None
 
 
@@ -66,18 +67,21 @@ def find_start(
             restored = None
         if restored is None:
             folder.require_writable()
-            return {"progress": asdict(Progress()), "state": None, "model": model.model_dump(), "is_new": True}
+            progress, kind = Progress(), {"is_new": True, "continues": False}
+            return {"progress": asdict(progress), "state": None, "model": model.model_dump(), **kind}
         state = _valid_state(restored, data)
         restored.notes.extend(folder.repair(restored))
         folder.require_writable()
         if kept.bias != model.bias:
             has = "biases, which it keeps" if kept.bias else "no biases and gets none"
             restored.notes.append(f"Its model has {has}: the preset's model.bias counts for new models.")
+        progress = _next_progress(restored, token_budget)
         return {
-            "progress": asdict(_next_progress(restored, token_budget)),
+            "progress": asdict(progress),
             "state": state,
             "model": kept.model_dump(),
             "is_new": False,
+            "continues": progress.run == Progress.from_json(restored.snapshot.progress or {}).run,
         }
 
     found = ranks.on_main(find)

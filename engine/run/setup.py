@@ -61,6 +61,7 @@ class Components:
     warmup_repeats: int
     optimizer: OptimizerState | None  # the checkpoint's, until it is loaded after the warm-up
     is_new: bool  # a new lineage
+    is_reshaped: bool  # it has been measured that other micro-batches than the checkpoint's are better
     ranks: Ranks
     log: EventLog
     folder: CheckpointFolder
@@ -179,11 +180,12 @@ def setup(
     saved_products = None if start.state is None else state.get("products", "torch")
     by_kernel = machine.choose_products(train, preset.model.hidden_size, bf16, saved_products, ranks, log)
     use_kernel(by_kernel)
+    saved_rows = state.get("rows_of_pass")
     if train.probe_batch:
         divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
         probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
         with log.stage("micro-batch"):
-            shape = choose_shape(probe, state.get("rows_of_pass"), train.deterministic, log)
+            shape = choose_shape(probe, saved_rows, start.continues or bool(diverged), train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
     num_lanes = ranks.broadcast(choose_num_lanes(ranks.world_size, num_workers))
@@ -265,6 +267,7 @@ def setup(
         warmup_repeats=warmup_repeats,
         optimizer=start.restored.optimizer if start.restored else None,
         is_new=start.is_new,
+        is_reshaped=train.probe_batch and saved_rows not in (None, shape.micro_batch_size),
         ranks=ranks,
         log=log,
         folder=folder,

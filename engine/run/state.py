@@ -61,6 +61,6 @@ class TrainResult:
     def summary(self) -> str:
         return (
             f"Done: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} tokens/s. The model is {self.snapshot}; to "
-            "generate with it, start main.py again and answer g. "
-            f"The report is {self.snapshot.with_name(REPORT_NAME)}; a browser shows it."
+            "generate with it, start main.py again and press g. "
+            f"The report is {self.snapshot.with_name(REPORT_NAME)}: open it in a browser."
         )

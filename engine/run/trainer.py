@@ -116,6 +116,8 @@ class Trainer:
             c.log.say(f"The optimizer's state lacks {len(missing)} parameters; their moments start at zero.")
         self._average.start(c.engine)
         c.optimizer = None  # twice the model's size, and the engine has it now
+        if c.is_reshaped:
+            c.saver.save()  # a restart before the next checkpoint must not measure once more
         if c.compile_cache:
             c.compile_cache.done()
         freeze_gc()  # a compiler leaves hundreds of thousands of objects

@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from engine.run_log import RunLog
 from engine.screen.live.display import Display, showing
 from engine.screen.live.lines import take
+from engine.screen.live.starts import StartTimes
 from engine.screen.live.view import RunView, read_view
 from engine.screen.streams import OUTPUT, can_draw
 from engine.screen.text import Event, literal
@@ -52,16 +53,21 @@ class Console:
             self._print(line)
 
     @contextlib.contextmanager
-    def live(self, folder: Path, log: RunLog) -> Iterator[None]:
-        """Draw the panel of the run in `folder` within the block, if the terminal can; `log` gets what anybody else,
-        and any rank, writes to it meanwhile."""
+    def live(self, folder: Path, log: RunLog, preset: str) -> Iterator[None]:
+        """Draw the panel of the run of `preset`, a name, in `folder` within the block, if the terminal can; `log` gets
+        what anybody else, and any rank, writes to it meanwhile."""
         self._view = read_view(folder) if self.enabled else self._view
         self._view.restart()
         if not can_draw():
             yield
-            return
-        with Display(self._view, log) if self.enabled else log.instead_of(1, 2):
-            yield
+        elif not self.enabled:
+            with log.instead_of(1, 2):
+                yield
+        else:
+            starts = StartTimes(preset, folder)
+            self._view.expected |= starts.expected
+            with Display(self._view, log, starts):
+                yield
 
     def asking(self, question: Callable[[str], bool]) -> Callable[[str], bool]:
         """Return what asks `question` without the panel."""

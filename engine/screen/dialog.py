@@ -4,10 +4,13 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 from rich.console import Console as RichConsole
 
+from engine.formatting import brief
+from engine.screen import machines
 from engine.screen.streams import OUTPUT
 from engine.screen.text import printable
 
@@ -42,9 +45,12 @@ def moves_the_cursor() -> bool:
 
 @contextlib.contextmanager
 def working(what: str, shown: bool = True) -> Iterator[None]:
-    """Show, at a terminal, what takes a while in the block."""
+    """Show, at a terminal, what takes a while in the block, and how long it took here the last time."""
     if not shown or not moves_the_cursor():
         yield
         return
-    with RichConsole(file=OUTPUT).status(f"{what} ..."):
+    begin, took = time.monotonic(), machines.start_seconds(what).get(what, 0.0)
+    expected = f" (about {brief(took)})" if took >= 0.5 else ""
+    with RichConsole(file=OUTPUT).status(f"{what} ...{expected}"):
         yield
+    machines.remember_start(what, {what: round(time.monotonic() - begin, 3)})

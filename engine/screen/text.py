@@ -9,6 +9,7 @@ from rich.markup import escape
 from sources.redact import redact
 
 Event = dict[str, Any]  # one line of metrics.jsonl: `event` is its kind
+FIRST_EPOCHS = 4  # of a source, each of which is said
 
 # All C0 and C1 controls but newline and tab: an escape sequence in a model's sample could write to a terminal's title.
 # And what changes the direction of the text after it: a file's name could look like another.
@@ -42,6 +43,13 @@ def plural(number: int, noun: str) -> str:
     """A number and its noun: 1 row, 2 rows, 3 micro-batches."""
     ending = "es" if noun.endswith(("s", "ch")) else "s"
     return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
+def is_news(event: Event) -> bool:
+    """Whether an event is worth a line. Of a text that is read a thousand times, not every epoch is: the first few, and
+    then the 8th, the 16th and so on."""
+    epoch = event.get("pass") if event.get("what") == "next_pass" else None
+    return not isinstance(epoch, int) or epoch <= FIRST_EPOCHS or epoch.bit_count() == 1
 
 
 def lookahead(passage: list[dict[str, Any]]) -> str:

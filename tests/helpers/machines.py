@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from engine.screen.menu import speed
-from engine.screen.menu.speed import Machine
+from engine.screen import machines
+from engine.screen.machines import Machine
 
 MACHINE = Machine("cpu", "CPU, 2 threads, 24 GiB", 24 * 2**30, True, {"bf16": 4e11, "fp32": 1e11})
 
@@ -14,5 +14,5 @@ def remembering(cache: Path) -> dict[str, str]:
     """Variables of a process that finds MACHINE in `cache` as its own."""
     variables = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, variables):
-        speed.remember(MACHINE)
+        machines.remember(MACHINE)
     return variables

@@ -71,7 +71,8 @@ class Screen:
         variables: Variables | None = None,
         launcher: Sequence[str] = (),
     ):
-        """`size` is columns and rows. With a `launcher`, the words of a command, the script is started by it."""
+        """`size` is columns and rows. With a `launcher`, the words of a command, the script is started by it, and the
+        terminal is its own: keys such as Ctrl-C make signals there."""
         self._descriptor, inner = pty.openpty()
         self._screen = pyte.HistoryScreen(*size, history=2000, ratio=0.5)
         self._stream = pyte.ByteStream(self._screen)
@@ -88,6 +89,7 @@ class Screen:
                 stdout=inner,
                 stderr=inner,
                 start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             )
         else:
             self.process = start(script, *arguments, cwd=cwd, variables=wanted, stdin=inner, stdout=inner)
@@ -122,6 +124,16 @@ class Screen:
         """Change the terminal's size; the kernel tells the program's group by SIGWINCH."""
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._screen.resize(rows, columns)
+
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
+
+    def read_keys_singly(self) -> None:
+        """Change the terminal's modes, as a program does that reads key by key."""
+        modes = termios.tcgetattr(self._descriptor)
+        modes[3] &= ~termios.ICANON
+        termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
 
     def shown(self) -> str:
         return "\n".join(line.rstrip() for line in self._screen.display)

@@ -1,4 +1,4 @@
-"""What a newcomer copies: presets in README, docs and examples/, the notebook, and the Dockerfile."""
+"""What a newcomer copies: the presets of examples/, the notebook, and the Dockerfile."""
 
 import contextlib
 import io
@@ -17,23 +17,11 @@ from tests.helpers.text import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"
 PRESETS = sorted(EXAMPLES.glob("*.json"))
-PAGES = [REPOSITORY / "README.md", EXAMPLES / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-BLOCKS = [
-    (page.name, block)
-    for page in PAGES
-    for block in re.findall(r"^```json\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    if '"name"' in block
-]
 NOTEBOOK = EXAMPLES / "use_a_model.ipynb"
 DOCKERFILE = REPOSITORY / "Dockerfile"
 
 
 # Presets
-
-
-@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page for page, _ in BLOCKS])
-def test_presets_in_the_documents_can_be_loaded(page: str, block: str):
-    parse_preset(json.loads(block), where=page)
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

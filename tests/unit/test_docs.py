@@ -58,13 +58,6 @@ def test_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_readmes_presets_parse():
-    blocks = re.findall(r"^```json\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    assert blocks
-    for block in blocks:
-        Preset.model_validate(json.loads(block))
-
-
 @pytest.mark.parametrize("section", ["model", "train", "data", "auxiliary"])
 def test_presets_page_lists_every_key_and_default(section: str):
     config = getattr(Preset(name="defaults"), section)

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from storage import (
+    LOCK,
     Damaged,
     digest,
     exclusive,
     hard_link_or_copy,
+    locked,
+    locked_by,
     open_regular,
     os_error_reason,
     read_regular,
@@ -195,3 +198,13 @@ def test_one_writer_at_a_time(tmp_path: Path):
         assert (first, second) == (True, False)
     with exclusive(tmp_path) as third:
         assert third
+
+
+def test_who_has_locked_a_folder_is_told_without_locking_it(tmp_path: Path):
+    assert locked_by(tmp_path) is None and not (tmp_path / LOCK).exists()
+    with locked(tmp_path, print) as holder:
+        assert holder is None
+        assert locked_by(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+    assert locked_by(tmp_path) is None
+    with locked(tmp_path, print) as holder:
+        assert holder is None, "it was not held by whoever asked"

@@ -21,9 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.run_log import RunLog
+from engine.screen.live.keyboard import Keyboard
 from engine.screen.live.lines import take
 from engine.screen.live.panel import panel
-from engine.screen.live.view import RunView
+from engine.screen.live.starts import StartTimes
+from engine.screen.live.view import RunView, stage_now
 from engine.screen.streams import own_terminal
 from engine.screen.text import Event
 
@@ -45,12 +47,13 @@ def showing() -> "Display | None":
 class Display:
     """A context manager. `show` and `message` may be called by any thread and return at once."""
 
-    def __init__(self, view: RunView, log: RunLog | None = None):
-        self.view, self._log = view, log
+    def __init__(self, view: RunView, log: RunLog | None = None, starts: StartTimes | None = None):
+        self.view, self._log, self._starts = view, log, starts
         self._posted: deque[Event | tuple[float, str]] = deque()
         self._printed: deque[Table] = deque(maxlen=KEPT_LINES)
         self._drawing = threading.RLock()
         self._resources: contextlib.ExitStack | None = None
+        self._keyboard: Keyboard | None = None
         self._drawn_at = 0.0
 
     def show(self, event: Event) -> None:
@@ -83,6 +86,7 @@ class Display:
             thread = threading.Thread(target=self._run, args=(ended,), name="panel", daemon=True)
             stack.callback(thread.join, 2 * PERIOD)
             stack.callback(ended.set)
+            self._keyboard = Keyboard(self._terminal)
             self._resources = stack.pop_all()
         _showing = self
         thread.start()
@@ -90,6 +94,8 @@ class Display:
     def stop(self, keep: bool = True) -> None:
         """Draw the last state and give the terminal back; without `keep` the panel is removed."""
         global _showing
+        if self._keyboard is not None:
+            self._keyboard.restore()  # first: a terminal that takes no output now must be left usable, too
         with self._drawing:
             resources, self._resources = self._resources, None
             if resources is None:
@@ -141,7 +147,7 @@ class Display:
             self._terminal.write(CLEAR)
             printed = list(self._printed)[-max(1, self._size.lines // 4) :]
         self._console.size = self._size
-        starting = self.view.stage is not None and "step" not in self.view.latest
+        starting = stage_now(self.view) is not None and "step" not in self.view.latest
         idle = time.monotonic() - self._drawn_at > (PERIOD / 2 if starting else IDLE)
         if printed or force or changed or resized or idle:
             with self._console:  # which writes all at once
@@ -154,6 +160,8 @@ class Display:
         """Take over an event or a line; return the lines that are to be printed."""
         if isinstance(posted, tuple):
             return [stamped(*posted)]
+        if self._starts is not None:
+            self._starts.add(posted)
         shown = take(posted, self.view)
         if posted["event"] in IN_PANEL:
             return []

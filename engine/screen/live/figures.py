@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from engine.formatting import about, count
+from engine.formatting import brief, count
 from engine.screen.live.view import RunView, age
 from engine.screen.text import Event, one_line, plural
 
@@ -47,9 +47,8 @@ def validation(view: RunView, now: float) -> list[Figure]:
             ("evaluated", f"at {count(at)} tokens" if at > 0 else ""),
         ]
     if save := view.latest.get("save"):
-        at, seconds = save["tokens_total"] - view.begins_at, age(save, now)
-        ago = f"{seconds:.0f} s" if seconds < 60 else about(seconds).removeprefix("about ")
-        figures.append(("checkpoint", f"{ago} ago" + (f", at {count(at)}" if at > 0 else "")))
+        at = save["tokens_total"] - view.begins_at
+        figures.append(("checkpoint", f"{brief(age(save, now))} ago" + (f", at {count(at)}" if at > 0 else "")))
     return figures
 
 

@@ -5,9 +5,10 @@ Names, messages and samples come from presets, hubs and models, so each is made 
 
 from collections.abc import Iterator
 
-from engine.formatting import about, count
+from engine.formatting import about, brief, count
+from engine.screen.live.starts import FIRST_STEPS
 from engine.screen.live.view import RunView
-from engine.screen.text import Event, literal, lookahead, one_line, plural
+from engine.screen.text import Event, is_news, literal, lookahead, one_line, plural
 
 TEMPLATES = {  # of the kinds that are shown as they are
     "resume": "[green]resumed[/]  {message}",
@@ -15,23 +16,22 @@ TEMPLATES = {  # of the kinds that are shown as they are
     "skip": "[yellow]skipped[/]  step {step:,}: {reason} (loss {loss:.4f}); {in_a_row:,} in a row, {total:,} in all",
     "rollback": "[yellow]rollback[/]  {reason}, after step {step:,}: training continues from step {to_step:,} with "
     "text that it has not read yet",
-    "source": "[{colour}]source[/] {name}: {message}",
     "save": "[green]saved[/]  {path} at {tokens_total:,} tokens in {seconds:.1f} s",
     "advice": "[yellow]advice[/]  {message}",
 }
 STAGES = {  # what a run does before its first step, and between steps
     "checkpoint": "reading the checkpoint",
     "sources": "opening the sources",
-    "tokenizer": "getting the tokenizer",
-    "model": "making the model",
-    "micro-batch": "measuring the micro-batch size",
+    "tokenizer": "preparing the tokenizer",
+    "model": "building the model",
+    "micro-batch": "choosing the micro-batch size",
     "engine": "starting DeepSpeed",
     "validation": "collecting the validation set",
     "data": "starting the data loader",
     "first checkpoint": "saving the new model",
-    "compile": "compiling the model in a warm-up step",
-    "warm-up": "making a warm-up step",
-    "optimizer": "loading the optimizer's state",
+    "compile": "compiling the model",
+    "warm-up": "running a warm-up step",
+    FIRST_STEPS: "running the first steps",
     "evaluation": "evaluating",
 }
 SHORT_SECONDS = 2.0  # a stage that took less at the last start is not announced
@@ -58,10 +58,11 @@ def lines(event: Event, view: RunView) -> list[str]:
             return _evaluation(event)
         case "stage":
             return _stage(event, view)
+        case "source":
+            return [_source(event)] if is_news(event) else []
         case kind if kind in TEMPLATES:
             values = {key: literal(value) if isinstance(value, str) else value for key, value in event.items()}
-            colour = "yellow" if event.get("what") in ("dropped", "retry") else "dim"
-            return [TEMPLATES[kind].format(colour=colour, **values)]
+            return [TEMPLATES[kind].format(**values)]
     return []
 
 
@@ -89,7 +90,7 @@ def run_sentences(event: Event) -> Iterator[str]:
     batches = f"{plural(train['accumulation_steps'], 'micro-batch')} of {plural(rows, 'row')} per process"
     yield f"A step has {step}: {batches}. Precision {precision}, ZeRO stage {stage}{alone}."
     peak, cost = derived["peak_flops"], count(derived["flops_per_token"])
-    mfu = f"relative to the data sheet's {count(peak)} FLOP/s" if peak else "unknown: no table has this device's peak"
+    mfu = f"relative to the data sheet's {count(peak)} FLOP/s" if peak else "not shown: this device's peak is not known"
     yield f"A token costs {cost} FLOP (6 per weight of a matrix product, plus attention). MFU is {mfu}."
     asked, budget = train["train_tokens"], derived["token_budget"]
     if asked not in (None, budget):
@@ -129,6 +130,14 @@ def _step(event: Event, view: RunView) -> str:
     return "  ".join(parts)
 
 
+def _source(event: Event) -> str:
+    """What happened to a source; its name stands there once."""
+    colour = "yellow" if event.get("what") in ("dropped", "retry") else "dim"
+    name, message = event["name"], event["message"]
+    named = message if message.startswith(f"{name} ") else f"{name}: {message}"
+    return f"[{colour}]source[/] {literal(named)}"
+
+
 def slow_rank(found: Event) -> str:
     """The rank that the others wait for, in words."""
     where = f" on {literal(found['host'])}" if found["host"] else ""
@@ -151,4 +160,4 @@ def _stage(event: Event, view: RunView) -> list[str]:
     expected = view.expected.get(event["name"])
     if event["seconds"] is not None or "step" in view.latest or (expected or SHORT_SECONDS) < SHORT_SECONDS:
         return []
-    return [f"[dim]{stage_name(event)}" + (f" ({about(expected)})" if expected else "") + "[/]"]
+    return [f"[dim]{stage_name(event)}" + (f" (about {brief(expected)})" if expected else "") + "[/]"]

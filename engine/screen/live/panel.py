@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.spinner import Spinner
 from rich.text import Text
 
-from engine.formatting import about, clock, count, duration
+from engine.formatting import about, brief, clock, count
 from engine.screen.live import chart
 from engine.screen.live.figures import LABEL, VALUE, auxiliary, flowing, heading, sources, table, training, validation
 from engine.screen.live.lines import stage_name
-from engine.screen.live.view import RunView, age
+from engine.screen.live.view import RunView, age, stage_now
 from engine.screen.text import one_line
 
 WIDE = 110  # columns from which the figures stand beside the chart
@@ -68,7 +68,7 @@ def _progress(view: RunView, columns: int, now: float) -> list[Text]:
     """The bar, and tokens, time left and finishing time below it; before the first step what is being done."""
     step = view.latest.get("step")
     if step is None:
-        return [] if view.stage is None else [_busy(view, now)]
+        return _busy(view, now)
     share = f" {step['share']:6.1%}"
     width = max(4, columns - len(share))
     halves = round(step["share"] * 2 * width)
@@ -79,7 +79,7 @@ def _progress(view: RunView, columns: int, now: float) -> list[Text]:
     if "end" in view.latest:
         pass
     elif view.stage is not None:
-        line.append("  ").append_text(_busy(view, now))
+        line.append("  ").append_text(*_busy(view, now))
     elif (seconds := view.remaining.seconds()) is None:
         line.append("  ·  time left: known after some more steps", LABEL)
     else:
@@ -88,20 +88,17 @@ def _progress(view: RunView, columns: int, now: float) -> list[Text]:
     return [bar, line]
 
 
-def _busy(view: RunView, now: float) -> Text:
+def _busy(view: RunView, now: float) -> list[Text]:
     """The stage that goes on, with a spinner and its time."""
-    stage = view.stage
-    assert stage is not None
+    if (stage := stage_now(view)) is None:
+        return []
     frame = SPINNER.frames[int(now * 1000 / SPINNER.interval) % len(SPINNER.frames)]
     line = Text.assemble((frame, TRAINING), " ", stage_name(stage))
-    line.append(f"  {_short(age(stage, now))}", VALUE)
-    if expected := view.expected.get(stage["name"]):
-        line.append(f" of about {_short(expected)}", LABEL)
-    return line
-
-
-def _short(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else duration(seconds)
+    line.append(f"  {brief(age(stage, now))}", VALUE)
+    expected = view.expected.get(stage["name"], 0.0)
+    if expected >= 0.5:
+        line.append(f" of about {brief(expected)}", LABEL)
+    return [line]
 
 
 def _body(view: RunView, columns: int, rows: int, now: float) -> list[Text]:
@@ -120,7 +117,7 @@ def _stages(view: RunView) -> list[Text]:
         Text.assemble(("✓ ", "green"), (stage_name(stage), LABEL), (f"  {stage['seconds']:.1f} s", LABEL))
         for stage in view.stages
         if stage["seconds"] >= 0.05
-    ] + ([] if view.stage is not None or view.run is None else [Text("waiting for the first steps", LABEL)])
+    ]
 
 
 def _small(view: RunView, columns: int, now: float) -> list[Text]:

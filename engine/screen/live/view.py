@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine import events
 from engine.screen.live.remaining import Remaining
+from engine.screen.live.starts import FIRST_STEPS
 from engine.screen.report.history import Curve
 from engine.screen.text import Event
 
@@ -98,6 +99,13 @@ class RunView:
 
     def _forget_curve(self) -> None:
         self.curve, self.marks = Curve(), []
+
+
+def stage_now(view: RunView) -> Event | None:
+    """The stage that goes on; the time between the last one of a start and the first report of steps is one, too."""
+    if view.stage or not view.stages or view.run is None or view.latest.keys() & {"step", "end"}:
+        return view.stage
+    return {"event": "stage", "name": FIRST_STEPS, "time": view.stages[-1]["time"], "seconds": None}
 
 
 def read_view(folder: Path) -> RunView:

@@ -24,25 +24,43 @@ MOST_BYTES = 2**22  # that are read at a time
 
 def offered(folder: Path) -> bool:
     """Ask at a terminal whether to watch the run in `folder`, and watch it; False where nobody could or wanted to."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not sys.stdin.isatty() or not can_draw():
+    if not can_watch():
         return False
     with interruptible():
         try:
             if (ask("Watch that run? [Y/n] ") or "").strip().lower() not in ("", "y", "yes"):
                 return False
+        except KeyboardInterrupt:
+            say()
+            return True
+    show(folder)
+    return True
+
+
+def show(folder: Path) -> None:
+    """Watch the run in `folder`, and say what became of it."""
+    with interruptible():
+        try:
             say(watch(folder))
         except KeyboardInterrupt:
             say()
-    return True
+
+
+def can_watch() -> bool:
+    """Whether this process is alone, and a person at a terminal that can show a panel."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 and sys.stdin.isatty() and can_draw()
 
 
 def watch(folder: Path) -> str:
     """Draw the run in `folder` until it ends, or until Ctrl-C; return what became of it, in a sentence."""
     follower = Follower(folder)
-    with Display(follower.begin()) as display:
+    view = follower.begin()
+    with Display(view) as display:
         try:
             while (end := _end(follower.new(), display)) is None:
                 if holder_is_gone(folder):
+                    if "end" in view.latest:  # while it was about to be watched
+                        return _last_words(view.latest["end"])
                     return "The run has ended without a word: its process is gone. The next start continues it."
                 time.sleep(PERIOD)
         except KeyboardInterrupt:
@@ -55,8 +73,12 @@ def _end(new: Iterable[Event], display: Display) -> str | None:
     for event in new:
         display.show(event)
         if event["event"] == "end":
-            return event.get("message") or "The run is finished."
+            return _last_words(event)
     return None
+
+
+def _last_words(event: Event) -> str:
+    return event.get("message") or "The run is finished."
 
 
 class Follower:

@@ -16,12 +16,14 @@ from engine.control.exit import end
 from engine.device import host
 from engine.errors import PresetError, RunError
 from engine.screen.dialog import ask, moves_the_cursor
-from engine.screen.menu.answers import ACTIONS, QUIT, Choice, read_answer, starts_again
+from engine.screen.live import watch
+from engine.screen.machines import Machine
+from engine.screen.menu.answers import ACTIONS, QUIT, WATCH, Choice, read_answer, starts_again
 from engine.screen.menu.entries import Menu
 from engine.screen.menu.new_preset import new_preset
 from engine.screen.menu.picker import NEW, Picker, ask_typing
 from engine.screen.menu.plain import ask_plainly
-from engine.screen.menu.speed import Machine, Measurement
+from engine.screen.menu.speed import Measurement
 from engine.screen.menu.states import StateChecks
 
 __all__ = ["ACTIONS", "CHECKPOINTS", "QUIT", "Choice", "choose", "choose_for_all", "may_archive"]
@@ -30,8 +32,8 @@ CHECKPOINTS = Path("checkpoints")
 
 
 def choose_for_all(tokens_per_run: int) -> Choice | RunError:
-    """What rank 0 is to do. Alone, it ends the process at QUIT and raises RunError; with several ranks both are
-    returned, since the others wait and must be told. A signal raises Interrupted."""
+    """What rank 0 is to do. Alone, it ends the process at QUIT or after watching a run, and raises RunError; with
+    several ranks QUIT and errors are returned, since the others wait and must be told. A signal raises Interrupted."""
     alone = host.processes_in_all() == 1
     try:
         with interruptible():
@@ -40,13 +42,15 @@ def choose_for_all(tokens_per_run: int) -> Choice | RunError:
         if alone:
             raise
         return error
-    if choice == QUIT and alone:
+    if choice == WATCH:
+        watch.show(CHECKPOINTS)
+    if choice in (QUIT, WATCH) and alone:
         end(0)
     return choice
 
 
 def choose(tokens_per_run: int, checkpoint_dir: Path = CHECKPOINTS) -> Choice:
-    """The chosen preset's values as JSON, a key of ACTIONS, or QUIT.
+    """The chosen preset's values as JSON, a key of ACTIONS, QUIT, or WATCH.
 
     Raises PresetError for an answer or a preset that cannot be used, and Interrupted at Ctrl-C in the picker.
     """
@@ -77,7 +81,7 @@ def _pick(menu: Menu) -> Choice:
         menu.set_machine(machine)
         refresh()
 
-    measurement = None if menu.is_measured else Measurement(set_machine)
+    measurement = None if menu.is_measured or menu.in_use else Measurement(set_machine)  # not beside a run
     try:
         StateChecks(menu.entries, refresh)
         while (choice := picker.run()) == NEW:

@@ -16,6 +16,7 @@ from engine.screen.menu.lineage import read_lineage
 ANSWER_SECONDS = 10.0  # an open pipe that says nothing means the default
 ACTIONS = {"g": "generate", "e": "export"}  # what else than a training is chosen, by its key
 QUIT = "q"
+WATCH = "watch"  # a run that another process trains
 
 Choice = dict[str, Any] | str  # a preset's values as JSON, which travel to the other ranks, or a key
 

@@ -18,7 +18,7 @@ from engine.formatting import about, count
 from engine.optim.schedule import CONTINUED_WARMUP, steps_of_a_run
 from engine.screen.menu.entries import Menu
 from engine.screen.menu.estimates import precision, size_of, stage_of
-from engine.screen.menu.table import View, as_lines, seconds_of_a_run
+from engine.screen.menu.table import View, as_lines, seconds_of_a_run, shortage
 from engine.screen.text import literal, plural, printable
 from model.config.size import parameters_by_part
 from sources.loading.shape import BatchShape
@@ -43,11 +43,13 @@ def details(menu: Menu, index: int) -> RenderableType:
     facts.add_row("parameters", f"[bold]{size.parameters:>14,}[/]  with a vocabulary of {size.vocab_size:,}")
     if size.active_parameters < size.parameters:
         facts.add_row("active", f"{size.active_parameters:>14,}  read a token, the other experts do not")
-    facts.add_row("model", f"{plural(model.num_layers, 'layer')} of {model.hidden_size}, {model.num_heads} heads")
+    facts.add_row("model", f"{plural(model.num_layers, 'layer')} of {model.hidden_size:,}, {model.num_heads} heads")
     for name, text in _batch(train, shape, menu.tokens_per_run):
         facts.add_row(name, text)
     facts.add_row("a token costs", f"{count(size.flops_per_token)} FLOP")
-    if (seconds := seconds_of_a_run(menu, index)) is not None:
+    if short := shortage(menu, index):
+        facts.add_row("time here", f"[yellow]too large here[/]: {short}")
+    elif (seconds := seconds_of_a_run(menu, index)) is not None:
         facts.add_row("time here", about(seconds))
     facts.add_row("sources", literal(", ".join(preset.data.weights())))
     facts.add_row("tokenizer", literal(str(preset.data.tokenizer)))
@@ -75,12 +77,12 @@ def _batch(train: TrainConfig, shape: BatchShape, tokens_per_run: int) -> list[t
     micro = f"{plural(train.accumulation_steps, 'micro-batch')} of {plural(train.per_gpu_batch_size, 'row')}"
     doublings = ", ".join(f"{share:.0%}" for share in train.batch_doublings)
     doubling = f"; doubled at {doublings} of a run" if doublings else ""
-    probing = "; the micro-batch is measured, the step keeps its rows" if train.probe_batch else ""
+    probing = "; the size of micro-batches is measured at the start" if train.probe_batch else ""
     warmup = max(1, round(train.warmup_fraction * tokens_per_run / tokens))
     floor = train.learning_rate * train.final_learning_rate_fraction
     continued = max(1, round(CONTINUED_WARMUP * train.warmup_fraction * tokens_per_run / tokens))
     return [
-        ("tokens a step", f"{tokens:,}: {micro} of {shape.seq_length} tokens per process{probing}{doubling}"),
+        ("tokens a step", f"{tokens:,}: {micro} of {shape.seq_length:,} tokens per process{probing}{doubling}"),
         ("steps of a run", f"{steps:,} for {tokens_per_run:,} tokens"),
         (
             "optimizer",

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import storage
 from engine.config import Preset, load_preset
 from engine.device import host
 from engine.errors import PresetError
+from engine.screen import machines
+from engine.screen.machines import Machine
 from engine.screen.menu import speed
 from engine.screen.menu.lineage import Lineage, Throughput, measured, read_lineage
-from engine.screen.menu.speed import Machine
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Menu:
     @classmethod
     def read(cls, files: Iterable[Path], folder: Path, tokens_per_run: int) -> "Menu":
         """Parse the presets and look into the folder; nothing is checked or measured yet."""
-        lineage, machine = read_lineage(folder), speed.remembered() or unmeasured()
+        lineage, machine = read_lineage(folder), machines.remembered() or unmeasured()
         menu = cls([_read(path) for path in files], folder, tokens_per_run, lineage, None, Throughput({}, {}))
         menu.set_machine(machine)
         return menu
@@ -69,6 +71,11 @@ class Menu:
         return [entry.path for entry in self.entries]
 
     @property
+    def in_use(self) -> bool:
+        """Whether another process trains in the folder now; then Enter watches that run, where `can_watch`."""
+        return storage.locked_by(self.folder) is not None
+
+    @property
     def is_measured(self) -> bool:
         return self.machine is not None and bool(self.machine.flops)
 
@@ -76,7 +83,7 @@ class Menu:
         """Take this machine to be `machine`, and read how fast runs have been on it."""
         self.runs = measured(self.folder, self.lineage, machine and machine.description)
         measured_here = machine is not None and machine.flops
-        self.machine = speed.with_reached(machine, self.runs.flops) if machine and measured_here else machine
+        self.machine = machines.with_reached(machine, self.runs.flops) if machine and measured_here else machine
 
     def add(self, path: Path) -> MenuEntry:
         """Take a new preset in; nothing of it is checked yet."""

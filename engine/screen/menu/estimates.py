@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 from engine.config import TrainConfig
-from engine.config.footprint import Footprint
+from engine.config.footprint import GIB, Footprint
 from engine.device import host
+from engine.screen.machines import Machine
 from engine.screen.menu.lineage import Throughput
-from engine.screen.menu.speed import Machine
 from model.config import AuxiliaryConfig, ModelConfig
 from model.config.size import active_parameter_count, flops_per_token, padded_vocabulary, parameter_count
 from sources.config import TrainBPE
@@ -77,15 +77,25 @@ def stage_of(model: ModelConfig, train: TrainConfig, size: Size, machine: Machin
 
 
 def shortage(model: ModelConfig, train: TrainConfig, size: Size, machine: Machine | None) -> str:
-    """Why a model cannot be trained here at any stage that is left open, in words; empty where it may."""
-    if machine is None:
+    """Why a model cannot be trained here, in words, even with the smallest micro-batch that the preset allows; empty
+    where it may."""
+    if machine is None or not machine.memory:
         return ""
-    return footprint_of(model, train, size).shortage(train.zero_stage, memory_each(machine))
+    rows = 1 if train.probe_batch else train.per_gpu_batch_size
+    needed, there = memory_needed(model, train, size, machine, rows), memory_each(machine)
+    if needed <= there:
+        return ""
+    processes = host.processes_in_all()
+    who = f"each of {processes} processes" if processes > 1 else "one process"
+    return f"{who} needs about {needed / GIB:.1f} GiB of memory, and has {there / GIB:.1f}"
 
 
-def memory_needed(model: ModelConfig, train: TrainConfig, size: Size, machine: Machine) -> float:
-    """Bytes of one process with a micro-batch of per_gpu_batch_size rows, estimated: state, activations, logits."""
-    tokens = train.per_gpu_batch_size * model.seq_length
+def memory_needed(
+    model: ModelConfig, train: TrainConfig, size: Size, machine: Machine, rows: int | None = None
+) -> float:
+    """Bytes of one process with a micro-batch of `rows`, or else of per_gpu_batch_size, estimated: state, activations,
+    logits."""
+    tokens = (rows or train.per_gpu_batch_size) * model.seq_length
     width = 2 if precision(train.precision, machine) == "bf16" else 4
     kept = ACTIVATIONS * model.num_layers
     if train.checkpoint_activations:

@@ -12,6 +12,7 @@ from engine.checkpoint.names import NAMES
 from model.snapshot.values import read_values
 from model.snapshot.vetting import SnapshotError
 
+LEAST_FLOPS = 1e7  # of a token: a smaller model waits for memory and Python, and tells nothing of larger ones
 FEWEST_REPORTS = 3  # of a run whose throughput counts: the first ones include what is compiled and fetched
 LAST_REPORTS = 20
 
@@ -66,8 +67,8 @@ def read_lineage(folder: Path) -> Lineage | None:
 def measured(folder: Path, lineage: Lineage | None, machine: str | None = None) -> Throughput:
     """What the latest runs in `folder` reached: the median of the last reports of each.
 
-    With `machine`, a machine in words, runs on others are left out. Of a run so long that its beginning is not looked
-    at, the lineage says which preset it has.
+    With `machine`, a machine in words, runs on others are left out; so are the FLOP/s of very small models. Of a run so
+    long that its beginning is not looked at, the lineage says which preset it has.
     """
     recent = events.read(folder, events.RECENT_BYTES)
     reports: defaultdict[str, list[float]] = defaultdict(list)
@@ -85,7 +86,7 @@ def measured(folder: Path, lineage: Lineage | None, machine: str | None = None) 
             reports.pop(name, None)  # of an earlier run, which may have had other settings
         elif event["event"] == "step" and name and isinstance(rate, int | float) and rate > 0:
             reports[name].append(rate)
-            if isinstance(cost, int | float) and len(reports[name]) >= FEWEST_REPORTS:
+            if isinstance(cost, int | float) and cost >= LEAST_FLOPS and len(reports[name]) >= FEWEST_REPORTS:
                 flops[str(precision)] = cost * median(reports[name][-LAST_REPORTS:])
     tokens = {of: median(rates[-LAST_REPORTS:]) for of, rates in reports.items() if len(rates) >= FEWEST_REPORTS}
     return Throughput(tokens, flops)

@@ -14,6 +14,8 @@ from typing import Any
 import storage
 from engine.config import CONFIGS, load_preset, parse_preset, preset_files
 from engine.errors import PresetError
+from engine.formatting import count
+from engine.screen.menu.estimates import size_of
 from sources.config import BUILTIN_SOURCES
 
 Values = dict[str, Any]
@@ -30,6 +32,15 @@ class Question:
     default: str
     change: Callable[[Values, str], Values]
     keeps: bool = True  # the default is what the selected preset has
+    shows_size: bool = False
+
+    def note(self, values: Values, answer: str) -> str:
+        """What follows from an answer that can be used; empty where nothing does."""
+        if not self.shows_size:
+            return ""
+        preset = parse_preset(self.apply(values, answer))
+        size = size_of(preset.model, preset.auxiliary, preset.data.tokenizer)
+        return f"{count(size.parameters)} parameters, {preset.model.num_heads} attention heads"
 
     def problem(self, values: Values, answer: str) -> str:
         """Why an answer cannot be used; empty where it can."""
@@ -63,14 +74,15 @@ def new_preset(base: Path, ask: Ask, folder: Path = CONFIGS) -> Path:
     shape, head = preset.model, preset.model.hidden_size // preset.model.num_heads
     taken = {_name(path) for path in preset_files(folder)}
     questions = (
-        Question("Text: a folder, a dataset OWNER/NAME of the hub, or a built-in source", sources, _with_source),
+        Question("Text: a folder, a file, OWNER/NAME of a hub dataset, or a name like wikipedia", sources, _with_text),
         Question("Tokenizer: a name, or the size of a vocabulary to train", vocabulary, _with_tokenizer),
         Question(
             "Model: WIDTHxLAYERS",
             f"{shape.hidden_size}x{shape.num_layers}",
             lambda values, answer: _with_shape(values, answer, head),
+            shows_size=True,
         ),
-        Question("Tokens of a sequence", str(shape.seq_length), _with_length),
+        Question("Sequence length in tokens", str(shape.seq_length), _with_length),
         Question(
             "Name",
             _free_name(preset.name, taken),
@@ -89,28 +101,29 @@ def new_preset(base: Path, ask: Ask, folder: Path = CONFIGS) -> Path:
     return path
 
 
-def _with_source(values: Values, answer: str) -> Values:
+def _with_text(values: Values, answer: str) -> Values:
     mixing = ("mix_strategy", "source_weights")  # which may name the sources that were there
     data = {key: value for key, value in _section(values, "data").items() if key not in mixing}
-    return {**values, "data": {**data, "sources": [_source(answer)]}}
+    return {**values, "data": {**data, "sources": _sources(answer)}}
 
 
-def _source(answer: str) -> Values | str:
-    """The specification of a source that a person names. Raises ValueError where it is none."""
+def _sources(answer: str) -> list[Values | str]:
+    """The specifications of what a person names as text. Raises ValueError where it is none."""
     if answer in BUILTIN_SOURCES:
-        return answer
+        return [answer]
     path = Path(answer).expanduser()
-    if path.is_dir():
-        files = [found.suffix.lower() for found in _some_files(path)]
+    if path.exists():
+        files = _some_files(path) if path.is_dir() else [path]
+        pdf = [found for found in files if found.suffix.lower() == ".pdf"]
         if not files:
             raise ValueError(f"{answer} holds no files.")
-        kind = "pdf" if all(suffix == ".pdf" for suffix in files) else "files"
-        return {"type": kind, "path": answer}
-    if path.is_file() and path.suffix.lower() == ".pdf":
-        return {"type": "pdf", "path": answer}
+        if not pdf:
+            return [{"type": "files", "path": answer}]
+        papers = {"type": "pdf", "path": answer}
+        return [papers] if len(pdf) == len(files) else [{"type": "files", "path": answer}, {**papers, "name": "pdf"}]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", answer) and not answer.startswith("."):
-        return {"type": "hf", "dataset": answer}
-    raise ValueError(f"{answer} is no folder here, no OWNER/NAME of the hub and none of {', '.join(BUILTIN_SOURCES)}.")
+        return [{"type": "hf", "dataset": answer}]
+    raise ValueError(f"no folder, file or dataset: {answer} (by name there are {', '.join(BUILTIN_SOURCES)}).")
 
 
 def _some_files(folder: Path, most: int = 200) -> list[Path]:

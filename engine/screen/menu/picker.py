@@ -26,7 +26,8 @@ from engine.checkpoint.names import CURRENT
 from engine.control import early
 from engine.control.early import nothing_saved
 from engine.errors import Interrupted, PresetError
-from engine.screen.menu.answers import ACTIONS, QUIT, Choice, match, values
+from engine.screen.live.watch import can_watch
+from engine.screen.menu.answers import ACTIONS, QUIT, WATCH, Choice, match, values
 from engine.screen.menu.details import details_screen, open_report
 from engine.screen.menu.entries import Menu, MenuEntry
 from engine.screen.menu.new_preset import Question, Values
@@ -74,8 +75,11 @@ class Picker:
         self._app.invalidate()
 
     def _take(self, index: int) -> None:
-        """End with a preset, or say why it cannot be used."""
+        """End with a preset, or say why it cannot be used; while a run trains in the folder, end to watch it."""
         self.view.waits = False
+        if self.menu.in_use and can_watch():
+            self._app.exit(result=WATCH)
+            return
         try:
             self._app.exit(result=values(self.menu.entries[index].path))
         except PresetError as error:
@@ -123,7 +127,8 @@ class Picker:
     def _type(self, text: str) -> None:
         """Select what is typed as soon as it can mean only one preset."""
         self.view.detail_line, self.view.typed, self.view.message, self.view.waits = None, text, "", False
-        found = [n for n, entry in enumerate(self.menu.entries) if any(s.startswith(text) for s in _names(entry))]
+        entries = enumerate(self.menu.entries)
+        found = [n for n, entry in entries if any(name.startswith(text) for name in (*_names(entry), _number(entry)))]
         if text and len(found) == 1:
             self.view.selected, self._moved = found[0], True
 
@@ -170,12 +175,17 @@ def ask_typing(question: Question, before: Values) -> str:
             if problem := question.problem(before, document.text):
                 raise ValidationError(message=printable(problem))
 
+    def note() -> str:
+        text = session.default_buffer.text
+        return "" if question.problem(before, text) else question.note(before, text)
+
     session: PromptSession[str] = PromptSession(output=_output())
     with ended_by_signals(session.app):
         return session.prompt(
             f"{printable(question.text)} [{printable(question.default)}]: ",
             validator=Checked(),
             validate_while_typing=True,
+            rprompt=note if question.shows_size else None,  # a toolbar needs to know where the cursor is
         )
 
 
@@ -199,6 +209,11 @@ def _interrupt(app: Application[Any], number: int) -> None:
 
 def _data(event: KeyPressEvent) -> str:
     return "".join(key.data for key in event.key_sequence)
+
+
+def _number(entry: MenuEntry) -> str:
+    """The number in an entry's file name as it may be typed, without zeros before it."""
+    return entry.path.stem.split("_")[0].lstrip("0")
 
 
 def _names(entry: MenuEntry) -> list[str]:

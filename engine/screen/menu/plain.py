@@ -23,7 +23,7 @@ QUESTIONS = {"d": "for details", "n": "for a new preset", "r": "for the report",
 
 def ask_plainly(menu: Menu) -> Choice:
     """Show the menu and ask until the answer is a preset that parses, a key of ACTIONS, or QUIT."""
-    measurement = None if menu.is_measured else Measurement(menu.set_machine)
+    measurement = None if menu.is_measured or menu.in_use else Measurement(menu.set_machine)
     StateChecks(menu.entries).wait(CHECK_SECONDS)
     if measurement is not None:
         measurement.wait()

@@ -11,11 +11,13 @@ from rich.text import Text
 
 from engine.config import CONFIGS
 from engine.formatting import about, count
+from engine.screen.live.watch import can_watch
 from engine.screen.menu import estimates
 from engine.screen.menu.entries import Menu, MenuEntry
 from engine.screen.text import literal, printable
 
 WIDE = 118  # columns from which a picker's line names its sources
+ROOMY = 100  # columns from which there is room for "about"
 # The columns of the table, each with the width of a terminal from which it is shown.
 COLUMNS = {"preset": 0, "size": 36, "seq": 64, "data": 64, "memory": 78, "a run here": 48}
 
@@ -45,8 +47,7 @@ def picker_screen(menu: Menu, view: View, columns: int, rows: int) -> list[str]:
         last.append(Text(f"Preset: {printable(view.typed)}"))
     elif view.waits:
         last.append(Text("Looking which data can be reached ...", style="dim"))
-    resumes = menu.lineage is not None and not menu.lineage.finished and view.selected == menu.lineage_entry
-    last.append(Text(f"{_arrows()} move  Enter {'resumes' if resumes else 'trains'}  {KEYS}", style="dim"))
+    last.append(Text(f"{_arrows()} move  Enter {_verb(menu, view.selected)}  {KEYS}", style="dim"))
     foot = [line for part in last for line in as_lines(part, columns)]
     room = max(2, rows - len(title) - len(foot) - 3)  # for the table with its heading, and what is below it
     below = below[: max(0, room - 1 - min(len(menu.entries), room - 1 - min(len(below), room // 3)))]
@@ -60,6 +61,14 @@ def as_lines(content: RenderableType, columns: int) -> list[str]:
     text = StringIO()
     RichConsole(file=text, width=columns, force_terminal=True, color_system="standard").print(content)
     return text.getvalue().rstrip("\n").split("\n")
+
+
+def _verb(menu: Menu, selected: int) -> str:
+    """What Enter does."""
+    if menu.in_use and can_watch():
+        return "watches"
+    resumes = menu.lineage is not None and not menu.lineage.finished and selected == menu.lineage_entry
+    return "resumes" if resumes else "trains"
 
 
 def _window(selected: int, number: int, room: int) -> range:
@@ -101,7 +110,7 @@ def about_selected(menu: Menu, index: int) -> list[RenderableType]:
     """Lines below the picker's table: what the selected preset resumes, what it is, its sources with their state."""
     entry = menu.entries[index]
     lines: list[RenderableType] = []
-    if menu.lineage_entry in (index, None) and (sentence := lineage_sentence(menu)):
+    if sentence := lineage_sentence(menu, index):
         lines.append(Text.from_markup(f"[green]{literal(sentence)}[/]"))
     if entry.preset is None:
         return [*lines, Text.from_markup(f"[red]cannot be used[/]: {literal(entry.broken)}")]
@@ -115,16 +124,25 @@ def about_selected(menu: Menu, index: int) -> list[RenderableType]:
     return lines
 
 
-def lineage_sentence(menu: Menu) -> str:
-    """What the checkpoint folder holds: "run 2, 41%, loss 4.02: Enter resumes"; empty where it holds nothing."""
+def lineage_sentence(menu: Menu, index: int | None) -> str:
+    """What the checkpoint folder holds, and what Enter does with it at the entry `index`: "run 2, 41%, loss 4.02: Enter
+    resumes"; empty where it holds nothing."""
     lineage = menu.lineage
+    if menu.in_use:
+        what = f" ({lineage.preset or 'a model'}, {lineage.sentence(menu.tokens_per_run)})" if lineage else ""
+        return f"A run trains in {menu.folder}/ now{what}" + (": Enter watches it" if can_watch() else "")
     if lineage is None:
         return ""
     sentence = lineage.sentence(menu.tokens_per_run)
     if menu.lineage_entry is None:
         named = f" of preset {lineage.preset}, which is not in {CONFIGS}/" if lineage.preset else ""
         return f"{menu.folder}/ holds {sentence}{named}."
-    return f"{sentence}: Enter {lineage.verb}"
+    if index == menu.lineage_entry:
+        return f"{sentence}: Enter {lineage.verb}"
+    return (
+        f"{menu.folder}/ holds {sentence} of {lineage.preset}. This preset goes on with that model if it has the same "
+        "shape and tokenizer, and else asks first."
+    )
 
 
 def shortage(menu: Menu, index: int) -> str:
@@ -150,8 +168,9 @@ def plain_screen(menu: Menu) -> RenderableType:
     """The whole menu for a terminal that only prints."""
     machine = f"  ({menu.machine.description})" if menu.machine else ""
     parts: list[RenderableType] = [Text(f"Presets in {CONFIGS}/{machine}"), presets_table(menu)]
-    if sentence := lineage_sentence(menu):
-        of = "" if menu.lineage_entry is None else f"{menu.entries[menu.lineage_entry].path.stem}: "
+    if sentence := lineage_sentence(menu, menu.lineage_entry):
+        own = menu.lineage_entry
+        of = "" if own is None or menu.in_use else f"{menu.entries[own].path.stem}: "
         parts.append(Text(printable(of + sentence)))
     return Group(*parts)
 
@@ -173,7 +192,7 @@ def _cells(menu: Menu, index: int, picking: bool, width: int) -> dict[str, str |
         "seq": str(preset.model.seq_length),
         "data": _state(entry, width) if picking else _sentence(entry),
         "memory": _memory(menu, index),
-        "a run here": _time(menu, index, picking),
+        "a run here": _time(menu, index, picking, width),
     }
 
 
@@ -219,13 +238,14 @@ def _memory(menu: Menu, index: int) -> Text:
     return Text(f"{needed / 2**30:.1f} of {there / 2**30:.0f} GiB", style="red" if needed > there else "")
 
 
-def _time(menu: Menu, index: int, picking: bool) -> Text:
+def _time(menu: Menu, index: int, picking: bool, width: int) -> Text:
     if short := shortage(menu, index):
         return Text("too large here" if picking else f"too large here: {printable(short)}", style="yellow")
     seconds = seconds_of_a_run(menu, index)
     if seconds is None:
         return Text("measuring ..." if not menu.is_measured else "?", style="dim")
-    return Text(about(seconds) + (" left" if _tokens_done(menu, index) else ""))
+    time = about(seconds) if width >= ROOMY else about(seconds).replace("about ", "~")
+    return Text(time + (" left" if _tokens_done(menu, index) else ""))
 
 
 def _tokens_done(menu: Menu, index: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engine import events
-from engine.screen.text import Event
+from engine.screen.text import Event, is_news
 
 MAX_POINTS = 400  # of a curve
 MAX_CURVES = 64  # of a section
@@ -23,9 +23,9 @@ PARSED_BYTES = 2**25  # of it, about, in steps and evaluations
 SAMPLED = (b'{"event": "step"', b'{"event": "evaluation"')
 
 SECTIONS = ("loss", "lr", "rate", "grad_norm", "sources", "validation", "weights", "shares", "auxiliary", "waits")
-LISTED = ("spike", "skip", "rollback", "resume", "dropped", "retry", "next_pass", "skipped", "notice")
+LISTED = ("spike", "skip", "rollback", "resume", "advice", "end", "dropped", "retry", "next_pass", "skipped", "notice")
 COUNTED = ("run", "save", "resume", "skip", "spike", "rollback", "source")
-LATEST = ("run", "step", "evaluation", "save")
+LATEST = ("run", "step", "evaluation", "save", "end")
 
 Points = list[tuple[float, float]]  # tokens over all runs, and a figure
 T = TypeVar("T")
@@ -113,13 +113,14 @@ class History:
         elif kind == "evaluation":
             self._add_evaluation(event)
         elif kind == "run":
+            self.latest.pop("end", None)  # of the start before
             self._documents.start()
             number = _dict(event.get("derived")).get("run")
             if _is_number(number) and (not self.runs or number != self.runs[-1][0]):
                 self.runs.append((number, self.tokens))
         elif kind == "source" and event.get("what") == "weights":
             self._extend("weights", self.tokens, _shares(event.get("weights")))
-        elif (what := event.get("what") if kind == "source" else kind) in LISTED:
+        elif (what := event.get("what") if kind == "source" else kind) in LISTED and is_news(event):
             self.moments.setdefault(what, deque(maxlen=MAX_MOMENTS)).append(Moment(self.tokens, _brief(event)))
 
     def points(self, section: str) -> dict[str, Points]:

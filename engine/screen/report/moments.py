@@ -1,4 +1,5 @@
-"""The events that a reader should know: spikes, skipped steps, rollbacks, resumes, what happened to sources."""
+"""The events that a reader should know: spikes, skipped steps, rollbacks, resumes, advice, how a run ended, what
+happened to sources."""
 
 from engine.formatting import count
 from engine.screen.report.history import History, Moment
@@ -11,6 +12,8 @@ WORDS = {
     "skip": "skipped step",
     "rollback": "rollback",
     "resume": "resume",
+    "advice": "advice",
+    "end": "end",
     "dropped": "source lost",
     "retry": "retry",
     "next_pass": "epoch",
@@ -51,8 +54,10 @@ def _words(kind: str, one: Moment) -> str:
             return f"Step {event['step']:,}: {text(event['reason'])}, loss {_loss(event['loss'])}."
         case "rollback":
             return f"{text(event['reason'])}. From step {event['step']:,} back to step {event['to_step']:,}."
-        case "resume":
+        case "resume" | "advice":
             return text(event["message"])
+        case "end":
+            return text(event.get("message") or "The run is finished.")
     name, message = event["name"], event["message"]
     return text(message) if str(message).startswith(name) else f"{named(name)}: {text(message)}"
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine.formatting import count, duration
+from engine.formatting import about, count
 from engine.screen.report import charts, evaluations, library, moments, preset, sources
 from engine.screen.report.history import History
 from engine.screen.report.markup import moment
@@ -87,14 +87,25 @@ def _header(history: History, name: str) -> str:
         ]
         if step.get("mfu") is not None:
             tiles.append((f"{step['mfu']:.1%}", "of peak FLOP/s (MFU)"))
-        left = "finished" if share >= 1 else f"about {duration(step['eta_seconds'])} of training left"
         bar = (
             f'<div class="progress"><i style="width: {share:.1%}"></i></div>'
-            f'<p class="quiet">{step["tokens"]:,} tokens of this run ({share:.1%}), step {step["step"]:,}, {left}</p>'
+            f'<p class="quiet">{step["tokens"]:,} tokens of this run ({share:.1%}), step {step["step"]:,}. '
+            f"{_state(history, share)}</p>"
         )
     shown = "".join(f"<div><dt>{word}</dt><dd>{figure}</dd></div>" for figure, word in tiles)
-    about = f'<p class="quiet">{" ".join(filter(None, lines))}</p>'
-    return f'<header><h1>{name}</h1>{about}{bar}<dl class="tiles">{shown}</dl></header>'
+    origin = f'<p class="quiet">{" ".join(filter(None, lines))}</p>'
+    return f'<header><h1>{name}</h1>{origin}{bar}<dl class="tiles">{shown}</dl></header>'
+
+
+def _state(history: History, share: float) -> str:
+    """How a run ended, or how long it still takes."""
+    end = history.latest.get("end")
+    if share >= 1:
+        return "Finished."
+    if end is None:
+        return f"{about(history.latest['step']['eta_seconds']).capitalize()} left."
+    message = as_html(end.get("message") or "")
+    return f'<span class="bad">Failed: {message}</span>' if end.get("how") == "failed" else message
 
 
 def _footer(history: History, plotting: str | None) -> str:

@@ -1,12 +1,13 @@
 """The preset with what derives from it, and the machine."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from engine.formatting import count
 from engine.screen.report.history import History
 from engine.screen.report.markup import moment, section, table, text
-from engine.screen.text import as_html
+from engine.screen.text import as_html, plural
 
 
 def as_section(history: History) -> str:
@@ -28,7 +29,7 @@ def _model(preset: dict[str, Any], derived: dict[str, Any]) -> list[tuple[str, s
     model, train = preset.get("model", {}), preset.get("train", {})
     budget, batch = derived.get("token_budget"), derived.get("global_batch_tokens")
     micro = [_number(train.get(key)) for key in ("per_gpu_batch_size", "accumulation_steps")]
-    shape = [f"{model[key]:,} {word}" for key, word in SHAPE.items() if isinstance(model.get(key), int)]
+    shape = [words(model[key]) for key, words in SHAPE.items() if isinstance(model.get(key), int)]
     keys = [key for key, on in preset.get("auxiliary", {}).items() if key.startswith("enable_") and on is True]
     parts = [key.removeprefix("enable_").replace("_", " ") for key in keys]
     return [
@@ -48,7 +49,11 @@ def _model(preset: dict[str, Any], derived: dict[str, Any]) -> list[tuple[str, s
     ]
 
 
-SHAPE = {"num_layers": "layers", "hidden_size": "wide", "num_heads": "heads"}
+SHAPE: dict[str, Callable[[int], str]] = {
+    "num_layers": lambda number: plural(number, "layer"),
+    "hidden_size": lambda number: f"{number:,} wide",
+    "num_heads": lambda number: plural(number, "head"),
+}
 
 
 def _machine(run: dict[str, Any], derived: dict[str, Any]) -> list[tuple[str, str]]:

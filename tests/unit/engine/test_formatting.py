@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from engine.formatting import about, clock, count, duration
+from engine.formatting import about, brief, clock, count
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ def test_counts_have_three_digits(number: float, text: str):
     assert count(number) == text
 
 
-def test_durations():
-    assert duration(59.6) == "0:01:00" and duration(90_061) == "1 day, 1:01:01"
-    assert duration(float("inf")) == duration(float("nan")) == "?"
+def test_brief_times():
+    assert [brief(seconds) for seconds in (0.2, 8.4, 99, 130, 8400)] == ["0 s", "8 s", "99 s", "2 min", "2 h 20 min"]
+    assert brief(float("inf")) == brief(float("nan")) == "?"
 
 
 @pytest.mark.parametrize(

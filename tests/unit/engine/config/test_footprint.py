@@ -1,8 +1,8 @@
-"""What a rank needs, which stage fits, what is said where none does; tests/integration/test_shares.py measures."""
+"""What a rank needs, and which stage fits; tests/integration/test_shares.py measures."""
 
 import pytest
 
-from engine.config.footprint import GIB, SHARE_USED, Footprint
+from engine.config.footprint import SHARE_USED, Footprint
 from model.config import ModelConfig
 
 SHAPE = ModelConfig(hidden_size=64, num_layers=2, num_heads=2, seq_length=32)
@@ -47,12 +47,3 @@ def test_what_a_tried_micro_batch_lacks():
 def test_offloading_leaves_two_stages():
     of = footprint(offloaded=True)
     assert of.stages("auto") == (1, 2) and of.stages(1) == (1,)
-
-
-def test_a_model_that_cannot_fit_is_said_to():
-    large = footprint(parameters=2**30)
-    assert not large.shortage("auto", 4 * GIB)
-    assert large.shortage("auto", 3 * GIB) == "each of 4 processes needs 4 GiB for weights and optimizer, and has 3"
-    assert large.shortage(0, 8 * GIB).startswith("each of 4 processes needs 16 GiB")
-    alone = footprint(parameters=2**30, world_size=1)
-    assert alone.shortage(1, 8 * GIB) == "one process needs 16 GiB for weights and optimizer, and has 8"

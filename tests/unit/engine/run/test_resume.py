@@ -70,7 +70,7 @@ def find(folder: CheckpointFolder) -> Callable[..., Start]:
 
 def test_an_empty_folder_begins_a_lineage(find):
     start = find()
-    assert start == Start(Progress(), None, SHAPE, is_new=True, restored=None)
+    assert start == Start(Progress(), None, SHAPE, is_new=True, continues=False, restored=None)
 
 
 def test_a_checkpoint_is_continued_where_it_stood(folder, find):

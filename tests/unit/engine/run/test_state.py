@@ -50,5 +50,5 @@ def test_a_result_says_how_it_went_and_how_to_go_on():
     result = TrainResult(1_234_567, 89_012.4, 4.0, 54.6, 1.5, Path("checkpoints/lm_current.pth"))
     assert result.summary() == (
         "Done: 1,234,567 tokens at 89,012 tokens/s. The model is checkpoints/lm_current.pth; to generate with it, "
-        "start main.py again and answer g. The report is checkpoints/report.html; a browser shows it."
+        "start main.py again and press g. The report is checkpoints/report.html: open it in a browser."
     )

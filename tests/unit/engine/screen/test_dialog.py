@@ -2,10 +2,12 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from engine.screen.dialog import ask, interruptible, moves_the_cursor, say, working
+from tests.helpers.machines import remembering
 from tests.helpers.terminal import Screen, Terminal
 from tests.helpers.text import REPOSITORY
 
@@ -41,13 +43,14 @@ def test_ctrl_c_raises_inside_only():
         signal.signal(signal.SIGINT, before)
 
 
-def test_what_takes_a_while_is_shown_at_a_terminal_and_gone_after_it(capsys):
+def test_what_takes_a_while_is_shown_at_a_terminal_and_gone_after_it(capsys, tmp_path: Path):
     with working("Counting"):
         print("counted")
     assert capsys.readouterr().out == "counted\n" and not moves_the_cursor()
     imports = "import time; from engine.screen.dialog import working"
     program = f"{imports}\nwith working('Counting'): time.sleep(2)\nprint('counted')"
-    screen = Screen(program, cwd=REPOSITORY)
-    screen.until("Counting ...", moving=True)
-    screen.until("counted")
-    assert screen.rest() == 0 and "Counting" not in screen.shown()
+    for expected in ("Counting ...", "Counting ... (about 2 s)"):
+        screen = Screen(program, cwd=REPOSITORY, variables=remembering(tmp_path))
+        screen.until(expected, moving=True)
+        screen.until("counted")
+        assert screen.rest() == 0 and "Counting" not in screen.shown()

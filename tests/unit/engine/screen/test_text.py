@@ -1,4 +1,4 @@
-from engine.screen.text import one_line, plural, printable
+from engine.screen.text import is_news, one_line, plural, printable
 
 
 def test_plurals():
@@ -14,3 +14,10 @@ def test_nothing_that_a_terminal_obeys_is_printable():
 
 def test_line_breaks_and_tabs_become_spaces():
     assert one_line("a\r\n\t b\n\x1bc ") == "a b \ufffdc "
+
+
+def test_of_a_thousand_epochs_some_are_news():
+    said = [epoch for epoch in range(2, 70) if is_news({"event": "source", "what": "next_pass", "pass": epoch})]
+    assert said == [2, 3, 4, 8, 16, 32, 64]
+    assert is_news({"event": "source", "what": "next_pass"}), "of an older version"
+    assert is_news({"event": "source", "what": "notice", "pass": 5})

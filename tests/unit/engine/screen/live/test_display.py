@@ -24,7 +24,7 @@ step = 0
 def question(sentence):
     return input(sentence) == "yes"
 
-with library_log(lambda: folder, 0, lambda: None) as log, console.live(folder, log):
+with library_log(lambda: folder, 0, lambda: None) as log, console.live(folder, log, "tiny"):
     ask = console.asking(question)
     console.show({"event": "stage", "time": time.time(), "name": "tokenizer", "seconds": None})
     while letter := os.read(0, 1).decode():
@@ -65,7 +65,7 @@ def display(tmp_path: Path):
     def start(size: tuple[int, int] = (80, 24), **variables: str) -> Screen:
         screen = Screen(PROGRAM, str(tmp_path), cwd=REPOSITORY, size=size, variables=variables)
         screens.append(screen)
-        screen.until("getting the tokenizer")
+        screen.until("preparing the tokenizer")
         return screen
 
     yield start
@@ -77,7 +77,7 @@ def display(tmp_path: Path):
 @pytest.mark.slow
 def test_a_run_from_its_first_stage_to_its_end(display):
     screen = display()
-    screen.until(lambda text: re.search(r"\S getting the tokenizer  \d+ s", text))
+    screen.until(lambda text: re.search(r"\S preparing the tokenizer  \d+ s", text))
     screen.type("r")
     screen.until("Run 3 of tiny")
     screen.type("ss")

@@ -28,8 +28,8 @@ def test_a_run_begins_with_three_sentences():
     assert shown(RUN) == [
         "Run 3 of tiny: 15.3M parameters, vocabulary 50,257, 1 process on CPU, 2 threads, 8 GiB.",
         "A step has 16 rows of 32 tokens: 2 micro-batches of 8 rows per process. Precision fp32, ZeRO stage 1.",
-        "A token costs 93.1M FLOP (6 per weight of a matrix product, plus attention). MFU is unknown: no table has "
-        "this device's peak.",
+        "A token costs 93.1M FLOP (6 per weight of a matrix product, plus attention). MFU is not shown: this "
+        "device's peak is not known.",
     ]
 
 
@@ -113,6 +113,8 @@ def test_texts_are_shown_as_they_are_without_secrets():
     name = "[red] :smile: http://a:pass[word]@host"
     (line,) = shown({"event": "source", "name": name, "what": "notice", "message": "[/] closes nothing"})
     assert line == "source [red] :smile: http://***@host: [/] closes nothing"
+    epoch = {"event": "source", "name": "a", "what": "next_pass", "message": "a begins epoch 5", "pass": 5}
+    assert shown(epoch) == [] and shown(epoch | {"pass": 4}) == ["source a begins epoch 5"]
     assert shown({"event": "advice", "message": "add [b]text[/]"}) == ["advice  add [b]text[/]"]
 
 
@@ -122,7 +124,7 @@ def test_a_stage_is_announced_unless_it_is_known_to_be_short():
 
     view = RunView()
     view.expected = {"tokenizer": 63.0, "model": 0.2}
-    assert shown(stage("tokenizer"), view) == ["getting the tokenizer (about 1 min)"]
+    assert shown(stage("tokenizer"), view) == ["preparing the tokenizer (about 63 s)"]
     assert shown(stage("sources"), view) == ["opening the sources"]
     assert shown(stage("model"), view) == shown(stage("tokenizer", 63.0), view) == []
     assert shown(stage("evaluation"), view_of(3)) == [], "an evaluation says more when it is done"

@@ -8,6 +8,7 @@ import pytest
 
 from engine.screen.live import panel as module
 from engine.screen.live.panel import panel
+from engine.screen.live.starts import FIRST_STEPS
 from engine.screen.live.view import RunView
 from tests.helpers.run_view import NOW, evaluation_event, run_event, step_event, view_of
 
@@ -66,7 +67,7 @@ def test_a_small_terminal_shows_the_essentials():
         assert essential in text
     for essential in ("◆", "loss ", "perplexity", "bits per byte", "tokens/s", "MFU", "memory", "data stall"):
         assert essential in text
-    assert "checkpoint     1 min ago" in text and "wikipedia" in text and "Once upon a time" in text
+    assert "checkpoint     60 s ago" in text and "wikipedia" in text and "Once upon a time" in text
     text = panel(view_of(50), 40, 6).plain
     assert "5.00M of 100M tokens" in text and "tokens/s 10.0k" in text
 
@@ -88,7 +89,23 @@ def test_no_time_is_told_before_it_is_known(at):
 def test_before_the_first_step_it_says_what_is_done():
     text = panel(starting(), 80, 22).plain
     assert "✓ reading the checkpoint  1.5 s" in text
-    assert re.search(r"\S getting the tokenizer  10 s of about 30 s", text)
+    assert re.search(r"\S preparing the tokenizer  10 s of about 30 s", text)
+
+
+def test_between_the_last_stage_and_the_first_report_it_says_so(at):
+    view = starting()
+    view.add({"event": "stage", "time": NOW + 20, "name": "tokenizer", "seconds": 20.0})
+    view.add(run_event())
+    view.expected[FIRST_STEPS] = 12.0
+    at(NOW + 24)
+    assert re.search(r"\S running the first steps  4 s of about 12 s", panel(view, 80, 22).plain)
+    view.add(step_event(1))
+    assert "first steps" not in panel(view, 80, 22).plain
+    view = starting()
+    view.add({"event": "stage", "time": NOW + 20, "name": "tokenizer", "seconds": 20.0})
+    view.add(run_event())
+    view.add({"event": "end", "time": NOW + 21, "how": "stopped", "message": None})
+    assert "first steps" not in panel(view, 80, 22).plain
 
 
 def test_the_last_state_says_how_it_ended():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.screen.menu.speed import Machine
+from engine.screen.machines import Machine
 from tests.helpers.machines import MACHINE, remembering
 
 

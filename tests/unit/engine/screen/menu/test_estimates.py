@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from engine.config import CONFIGS, load_preset
+from engine.screen.machines import Machine
 from engine.screen.menu import estimates
 from engine.screen.menu.estimates import memory_needed, size_of, tokens_per_second
 from engine.screen.menu.lineage import Throughput
-from engine.screen.menu.speed import Machine
 from sources.config import TrainBPE
 
 PRESET = load_preset(CONFIGS / "03_reference.json")
@@ -64,7 +64,7 @@ def test_the_stage_follows_the_memory_and_the_processes(machine: Machine, monkey
     assert not estimates.shortage(PRESET.model, train, SIZE, gpu)
     assert not estimates.shortage(PRESET.model, train, SIZE, None), "not known yet"
     tiny = replace(gpu, memory=100 * 10**6)
-    assert estimates.shortage(PRESET.model, train, SIZE, tiny).startswith("one process needs 0 GiB")
+    assert estimates.shortage(PRESET.model, train, SIZE, tiny).startswith("one process needs about 0.3 GiB of memory")
     alone = memory_needed(PRESET.model, train, SIZE, tiny)
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert estimates.stage_of(PRESET.model, train, SIZE, tiny) == 3

@@ -55,11 +55,14 @@ def test_the_throughput_of_a_run_is_that_of_its_last_reports(tmp_path: Path, wri
 
 
 def test_runs_of_another_machine_do_not_count(tmp_path: Path, write_runs):
-    derived = {"flops_per_token": 1000, "precision": "bf16"}
+    derived = {"flops_per_token": 4e7, "precision": "bf16"}
     write_runs(tmp_path, {"mine": [5.0, 7.0, 7.0]}, machine="H200", derived=derived)
     assert measured(tmp_path, None, "CPU").tokens == {}
     here = measured(tmp_path, None, "H200")
-    assert here.tokens == {"mine": 7.0} and here.flops == {"bf16": 7000.0}
+    assert here.tokens == {"mine": 7.0} and here.flops == {"bf16": 2.8e8}
+    write_runs(tmp_path, {"tiny": [5.0, 7.0, 7.0]}, machine="H200", derived={**derived, "flops_per_token": 1e6})
+    tiny = measured(tmp_path, None, "H200")
+    assert tiny.tokens == {"tiny": 7.0} and tiny.flops == {}, "it says nothing about larger models"
 
 
 def test_the_throughput_of_a_run_whose_begin_is_long_ago(tmp_path: Path):

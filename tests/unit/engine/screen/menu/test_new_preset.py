@@ -52,21 +52,24 @@ def test_answers_become_sections(tmp_path: Path):
         ("wikipedia", "wikipedia"),
         ("papers", {"type": "pdf", "path": "papers"}),
         ("papers/a.pdf", {"type": "pdf", "path": "papers/a.pdf"}),
+        ("both/a.md", {"type": "files", "path": "both/a.md"}),
+        ("both", [{"type": "files", "path": "both"}, {"type": "pdf", "path": "both", "name": "pdf"}]),
     ],
 )
 def test_a_source_is_known_by_what_it_is(tmp_path: Path, monkeypatch, source: str, made):
     base = BASE.resolve()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "a.pdf").touch()
+    for name in ("papers/a.pdf", "both/a.pdf", "both/a.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     path = new_preset(base, answering(source, "", "", "", ""), tmp_path)
-    assert json.loads(path.read_text())["data"]["sources"] == [made]
+    assert json.loads(path.read_text())["data"]["sources"] == (made if isinstance(made, list) else [made])
 
 
 @pytest.mark.parametrize(
     ("number", "answer", "problem"),
     [
-        (0, "./nowhere", "is no folder here"),
+        (0, "./nowhere", "no folder, file or dataset"),
         (1, "12", "greater than or equal to 300"),
         (2, "256", "is not WIDTHxLAYERS"),
         (2, "257x3", "rotary positions need pairs"),
@@ -94,3 +97,12 @@ def test_giving_up_and_a_folder_that_cannot_be_written_write_nothing(tmp_path: P
     with pytest.raises(PresetError, match="cannot be written"):
         new_preset(BASE, answering("", "", "", "", ""), tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_size_is_said_while_the_shape_is_typed(tmp_path: Path):
+    seen: list[tuple[Question, Values]] = []
+    new_preset(BASE, lambda question, values: seen.append((question, values)) or "", tmp_path)
+    notes = [question.note(values, "") for question, values in seen]
+    assert notes == ["", "", "29.9M parameters, 6 attention heads", "", ""]
+    question, values = seen[2]
+    assert question.note(values, "128x2") == "6.83M parameters, 2 attention heads"

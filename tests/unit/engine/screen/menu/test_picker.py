@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import storage
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import load_preset
 from tests.helpers import checkpoints
@@ -67,7 +68,7 @@ def test_enter_takes_the_first_preset_whose_data_can_be_reached(start, columns: 
     screen = start(columns, rows)
     text = settled(screen)
     assert "00_tiny" in text
-    assert re.search(r"about \d+ (min|h)|under a minute", text)
+    assert re.search(r"(about |~)\d+ (min|h|days)|under a minute", text)
     screen.type("\r")
     assert "chosen: second" in ended(screen)
 
@@ -128,6 +129,31 @@ def test_a_run_of_a_preset_that_is_gone_is_named(start, home: Path):
     settled(screen)
 
 
+def test_enter_watches_a_run_that_another_process_trains(start, home: Path):
+    train_before(home, "second")
+    with storage.locked(home / "checkpoints", print) as holder:
+        assert holder is None
+        screen = start(100, 30)
+        text = settled(screen)
+        assert "A run trains in checkpoints/ now (second, run 1, 41%): Enter watches it" in text
+        assert "Enter watches  d details" in text
+        screen.type(UP + "\r")  # whichever is selected
+        screen.until("── starting")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.rest() == 0
+    assert "The run goes on." in screen.everything() and "chosen" not in screen.everything()
+
+
+def test_another_preset_than_the_folders_is_explained(start, home: Path):
+    train_before(home, "second")
+    screen = start(120, 30)
+    settled(screen)
+    screen.type(DOWN)
+    screen.until("> 02_report")
+    said = " ".join(screen.shown().split())
+    assert "checkpoints/ holds run 1, 41% of second. This preset goes on with that model if it has the" in said
+
+
 def test_details_report_and_quitting(start, home: Path):
     screen = start(100, 24)
     settled(screen)
@@ -161,9 +187,9 @@ def test_a_new_preset_is_asked_for_in_five_questions_and_selected(start, home: P
     screen.type("n")
     screen.until("Text: ")
     screen.type("./nowhere")
-    screen.until("is no folder here")
+    screen.until("no folder, file or dataset")
     screen.type("\x15\r")
-    for question, answer in (("Tokenizer: ", ""), ("WIDTHxLAYERS", "48x1"), ("sequence", "16"), ("Name", "mine")):
+    for question, answer in (("Tokenizer: ", ""), ("WIDTHxLAYERS", "48x1"), ("Sequence", "16"), ("Name", "mine")):
         screen.until(question)
         screen.type(f"{answer}\r")
     screen.until("> 03_mine")

@@ -34,8 +34,8 @@ def test_the_presets_are_printed_and_a_line_is_read(terminal):
 def test_a_new_preset_is_asked_for_in_lines(terminal, home: Path):
     terminal.read("[00_tiny]: ")
     terminal.type("n\n", "Text: ")
-    assert "is no folder here" in terminal.type("./nowhere\n", "Text: ")
-    for answer, question in (("", "Tokenizer"), ("", "WIDTHxLAYERS"), ("48x1", "sequence"), ("", "Name")):
+    assert "no folder, file or dataset" in terminal.type("./nowhere\n", "Text: ")
+    for answer, question in (("", "Tokenizer"), ("", "WIDTHxLAYERS"), ("48x1", "Sequence"), ("", "Name")):
         terminal.type(f"{answer}\n", question)
     terminal.type("mine\n", "[01_mine]: ")
     assert json.loads((home / "configs" / "01_mine.json").read_text())["model"]["hidden_size"] == 48
