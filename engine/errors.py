@@ -55,6 +55,14 @@ class Diverged(RunError):
         self.what, self.step, self.skipped, self.state, self.saved = what, step, skipped, state, saved
 
 
+class RowsChanged(RunError):
+    """The schedule gives rows of another length from here on; the run goes on from the checkpoint it just saved."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__(f"Rows of {before:,} tokens end here, and rows of {after:,} begin.")
+        self.before, self.after = before, after
+
+
 class RankLost(RunError):
     """Another rank has ended or hangs; what was trained since the last snapshot is lost."""
 

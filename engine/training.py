@@ -1,5 +1,6 @@
 """train(): holds the checkpoint folder, watches signals, and restarts a run that diverged from its last checkpoint."""
 
+import gc
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from engine.control.signals import SignalWatch, watch_signals
 from engine.device.determinism import deterministic
 from engine.device.memory import is_out_of_memory, manual_gc, too_large
 from engine.device.ranks import Ranks, join
-from engine.errors import Diverged, RunError
+from engine.errors import Diverged, RowsChanged, RunError
 from engine.events import EventLog
 from engine.run.setup import batch_shape, setup
 from engine.run.state import TrainResult
@@ -67,6 +68,10 @@ def train(
                 if preset.train.on_divergence == "stop" or rollbacks > MAX_ROLLBACKS:
                     raise
                 diverged = error.with_traceback(None)  # whose frames would keep the old engine alive
+            except RowsChanged as change:
+                diverged, rollbacks = None, 0
+                log.say(str(change))
+            gc.collect()  # two engines need more memory than there may be
             watch.restart()
             if rollbacks > 1:  # the newest generation has been tried
                 ranks.on_main(lambda: folder.step_back(1))

@@ -123,6 +123,7 @@ class CausalSelfAttention(nn.Module):
     """Multi-head self-attention in which no position sees a later one; parameters as in nn.MultiheadAttention."""
 
     in_proj_bias: nn.Parameter | None
+    layer_factor: nn.Parameter | None
 
     def __init__(
         self, hidden_size: int, num_heads: int, dropout: float, layer: int, qk_norm: bool = False, bias: bool = True
@@ -142,6 +143,7 @@ class CausalSelfAttention(nn.Module):
         self.output_gate: HeadGate | None = None  # all three are set by the block that has them
         self.value_gate: HeadGate | None = None
         self.exclusive = False
+        self.register_parameter("layer_factor", None)  # rescaling.py
 
     def forward(
         self,
@@ -163,6 +165,8 @@ class CausalSelfAttention(nn.Module):
         query, key, value = split_heads(linear(x, self.in_proj_weight, self.in_proj_bias), self.num_heads)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        if self.layer_factor is not None:
+            query = query * self.layer_factor.to(query.dtype)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
 

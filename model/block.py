@@ -54,6 +54,8 @@ class TransformerBlock(nn.Module):
     value_embeddings: whether attention's values get embeddings of the tokens added.
     """
 
+    layer_factor: nn.Parameter | None
+
     def __init__(self, config: ModelConfig, layer: int, value_embeddings: bool = False):
         super().__init__()
         self.attention_norm = make_norm(config)
@@ -68,6 +70,7 @@ class TransformerBlock(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = make_mlp(config, layer)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.register_parameter("layer_factor", None)  # rescaling.py
 
     def forward(
         self,
@@ -80,8 +83,10 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); the other arguments are those of CausalSelfAttention.forward."""
         attended = self.attention(self.attention_norm(x), cache, causal_mask, segment_mask, rotations, values)
-        x = x + self.dropout(attended)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        factor = self.layer_factor
+        x = x + self.dropout(attended if factor is None else attended * factor.to(attended.dtype))
+        added = self.mlp(self.mlp_norm(x))
+        return x + self.dropout(added if factor is None else added * factor.to(added.dtype))
 
 
 def make_norm(config: ModelConfig) -> Norm:

@@ -5,13 +5,24 @@ are copied from the second half of the learned ones, in order and as often as ne
 arXiv 2004.05150). Neighbouring copies keep the offsets that attention has learned. The first half is not copied: its
 rows also mark the beginning of a text, which no new position is.
 
+Resampling interpolates the learned rows instead, so that the longest distance that was seen is the longest one again.
+
 Rotations (RoPE, arXiv 2104.09864) encode nothing but the distance of two tokens: segments need no count of their own,
-nothing is learned, and extending only computes a longer table.
+nothing is learned, and extending only computes a longer table. Rows that are s times longer than those before can be
+brought into the range of angles that the layers have seen (`frequencies`): by dividing positions by s (linear, arXiv
+2306.15595), by a larger base, which slows fast pairs less (ntk), or pair by pair (yarn, arXiv 2309.00071).
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .config import ModelConfig
+
+BASE = 10_000.0
+YARN_FAST, YARN_SLOW = 32, 1  # turns within a row of the original length: faster pairs stay, slower ones are divided
 
 
 class LearnedPositions(nn.Embedding):
@@ -19,8 +30,9 @@ class LearnedPositions(nn.Embedding):
 
     ids: Tensor
 
-    def __init__(self, seq_length: int, hidden_size: int):
+    def __init__(self, seq_length: int, hidden_size: int, extension: str = "copy"):
         super().__init__(seq_length, hidden_size)
+        self.extension = extension
         self.register_buffer("ids", torch.arange(seq_length), persistent=False)
 
     def ids_at(self, length: int, start: int = 0, segment_ids: Tensor | None = None) -> Tensor:
@@ -33,8 +45,8 @@ class LearnedPositions(nn.Embedding):
 
     @torch.no_grad()
     def extend(self, new_length: int) -> None:
-        """Grow the table to `new_length` rows; the learned rows keep every bit."""
-        rows = extended_rows(self.weight, new_length)
+        """Grow the table to `new_length` rows."""
+        rows = extended_rows(self.weight, new_length, self.extension)
         self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
         self.ids = torch.arange(new_length, device=rows.device)
         self.num_embeddings = new_length
@@ -43,13 +55,13 @@ class LearnedPositions(nn.Embedding):
 class RotaryPositions(nn.Module):
     """A table (2, seq_length, head_size / 2) of cosines and sines, in fp32."""
 
-    BASE = 10_000.0  # the slowest pair turns once in about 2 pi * BASE tokens
     table: Tensor
 
-    def __init__(self, seq_length: int, head_size: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_size = head_size
-        self.register_buffer("table", self._make(seq_length), persistent=False)
+        self.config = config  # as of the last extension
+        self.head_size = config.hidden_size // config.num_heads
+        self.register_buffer("table", self._make(config.seq_length), persistent=False)
 
     def forward(self, length: int, start: int = 0) -> Tensor:
         """The rotations (2, length, head_size / 2) of positions start, start + 1, ..., which may lie beyond seq_length:
@@ -71,19 +83,58 @@ class RotaryPositions(nn.Module):
         """Move with the model, and stay in fp32 where the model goes to another dtype."""
         super()._apply(fn, recurse)
         if self.table.dtype != torch.float32:
-            self.extend(self.table.shape[1])
+            self.extend(self.config)
         return self
 
-    def extend(self, new_length: int) -> None:
-        """Grow the table to `new_length` positions."""
-        self.table = self._make(new_length).to(self.table.device)
+    def extend(self, config: ModelConfig) -> None:
+        """Make the table of a configuration with longer rows."""
+        self.config = config
+        self.table = self._make(config.seq_length).to(self.table.device)
 
     def _make(self, length: int) -> Tensor:
         if torch.get_default_device().type == "meta":  # for which torch would import its compiler
             return torch.empty(2, length, self.head_size // 2)
-        pairs = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * self.BASE**-pairs
-        return torch.stack([angles.cos(), angles.sin()]).float()
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies(self.config)
+        table = torch.stack([angles.cos(), angles.sin()])
+        factor = attention_factor(self.config)
+        return (table if factor == 1 else table * factor).float()
+
+
+def rope_base(config: ModelConfig) -> float:
+    """The slowest pair turns once in about 2 pi times so many tokens."""
+    size, factor = config.hidden_size // config.num_heads, config.rope_factor
+    if config.rope_scaling != "ntk" or size <= 2 or factor == 1:
+        return BASE
+    return BASE * factor ** (size / (size - 2))
+
+
+def frequencies(config: ModelConfig) -> Tensor:
+    """(head_size / 2,) fp64: by how much each pair turns from one token to the next."""
+    size = config.hidden_size // config.num_heads
+    pairs = torch.arange(0, size, 2, dtype=torch.float64) / size
+    turning = rope_base(config) ** -pairs
+    if config.rope_factor == 1 or config.rope_scaling == "ntk":
+        return turning
+    slowed = turning / config.rope_factor
+    if config.rope_scaling == "linear":
+        return slowed
+    original = config.rope_original_length
+    assert original is not None, "or nothing is scaled"
+
+    def pair_that_turns(times: float) -> float:
+        """The number of the pair that turns so often within a row of the original length."""
+        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(BASE))
+
+    first, last = math.floor(pair_that_turns(YARN_FAST)), math.ceil(pair_that_turns(YARN_SLOW))
+    first, last = max(first, 0), min(last, size - 1)
+    share = (torch.arange(size // 2, dtype=torch.float64) - first) / max(0.001, last - first)
+    share = share.clamp(0, 1)
+    return turning * (1 - share) + slowed * share
+
+
+def attention_factor(config: ModelConfig) -> float:
+    """By what yarn multiplies queries and keys: attention over longer rows must be as sharp."""
+    return 0.1 * math.log(config.rope_factor) + 1 if config.rope_scaling == "yarn" else 1.0
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -100,10 +151,16 @@ def segment_starts(segment_ids: Tensor, ids: Tensor) -> Tensor:
     return torch.where(begins, ids, 0).cummax(dim=1).values
 
 
-def extended_rows(rows: Tensor, new_length: int) -> Tensor:
-    """`rows` (T, D) followed by copies of their second half, in order, up to (new_length, D)."""
-    length = len(rows)
+def extended_rows(rows: Tensor, new_length: int, how: str = "copy") -> Tensor:
+    """`rows` (T, D) as (new_length, D): followed by copies of their second half, in order, which keeps every bit of
+    them; or, with "resample", interpolated at the positions t * T / new_length."""
+    length, rows = len(rows), rows.detach()
     assert new_length >= length
+    if how == "resample" and new_length > length:
+        places = torch.arange(new_length, device=rows.device) * (length / new_length)
+        before = places.long()
+        share = (places - before)[:, None].to(rows.dtype)
+        return rows[before].lerp(rows[(before + 1).clamp_max(length - 1)], share)
     half = length // 2
     source = half + torch.arange(new_length - length, device=rows.device) % (length - half)
-    return torch.cat([rows.detach(), rows.detach()[source]])
+    return torch.cat([rows, rows[source]])

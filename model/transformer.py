@@ -28,6 +28,7 @@ from .experts.training import take_routing
 from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
+from .rescaling import add_layer_factors
 from .row_weights import row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
 from .streams.streams import Streams, normalised
@@ -53,8 +54,10 @@ class TransformerLM(nn.Module):
         size = config.embedding_size or config.hidden_size
         self.tokens = nn.Embedding(self.padded_vocab_size, size)
         rotary = config.positions == "rotary"
-        self.positions = None if rotary else LearnedPositions(config.seq_length, config.hidden_size)
-        self.rotary = RotaryPositions(config.seq_length, config.hidden_size // config.num_heads) if rotary else None
+        self.positions = (
+            None if rotary else LearnedPositions(config.seq_length, config.hidden_size, config.position_extension)
+        )
+        self.rotary = RotaryPositions(config) if rotary else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         with_values = value_layers(config)
         self.blocks = nn.ModuleList(
@@ -81,6 +84,7 @@ class TransformerLM(nn.Module):
         for projection in (self.widen, self.narrow):
             if projection is not None:  # keeps the size of what it projects
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        add_layer_factors(self.blocks, config)
         self.streams = Streams.create(config, self.padded_vocab_size)
         self.bigrams = BigramEmbedding(config.bigram_rows, config.hidden_size) if config.bigram_rows else None
         self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
@@ -213,7 +217,7 @@ class TransformerLM(nn.Module):
         return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape), tokens=tokens)
 
     def extend_max_seq_len(self, new_length: int) -> None:
-        """Let the model read `new_length` tokens; learned positions keep their bits, new ones: see positions.py.
+        """Let the model read `new_length` tokens; how positions are extended: see positions.py.
 
         Learned positions become a new parameter: extend before the optimizer is made. Raises ValueError for less.
         """
@@ -221,11 +225,15 @@ class TransformerLM(nn.Module):
             raise ValueError(
                 f"seq_length {self.config.seq_length} cannot be extended to {new_length}; give a larger length."
             )
-        for table in (self.positions, self.rotary):
-            if table is not None:
-                table.extend(new_length)
+        config, update = self.config, {"seq_length": new_length}
+        if self.rotary is not None and config.rope_scaling != "none" and new_length > config.seq_length:
+            update["rope_original_length"] = config.rope_original_length or config.seq_length
+        self.config = config.model_copy(update=update)
+        if self.positions is not None:
+            self.positions.extend(new_length)
+        if self.rotary is not None:
+            self.rotary.extend(self.config)
         self.causal_mask = causal_mask(new_length, self.causal_mask.device)
-        self.config = self.config.model_copy(update={"seq_length": new_length})
 
     def num_parameters(self) -> int:
         """Learned numbers; a tied head counts once, padding rows count."""

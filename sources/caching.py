@@ -74,7 +74,9 @@ def description(spec: Spec, config: DataConfig, is_folder: bool = False) -> JSON
 def _fingerprint(pipeline: PipelineConfig) -> dict[str, JSON]:
     """Return what rows depend on beside their source."""
     filters = pipeline.filters
+    long_texts = {"long_text_length": filters.long_text_length} if filters.long_text_length else {}
     return {
+        **long_texts,
         "rows_format": ROWS_FORMAT,
         "tokenizer": hashlib.blake2b(pipeline.tokenizer.to_json().encode(), digest_size=16).hexdigest(),
         "eos_id": pipeline.tokenizer.eos_id,

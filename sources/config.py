@@ -227,6 +227,9 @@ class DataConfig(Section):
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
     source_weights: dict[str, Weight] = Field(default={}, description="relative shares of tokens; 1.0 where not given")
     min_text_length: StrictInt = Field(default=50, ge=0, description="characters; shorter documents are filtered out")
+    long_text_length: StrictInt = Field(
+        default=0, ge=0, description="characters; shorter ones too, in the last part of train.seq_length_schedule"
+    )
     deduplicate: StrictBool = Field(default=True, description="filter out repeats of a source's recent documents")
     decontaminate: tuple[LocalPath, ...] = Field(
         default=(), description="files or folders; documents that share 13 words in a row with them are filtered out"

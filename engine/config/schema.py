@@ -17,6 +17,7 @@ MOST_ROWS = 2**30
 Count = Annotated[int, Field(ge=1, le=MOST_ROWS)]
 Tokens = Annotated[int, Field(ge=1, le=2**50)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LengthFrom = Annotated[tuple[Fraction, Annotated[int, Field(ge=2, le=2**20)]], Field(strict=False)]
 Factor = Annotated[float, Field(gt=0, le=1000)]
 Polynomial = Literal["quintic", "polar_express"]
 _OF_MUON = ("cautious_weight_decay", "muon_momentum_warmup_fraction", "muon_normalise_rows", "muon_soap")
@@ -31,6 +32,15 @@ class TrainConfig(BaseModel):
     accumulation_steps: Count = Field(default=1, description="gradient accumulation: micro-batches of one step")
     batch_doublings: tuple[Fraction, ...] = Field(
         default=(), strict=False, max_length=20, description="shares of a run at which the rows of a step double"
+    )
+    seq_length_schedule: tuple[LengthFrom, ...] = Field(
+        default=(),
+        strict=False,
+        max_length=20,
+        description="[share of a run, tokens of a row from there on]; steps keep their tokens; empty: model.seq_length",
+    )
+    rewarm_fraction: Fraction = Field(
+        default=0.3, description="learning rate / peak, to which it is warmed again where rows become longer"
     )
     probe_batch: bool = Field(default=False, description="measure the fastest micro-batch; the global batch stays")
     train_tokens: int | None = Field(default=None, ge=1, description="overridden: a run is 100,000,000 tokens")
@@ -104,6 +114,25 @@ class TrainConfig(BaseModel):
             )
         return shares
 
+    @field_validator("seq_length_schedule")
+    @classmethod
+    def _rows_grow(cls, schedule: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+        shares, lengths = [share for share, _ in schedule], [length for _, length in schedule]
+        ascend = all(sorted(set(numbers)) == numbers for numbers in (shares, lengths))
+        if schedule and (shares[0] or shares[-1] >= 1 or not ascend):
+            raise PydanticCustomError(
+                "seq_length_schedule",
+                "{schedule} does not begin at share 0 with the shortest rows, or does not ascend to a share below 1; "
+                "write it as [[0, 256], [0.85, 1024]].",
+                {"schedule": json.dumps(schedule)},
+            )
+        return schedule
+
+    @property
+    def shortest_rows(self) -> int | None:
+        """Tokens of the first rows of a schedule; None without one."""
+        return self.seq_length_schedule[0][1] if self.seq_length_schedule else None
+
     @field_validator(*_OF_MUON)
     @classmethod
     def _belongs_to_muon(cls, value: Any, info: ValidationInfo) -> Any:
@@ -155,8 +184,11 @@ class Preset(BaseModel):
             raise ValueError(f"Adaptive sources count steps of one size; {remedy}.")
         if self.train.offload_optimizer and self.auxiliary.looks_ahead:
             raise ValueError("The lookahead core is not offloaded; set train.offload_optimizer to false.")
+        self._check_rows()
         if self.auxiliary.looks_ahead:
             require_room(self.auxiliary, self.model.seq_length)
+            if shortest := self.train.shortest_rows:
+                require_room(self.auxiliary, shortest, "train.seq_length_schedule begins with")
             for key in ("value_embeddings", "logit_softcap", "embedding_size"):
                 if key in self.model.additions:
                     raise ValueError(
@@ -167,6 +199,26 @@ class Preset(BaseModel):
             size = self.train.expert_parallel_size
             raise ValueError(f"train.expert_parallel_size {size} {problem} or train.expert_parallel_size to 1.")
         return self
+
+    def _check_rows(self) -> None:
+        """A schedule's rows end as model.seq_length says, and as many of them make one of those."""
+        longest = self.model.seq_length
+        for _, length in self.train.seq_length_schedule:
+            if longest % length:
+                raise ValueError(
+                    f"train.seq_length_schedule: rows of {length} tokens do not divide those of model.seq_length, "
+                    f"{longest}, which a step's tokens are counted in; change one of them."
+                )
+        if self.train.seq_length_schedule and self.train.seq_length_schedule[-1][1] != longest:
+            raise ValueError(
+                f"train.seq_length_schedule ends with rows of {self.train.seq_length_schedule[-1][1]} tokens, and "
+                f"model.seq_length is {longest}; make them equal."
+            )
+        if self.data.long_text_length and len(self.train.seq_length_schedule) < 2:
+            raise ValueError(
+                "data.long_text_length has no effect without a train.seq_length_schedule of two steps or more; "
+                "remove it, or raise data.min_text_length."
+            )
 
     def _expert_parallel_problem(self) -> str | None:
         """What keeps experts from being spread over processes, and what to set."""

@@ -148,6 +148,8 @@ def set_hyperparameters(engine: Engine, values: Hyperparameters) -> None:
     """Set what the next step is made with."""
     for group in engine.optimizer.param_groups:
         group["lr"] = values.learning_rate * group["rate_factor"]
+        if group.get("layer_factors") and not values.fits_layers:
+            group["lr"] = 0.0
         group["weight_decay"] = group["full_decay"] * values.decay_share
         if values.momentum is not None:
             group["momentum"] = values.momentum

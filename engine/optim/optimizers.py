@@ -12,6 +12,7 @@ from torch import nn
 from engine.config import TrainConfig
 from engine.optim.muon import Fragment, Matrices, MuonAdamW, MuonSettings
 from engine.optim.orthogonal import coefficients
+from model.rescaling import LAYER_FACTOR
 
 LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight", "value_head.gain_bins.weight", "router.weight")
 
@@ -109,15 +110,17 @@ def _split(groups: list[dict], model: nn.Module, roles: Roles) -> list[dict]:
     names, embeddings = {parameter: name for name, parameter in model.named_parameters()}, _embeddings(model)
     split = []
     for group in groups:
-        alike: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+        alike: dict[tuple[bool, float, float, bool], list[nn.Parameter]] = {}
         for parameter in group["params"]:
             factor, decay = core_factor, group["weight_decay"]
             if parameter not in core:
                 factor, decay = roles.settings(names[parameter], parameter, parameter in embeddings, decay)
-            alike.setdefault((parameter in core, factor, decay), []).append(parameter)
-        for (is_core, factor, decay), parameters in sorted(alike.items(), key=lambda item: item[0][0]):
+            is_factor = names[parameter].endswith(LAYER_FACTOR)
+            alike.setdefault((parameter in core, factor, decay, is_factor), []).append(parameter)
+        for (is_core, factor, decay, are_factors), parameters in sorted(alike.items(), key=lambda item: item[0][0]):
             of_group = {"weight_decay": decay, "full_decay": decay, "core": is_core, "rate_factor": factor}
-            split.append(group | of_group | {"params": parameters})
+            layer_factors = {"layer_factors": True} if are_factors else {}
+            split.append(group | of_group | layer_factors | {"params": parameters})
     return split
 
 

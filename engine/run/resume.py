@@ -15,6 +15,7 @@ from engine.formatting import count
 from engine.run.state import Progress, RunState
 from model.config import ModelConfig
 from model.experts import upcycled, upcycling_problem
+from model.positions import extended_rows
 from model.snapshot import architecture_differences, has_biases, learned_positions, restore
 from model.transformer import TransformerLM
 from sources.config import DataConfig, TrainBPE
@@ -28,6 +29,7 @@ class Start:
 
     progress: Progress
     state: RunState | None  # None where the text starts over
+    seq_length: int  # of the rows from here on
     model: ModelConfig  # the preset's, with what a lineage keeps: its positions, and biases or none
     is_new: bool  # a new lineage
     continues: bool  # a run that was begun before; else it is a lineage's first or next one
@@ -42,9 +44,11 @@ def find_start(
     ranks: Ranks,
     log: EventLog,
     may_archive: Callable[[str], bool],
+    row_length: Callable[[int], int],
 ) -> Start:
     """Find what to continue. Raises PresetError, CheckpointError or SaveError, on all ranks alike.
 
+    `row_length` returns the tokens of a row after so many of a run.
     `may_archive` is asked, with the differences in a sentence, whether a lineage with another architecture or tokenizer
     may be moved to archive/.
     """
@@ -54,7 +58,10 @@ def find_start(
         nonlocal restored
         require_here(folder.folder)
         restored = folder.newest()
-        kept = model if restored is None else _with_what_is_kept(restored, model)
+        progress = Progress() if restored is None else _next_progress(restored, token_budget)
+        rows = row_length(progress.tokens_in_run)
+        asked = model.model_copy(update={"seq_length": rows})
+        kept = asked if restored is None else _with_what_is_kept(restored, asked)
         if restored is not None and (differences := _differences(restored, kept, data)):
             sentence = f"{restored.path} does not fit this preset: {'; '.join(differences)}."
             if not may_archive(sentence):
@@ -67,22 +74,20 @@ def find_start(
             restored = None
         if restored is None:
             folder.require_writable()
-            progress, kind = Progress(), {"is_new": True, "continues": False}
-            return {"progress": asdict(progress), "state": None, "model": model.model_dump(), **kind}
+            rows = row_length(0)
+            first = model.model_copy(update={"seq_length": rows, "layer_rescaling": "none"})
+            new = {"progress": asdict(Progress()), "state": None, "seq_length": rows, "is_new": True}
+            return {**new, "model": first.model_dump(), "continues": False}
         state = _valid_state(restored, data)
         restored.notes.extend(folder.repair(restored))
         folder.require_writable()
         if kept.bias != model.bias:
             has = "biases, which it keeps" if kept.bias else "no biases and gets none"
             restored.notes.append(f"Its model has {has}: the preset's model.bias counts for new models.")
-        progress = _next_progress(restored, token_budget)
-        return {
-            "progress": asdict(progress),
-            "state": state,
-            "model": kept.model_dump(),
-            "is_new": False,
-            "continues": progress.run == Progress.from_json(restored.snapshot.progress or {}).run,
-        }
+        state = _with_rows(restored, state, progress, rows)
+        found = {"progress": asdict(progress), "state": state, "seq_length": rows, "is_new": False}
+        continues = progress.run == Progress.from_json(restored.snapshot.progress or {}).run
+        return {**found, "model": kept.model_dump(), "continues": continues}
 
     found = ranks.on_main(find)
     note_owner(folder.folder, ranks)
@@ -104,6 +109,8 @@ def restore_weights(model: TransformerLM, start: Start, folder: CheckpointFolder
             weights = upcycled(weights, start.model)
             restored.notes.append("Its MLPs became experts, copies or slices of them; the routers start fresh.")
         report = restore(model, weights)
+        if model.positions is not None:
+            _extend_moments(restored, model)
         message = _resumed(restored, report.summary(), start)
     for tensor in model.state_dict().values():
         ranks.broadcast_tensor(tensor)
@@ -131,7 +138,7 @@ def _next_progress(restored: RestoredCheckpoint, token_budget: int) -> Progress:
     progress = Progress.from_json(saved)
     if progress.tokens_in_run >= token_budget and saved.get("finished", True):  # older snapshots lack the key
         progress.run += 1
-        progress.tokens_in_run = 0
+        progress.tokens_in_run, progress.longer_since = 0, None
     progress.finished = False
     return progress
 
@@ -159,10 +166,44 @@ def _valid_state(restored: RestoredCheckpoint, data: DataConfig) -> dict[str, An
     }
 
 
+def _with_rows(
+    restored: RestoredCheckpoint, state: dict[str, Any] | None, progress: Progress, rows: int
+) -> dict[str, Any] | None:
+    """The state as it continues with rows of so many tokens; `progress` notes where they became longer."""
+    loader = (state or {}).get("loader")
+    before = loader["rows"]["seq_length"] if loader else (restored.snapshot.config or {}).get("seq_length", rows)
+    if before < rows and progress.tokens_total:
+        progress.longer_since = progress.tokens_in_run
+    if loader is None or before == rows:
+        return state
+    restored.notes.append(f"Rows of {before:,} tokens become rows of {rows:,}.")
+    return {**(state or {}), "guard": None, "overfitting": None}  # other rows have other losses
+
+
+def _extend_moments(restored: RestoredCheckpoint, model: TransformerLM) -> None:
+    """Where a table of positions grew, what the optimizer keeps of it grows as the table did."""
+    moments = restored.optimizer["moments"].get("positions.weight", {}) if restored.optimizer else {}
+    length, how = model.config.seq_length, model.config.position_extension
+    for key, moment in moments.items():
+        if len(moment) < length:
+            moments[key] = extended_rows(moment, length, how)
+
+
 def _with_what_is_kept(restored: RestoredCheckpoint, model: ModelConfig) -> ModelConfig:
-    """`model` as it continues this checkpoint: positions are never cut, and biases neither come nor go."""
-    length = max(model.seq_length, _trained_length(restored, model))
-    return model.model_copy(update={"seq_length": length, "bias": has_biases(restored.snapshot.model)})
+    """`model` as it continues this checkpoint: positions are never cut, biases neither come nor go, and rotations and
+    the factors of layers change only where rows become longer than all before."""
+    trained = _trained_length(restored, model)
+    former = restored.snapshot.config or {}
+    original, factors = former.get("rope_original_length"), former.get("layer_rescaling", "none")
+    update: dict[str, Any] = {"seq_length": max(model.seq_length, trained), "bias": has_biases(restored.snapshot.model)}
+    if model.seq_length <= trained:
+        update |= {"rope_scaling": former.get("rope_scaling", "none"), "rope_original_length": original}
+        update["layer_rescaling"] = factors
+    else:
+        is_scaled = model.positions == "rotary" and model.rope_scaling != "none"
+        update["rope_original_length"] = (original or trained) if is_scaled else None
+        update["layer_rescaling"] = factors if factors != "none" else model.layer_rescaling
+    return model.model_copy(update=update)
 
 
 def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:

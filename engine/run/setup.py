@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import torch
@@ -27,6 +28,7 @@ from engine.device.ranks import Ranks
 from engine.errors import Diverged
 from engine.events import EventLog
 from engine.optim.expert_balance import ExpertBalance
+from engine.optim.schedule import row_length
 from engine.run.curriculum import Curriculum
 from engine.run.evaluation import Evaluator
 from engine.run.resume import Start, find_start, restore_weights
@@ -52,6 +54,7 @@ class Components:
     train: TrainConfig
     preset_values: dict[str, Any]  # the whole preset as JSON, for snapshots and the run event
     token_budget: int
+    longest_rows: int  # tokens of the last rows of a run
     progress: Progress
     shape: BatchShape  # without padding
     tokenizer: TextTokenizer
@@ -79,12 +82,18 @@ class Components:
         """The shape of a step's tensors: with the padding rows that an uneven number of ranks needs."""
         return replace(self.shape, micro_batch_size=self.evaluator.micro_batch_size)
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of the next step's rows, as the preset says; `shape` has those of this start."""
+        return row_length(self.train, self.longest_rows, self.progress.tokens_in_run, self.token_budget)
+
     def run_state(self) -> RunState:
         """What resumes right after the last step, beside weights and moments. All ranks must call it."""
         curriculum = self.runner.curriculum
         return RunState(
             **self.batches.state(),
             rows_of_pass=self.shape.micro_batch_size,
+            row_length=self.shape.seq_length,
             parts_begin=self.look_ahead.state(),
             curriculum=curriculum.state() if curriculum else None,
             guard=self.guard.state(),
@@ -152,7 +161,8 @@ def setup(
     train, data, auxiliary = preset.train, preset.data, preset.auxiliary
     require_settings(train, ranks)
     with log.held(), log.stage("checkpoint"):
-        start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive)
+        lengths = partial(row_length, train, preset.model.seq_length, budget=token_budget)
+        start = find_start(preset.model, data, token_budget, folder, ranks, log, may_archive, lengths)
     saved_progress = None if start.is_new or diverged else asdict(start.progress)
     if diverged is not None:
         start.state, start.progress.skipped = cast(RunState, diverged.state), diverged.skipped
@@ -160,7 +170,7 @@ def setup(
     state: dict[str, Any] = dict(start.state or {})
 
     # Text: sources, tokenizer, cache; and whether the model has room.
-    shape = batch_shape(preset, ranks)
+    shape = batch_shape(preset, ranks, start.seq_length)
     cache, opened, tokenizer = preflight(data, auxiliary, start, shape, token_budget, folder, ranks, log)
 
     # Weights, and a micro-batch that fits beside them.
@@ -180,12 +190,14 @@ def setup(
     saved_products = None if start.state is None else state.get("products", "torch")
     by_kernel = machine.choose_products(train, preset.model.hidden_size, bf16, saved_products, ranks, log)
     use_kernel(by_kernel)
-    saved_rows = state.get("rows_of_pass")
+    # Where rows change their length a micro-batch keeps its tokens.
+    saved_rows = state.get("rows_of_pass", 0) * state.get("row_length", shape.seq_length) // shape.seq_length or None
     if train.probe_batch:
         divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
         probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
         with log.stage("micro-batch"):
-            shape = choose_shape(probe, saved_rows, start.continues or bool(diverged), train.deterministic, log)
+            resumes = start.continues or bool(diverged)
+            shape = choose_shape(probe, saved_rows, resumes, train.deterministic, log)
     num_workers = machine.choose_num_workers(data.num_workers, ranks.device)
     # Of a new lineage; rank 0 decides, since machines may have different numbers of cores.
     num_lanes = ranks.broadcast(choose_num_lanes(ranks.world_size, num_workers))
@@ -194,7 +206,7 @@ def setup(
     padded = replace(shape, micro_batch_size=padded_rows)
     require_memory(model, padded, stage, ranks.device, train.probe_batch)
     # Counted before the engine takes the weights: ZeRO stage 3 leaves each rank with empty ones.
-    parameters, flops = model.num_parameters(), model.flops_per_token(preset.model.seq_length)
+    parameters, flops = model.num_parameters(), model.flops_per_token(shape.seq_length)
     active_parameters = model.num_active_parameters()
     if message:
         log.write("resume", step=start.progress.step, tokens_total=start.progress.tokens_total, message=message)
@@ -208,9 +220,7 @@ def setup(
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
-    validation = ValidationSource(
-        opened, state.get("pins", {}), data, tokenizer, preset.model.seq_length, train.eval_tokens
-    )
+    validation = ValidationSource(opened, state.get("pins", {}), data, tokenizer, shape.seq_length, train.eval_tokens)
     with log.stage("validation"):
         rows = validation.rows(folder.folder, cache, ranks, log)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
@@ -218,7 +228,7 @@ def setup(
         curriculum.load(state["curriculum"])
     look_ahead = LookAheadSchedule(
         model.latent,
-        preset.model.seq_length,
+        shape.seq_length,
         train.seed,
         token_budget,
         start.progress.tokens_total,
@@ -235,6 +245,7 @@ def setup(
         cache=cache,
         weights_at=adaptive.weights.weights_at if adaptive else None,
         near_copies=validation.near_copies(rows),
+        long_texts=len(train.seq_length_schedule) > 1 and shape.seq_length == preset.model.seq_length,
     )
     factory = LoaderFactory(data, tokenizer, shape, options)
     with log.stage("data"):
@@ -258,6 +269,7 @@ def setup(
         train=train,
         preset_values=preset_values,
         token_budget=token_budget,
+        longest_rows=preset.model.seq_length,
         progress=start.progress,
         shape=shape,
         tokenizer=tokenizer,
@@ -296,12 +308,13 @@ def setup(
     return components
 
 
-def batch_shape(preset: Preset, ranks: Ranks) -> BatchShape:
-    """Return the shape that the preset asks for; with train.probe_batch the micro-batch may become another."""
-    train = preset.train
-    return BatchShape(
-        train.per_gpu_batch_size, train.accumulation_steps, preset.model.seq_length, ranks.rank, ranks.world_size
-    )
+def batch_shape(preset: Preset, ranks: Ranks, seq_length: int | None = None) -> BatchShape:
+    """Return the shape that the preset asks for; with train.probe_batch the micro-batch may become another. Of shorter
+    rows, which divide the preset's, a micro-batch has more."""
+    train, longest = preset.train, preset.model.seq_length
+    length = seq_length or longest
+    rows = train.per_gpu_batch_size * (longest // length)
+    return BatchShape(rows, train.accumulation_steps, length, ranks.rank, ranks.world_size)
 
 
 def _make_model(
@@ -326,6 +339,7 @@ def _log_run(components: Components, parameters: tuple[int, int], bf16: bool, nu
             "flops_per_token": figures.flops_per_token,
             "vocab_size": components.tokenizer.vocab_size,
             "zero_stage": components.engine.zero_optimization_stage(),
+            "seq_length": shape.seq_length,
             "global_batch_tokens": shape.rows_per_step * shape.seq_length,
             "held_out_tokens": components.evaluator.num_tokens,
             "held_out_shortfalls": components.evaluator.rows.shortfalls,

@@ -23,6 +23,7 @@ class Progress:
     evaluation: dict[str, Any] | None = None  # ce, perplexity, bits_per_byte of the latest one
     finished: bool = False  # the run has its last evaluation; the next start begins another run
     skipped: int = 0  # steps whose loss or gradient was refused
+    longer_since: int | None = None  # tokens of the run at which its rows became longer last
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Progress":
@@ -40,6 +41,7 @@ class RunState(TypedDict):
     loader: LoaderState | None  # None before the first step
     adaptive: AdaptiveRunState | None
     rows_of_pass: int  # rows of a micro-batch
+    row_length: int  # their tokens
     parts_begin: dict[str, int]  # tokens at which each part of the lookahead core was switched on
     curriculum: CurriculumState | None
     guard: StabilityState | None

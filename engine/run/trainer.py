@@ -20,7 +20,7 @@ from engine.device.determinism import seed_batch
 from engine.device.memory import freeze_gc
 from engine.device.optimizer_state import load_optimizer_state
 from engine.device.ranks import Agreement
-from engine.errors import FolderMoved, Interrupted, SaveError, SourcesFailed, first_line
+from engine.errors import FolderMoved, Interrupted, RowsChanged, SaveError, SourcesFailed, first_line
 from engine.formatting import count
 from engine.optim.schedule import batch_multiple, hyperparameters
 from engine.optim.weight_average import WeightAverage
@@ -51,7 +51,7 @@ class Trainer:
     def train(self) -> TrainResult:
         """Step until the token budget is met; evaluate and save on the way and at the end.
 
-        Raises Interrupted, FolderMoved, SourcesFailed or Diverged, all but the last after a save.
+        Raises Interrupted, FolderMoved, SourcesFailed, RowsChanged or Diverged, all but the last after a save.
         """
         c, progress = self.c, self.progress
         first_tokens = progress.tokens_in_run
@@ -124,8 +124,19 @@ class Trainer:
 
     def _next_batch(self, multiple: int) -> tuple[Batch, Agreement]:
         """Return the next step's batch, of `multiple` times the preset's rows, and the ranks' agreement. A signal, a
-        checkpoint folder that was moved and the end of all sources end the run here."""
+        checkpoint folder that was moved and the end of all sources end the run here.
+
+        Where rows change their length it is saved, and begins again from there: so it is the run that any restart from
+        there gives.
+        """
         c, progress = self.c, self.progress
+        if c.row_length != c.shape.seq_length and not c.guard.skipped_in_a_row:
+            self._log_steps()
+            c.saver.save_final(asdict(progress), self.watch.stopping)
+            agreed = c.ranks.agree(self._report())
+            if agreed.stops:
+                self._interrupt(agreed)
+            raise RowsChanged(c.shape.seq_length, c.row_length)
         try:
             batch, agreed = c.batches.next(self._report, multiple)
         except AllSourcesFailed as failed:
@@ -142,7 +153,8 @@ class Trainer:
         c, train = self.c, self.c.train
         tokens, continued = self.progress.tokens_in_run, self.progress.run > 1
         step_tokens = c.shape.rows_per_step * c.shape.seq_length
-        values = hyperparameters(train, tokens, c.token_budget, continued, step_tokens)
+        since = self.progress.longer_since
+        values = hyperparameters(train, tokens, c.token_budget, continued, step_tokens, since)
         deepspeed_engine.set_hyperparameters(c.engine, values)
         deepspeed_engine.set_accumulation_steps(c.engine, len(batch.input_ids))
         if c.engine.module.config.dropout:

@@ -1,5 +1,6 @@
 """What a preset says about a model, and how large that makes it. Needs no torch."""
 
-from .sections import ADDITIONS, AuxiliaryConfig, ModelConfig, require_room
+from .room import require_room
+from .sections import ADDITIONS, AuxiliaryConfig, ModelConfig
 
 __all__ = ["ADDITIONS", "AuxiliaryConfig", "ModelConfig", "require_room"]

@@ -4,7 +4,6 @@ Both are frozen and refuse unknown keys; types are strict, because a preset is J
 The vocabulary size is not a key: it follows from the tokenizer and is passed to the model beside its configuration.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -39,6 +38,19 @@ class ModelConfig(BaseModel):
     positions: Literal["learned", "rotary"] = Field(default="learned", description="how positions are encoded")
     hidden_size: int = Field(default=256, ge=1, le=MOST_HIDDEN, description="size of the hidden states")
     seq_length: int = Field(default=256, ge=2, le=2**20, description="tokens of a row")
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = Field(
+        default="none", description="how rotary positions are scaled once rows are longer than those trained on before"
+    )
+    rope_original_length: int | None = Field(
+        default=None, ge=2, le=2**20, description="tokens of a row before that; null: it follows from the checkpoint"
+    )
+    position_extension: Literal["copy", "resample"] = Field(
+        default="copy", description="how learned positions become those of longer rows"
+    )
+    layer_rescaling: Literal["none", "attention", "residual"] = Field(
+        default="none",
+        description="a factor of each block, fitted once rows are longer: on attention's logits or on what it adds",
+    )
     norm: Literal["layer", "rms"] = Field(default="layer", description="LayerNorm or RMSNorm")
     qk_norm: bool = Field(default=False, description="normalise queries and keys head by head")
     mlp: Literal["gelu", "squared_relu", "swiglu"] = Field(default="gelu", description="activation of the blocks' MLPs")
@@ -120,6 +132,13 @@ class ModelConfig(BaseModel):
                 "head_init", "zero needs a head of its own; set tie_embeddings to false or leave head_init out."
             )
         return head_init
+
+    @property
+    def rope_factor(self) -> float:
+        """How many times longer rows are than those that rotary positions began with; 1 where nothing is scaled."""
+        if self.rope_scaling == "none" or self.rope_original_length is None:
+            return 1.0
+        return max(1.0, self.seq_length / self.rope_original_length)
 
     @property
     def additions(self) -> list[str]:
@@ -333,22 +352,3 @@ class AuxiliaryConfig(BaseModel):
     def rolls_out(self) -> bool:
         """Whether the lookahead core has a transition."""
         return self.enable_policy or self.enable_dynamics
-
-
-def require_room(auxiliary: AuxiliaryConfig, seq_length: int) -> None:
-    """Raises ValueError where a part that is on needs longer rows than seq_length."""
-    needed: list[tuple[str, int, int]] = []  # a key, its value, and the tokens of a row that this needs
-    if auxiliary.rolls_out:
-        needed.append(("rollout_depth", auxiliary.rollout_depth, auxiliary.rollout_depth + 1))
-    if auxiliary.enable_draft:
-        needed.append(("draft_length", auxiliary.draft_length, auxiliary.draft_length + 1))
-    if auxiliary.enable_span_contrastive:
-        needed.append(("span_length", auxiliary.span_length, auxiliary.span_length + 1))
-    if auxiliary.enable_value:
-        needed += [("value_horizons", horizon, math.ceil(horizon / 2)) for horizon in auxiliary.value_horizons]
-    for key, value, least in needed:
-        if seq_length < least:
-            raise ValueError(
-                f"auxiliary.{key}: {value} needs rows of {least} tokens, and model.seq_length is {seq_length}; "
-                "lower the one or raise the other."
-            )

@@ -102,6 +102,7 @@ def parameters_by_part(
         "shared experts": sparse * config.shared_experts * _expert_weights(config),
         "routers": sparse * size * config.num_experts,
         "norms": layers * (2 * norm + head_norms) + norm,
+        "layer factors": layers if config.layer_rescaling != "none" else 0,
         "streams": 2 * layers * config.stream_scales + layers // 2 * config.skip_connections,
         **{name: _weights(linear) for name, linear in _options(config).items()},
         "lm head": 0 if config.tie_embeddings else rows * embedding_size,

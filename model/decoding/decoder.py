@@ -17,6 +17,7 @@ from ..attention import NORM_EPS
 from ..block import MLP, Norm, TransformerBlock
 from ..experts import sparse_layers
 from ..latent.draft import Drafter
+from ..rescaling import folded
 from ..streams.gates import HeadGate
 from ..streams.streams import Skip, Streams, StreamScale
 from ..transformer import TransformerLM
@@ -91,7 +92,7 @@ class Weights:
         self._kept: list[Tensor] = []  # what the structures point to
         self.drafter = None if model.latent is None else model.latent.drafter
         if self.on_kernel:
-            self._pack(model)
+            self._pack(_without_factors(model))
             if self.drafter is not None:
                 self._pack_drafter(self.drafter, model.head_weight)
         elif precision != "fp32":
@@ -298,14 +299,31 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
+def _copy_of_trunk(model: TransformerLM) -> TransformerLM:
+    latent, model.latent = model.latent, None
+    try:
+        return copy.deepcopy(model)
+    finally:
+        model.latent = latent
+
+
+def _without_factors(model: TransformerLM) -> TransformerLM:
+    """The same trunk without factors of its blocks, which the kernel does not know."""
+    if model.config.layer_rescaling == "none":
+        return model
+    plain = _copy_of_trunk(model)
+    weights, plain.config = folded(plain.state_dict(), plain.config)
+    for module in plain.blocks:
+        block = cast(TransformerBlock, module)
+        block.layer_factor = block.attention.layer_factor = None
+    plain.load_state_dict(weights)
+    return plain
+
+
 @torch.no_grad()
 def _converted(model: TransformerLM, precision: Precision) -> TransformerLM:
     """A copy of the trunk in bf16, or with weights rounded to int8: the same numbers as the kernel's, unpacked."""
-    latent, model.latent = model.latent, None
-    try:
-        converted = copy.deepcopy(model)
-    finally:
-        model.latent = latent
+    converted = _copy_of_trunk(model)
     if precision == "bf16":
         routers = [(mlp, copy.deepcopy(mlp.router)) for mlp in sparse_layers(converted.blocks)]
         converted.bfloat16()

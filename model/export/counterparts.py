@@ -7,9 +7,10 @@ key heads as query heads. QK-norm is an RMSNorm over each head before the rotati
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..attention import NORM_EPS
 from ..config import ModelConfig
 from ..config.size import expert_size, inner_size
-from ..positions import RotaryPositions
+from ..positions import BASE, rope_base
 from .architecture import Architecture
 from .errors import ExportError
 
@@ -82,15 +83,25 @@ _ROTARY_KEYS = {
     "initializer_range": "init_std",
     "attention_bias": "bias",
 }
+
+
+def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """How rotations are described; a larger base alone needs no type of its own."""
+    if config.rope_factor == 1 or config.rope_scaling == "ntk":
+        return {"rope_type": "default", "rope_theta": rope_base(config)}
+    described = {"rope_type": config.rope_scaling, "rope_theta": BASE, "factor": config.rope_factor}
+    if config.rope_scaling == "yarn":
+        described["original_max_position_embeddings"] = config.rope_original_length
+    return described
+
+
 _ROTARY_DERIVED: dict[str, Callable[[ModelConfig], Any]] = {
     "intermediate_size": lambda config: inner_size(config.hidden_size, config.mlp),
     "hidden_act": lambda config: ACTIVATIONS[config.mlp],
+    "rope_parameters": rope_parameters,
 }
 _HEAD_DIM: dict[str, Callable[[ModelConfig], Any]] = {"head_dim": lambda config: config.hidden_size // config.num_heads}
-_ROTARY_FIXED = {
-    "rms_norm_eps": NORM_EPS,
-    "rope_parameters": {"rope_type": "default", "rope_theta": RotaryPositions.BASE},
-}
+_ROTARY_FIXED = {"rms_norm_eps": NORM_EPS}
 _NO_WINDOW: dict[str, Callable[[ModelConfig], Any]] = {
     "layer_types": lambda config: ["full_attention"] * config.num_layers
 }
@@ -227,6 +238,7 @@ def recognise(description: Mapping[str, Any]) -> tuple[Counterpart, ModelConfig]
         known = ", ".join(row.model_type for row in COUNTERPARTS)
         raise ExportError(f"has model_type {str(model_type)[:80]!r}, and only {known} can be read.")
     shared = {ours: description[theirs] for theirs, ours in counterpart.keys.items() if theirs in description}
+    shared |= _rope_options(description)
     problems: list[list[str]] = []
     for values in itertools.product(*counterpart.options.values()):
         try:
@@ -241,6 +253,22 @@ def recognise(description: Mapping[str, Any]) -> tuple[Counterpart, ModelConfig]
     key = min(problems, key=len)[0]
     said = f"has {key} {json.dumps(description[key])[:80]}" if key in description else f"lacks {key}"
     raise ExportError(f"{said}, which no {counterpart.name} that equals a model of this package does.")
+
+
+def _rope_options(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ModelConfig by which `rope_parameters` may have described rotations; it is asked again."""
+    described = description.get("rope_parameters")
+    keys = ("max_position_embeddings", "hidden_size", "num_attention_heads")
+    sizes = [description.get(key) for key in keys]
+    if not isinstance(described, Mapping) or not all(type(n) is int and n > 0 for n in sizes):
+        return {}
+    length, size, heads = cast(list[int], sizes)
+    kind, factor, base = described.get("rope_type"), described.get("factor"), described.get("rope_theta")
+    if kind == "default" and isinstance(base, float) and base > BASE and size // heads > 2:
+        kind, factor = "ntk", (base / BASE) ** (1 - 2 / (size // heads))
+    if kind not in ("linear", "yarn", "ntk") or not isinstance(factor, (int, float)) or not 1 < factor < math.inf:
+        return {}
+    return {"rope_scaling": kind, "rope_original_length": round(length / factor)}
 
 
 def _same(found: Any, expected: Any) -> bool:

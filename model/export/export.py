@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ..config import ModelConfig
+from ..rescaling import folded
 from ..snapshot import Snapshot
 from . import gguf_file, transformers_folder
 from .errors import ExportError
@@ -54,6 +55,8 @@ def export(
         )
     except ValidationError as error:
         raise ExportError("the snapshot's configuration describes no model of this version.") from error
+    weights, config = folded(snapshot.model, config)
+    snapshot = replace(snapshot, model=weights)
     notes = (WITHOUT_LOOKAHEAD,) if any(name.startswith("latent.") for name in snapshot.model) else ()
     if target.suffix == ".gguf":
         architecture, more = gguf_file.write_gguf(target, snapshot, config, dtype)

@@ -22,10 +22,10 @@ from torch import Tensor
 from ..attention import NORM_EPS
 from ..config import ModelConfig
 from ..config.size import inner_size
-from ..positions import RotaryPositions
+from ..positions import rope_base
 from ..snapshot import Snapshot
 from .architecture import Architecture, choose, exported_tensors
-from .counterparts import LAYER_NORM_EPS
+from .counterparts import LAYER_NORM_EPS, rope_parameters
 from .errors import ExportError
 from .gguf_tokenizer import add_tokenizer
 from .target import require_free, staged
@@ -78,7 +78,12 @@ _ALL: Keys = {
 _ROTARY: Keys = {
     **_ALL,
     "{}.attention.layer_norm_rms_epsilon": lambda config: NORM_EPS,
-    "{}.rope.freq_base": lambda config: RotaryPositions.BASE,
+    "{}.rope.freq_base": rope_base,
+    "{}.rope.scaling.type": lambda config: config.rope_scaling if "factor" in rope_parameters(config) else None,
+    "{}.rope.scaling.factor": lambda config: rope_parameters(config).get("factor"),
+    "{}.rope.scaling.original_context_length": lambda config: rope_parameters(config).get(
+        "original_max_position_embeddings"
+    ),
     "{}.rope.dimension_count": lambda config: config.hidden_size // config.num_heads,
     "{}.attention.key_length": lambda config: config.hidden_size // config.num_heads,
     "{}.attention.value_length": lambda config: config.hidden_size // config.num_heads,
@@ -168,7 +173,9 @@ def write_gguf(target: Path, snapshot: Snapshot, config: ModelConfig, dtype: str
                 found, name = value(config), key.format(architecture.name)
                 if isinstance(found, float):
                     writer.add_float32(name, found)
-                else:
+                elif isinstance(found, str):
+                    writer.add_string(name, found)
+                elif found is not None:
                     writer.add_uint32(name, found)
             add_tokenizer(writer, Tokenizer.from_str(snapshot.tokenizer), eos, vocab_size)
             for name, tensor in tensors.items():

@@ -86,7 +86,9 @@ def _config(counterpart: Counterpart, config: ModelConfig) -> dict[str, Any]:
     """config.json, but for vocabulary and dtype."""
     described = counterpart.describe(config)
     if "rope_parameters" in described:  # where transformers before 5 looks; it has another base by default
-        described |= {"rope_theta": described["rope_parameters"]["rope_theta"], "rope_scaling": None}
+        parameters = described["rope_parameters"]
+        scaling = None if parameters["rope_type"] == "default" else parameters
+        described |= {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling}
     return {"architectures": [counterpart.name], **described}
 
 

@@ -48,8 +48,9 @@ def read_folder(folder: Path) -> Snapshot:
 def _read(folder: Path) -> Snapshot:
     description = _json(folder, "config.json")
     for key in ("auto_map", "quantization_config", "rope_scaling"):
-        if description.get(key):
-            raise ExportError(f"config.json has {key}; code, quantized weights and scaled rotations are not read.")
+        said_twice = key == "rope_scaling" and description.get(key) == description.get("rope_parameters")
+        if description.get(key) and not said_twice:
+            raise ExportError(f"config.json has {key}; code, quantized weights and other rotations are not read.")
     counterpart, config = _described(description)
     vocab_size, eos = description.get("vocab_size"), description.get("eos_token_id")
     if type(vocab_size) is not int or type(eos) is not int or not 0 <= eos < vocab_size < 2**31:

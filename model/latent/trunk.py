@@ -83,12 +83,15 @@ class LastBlock:
         if attention.exclusive:
             mixed = without_own(mixed, own)
         mixed = mixed if gates is None else mixed * gates.to(mixed.dtype)
-        x = x + _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
+        factor = _detached(self.block.layer_factor)
+        attended = _linear(attention.out_proj, mixed.transpose(1, 2).flatten(2))
+        x = x + (attended if factor is None else attended * factor.to(attended.dtype))
         mlp, normalised = self.block.mlp, _normalise(self.block.mlp_norm, x)
         if isinstance(mlp, SparseMLP):
-            x = x + mlp.frozen(normalised)
+            added = mlp.frozen(normalised)
         else:
-            x = x + _linear(mlp.down, mlp.activate(_linear(mlp.up, normalised)))
+            added = _linear(mlp.down, mlp.activate(_linear(mlp.up, normalised)))
+        x = x + (added if factor is None else added * factor.to(added.dtype))
         return _normalise(self.final_norm, x)
 
     def _project(self, x: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -100,6 +103,8 @@ class LastBlock:
         query, key, value = split_heads(qkv, attention.num_heads)
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = _normalise(attention.query_norm, query), _normalise(attention.key_norm, key)
+        if (factor := _detached(attention.layer_factor)) is not None:
+            query = query * factor.to(query.dtype)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
         output_gate = attention.output_gate

@@ -15,6 +15,7 @@ from .vetting import shown
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NOT_ARCHITECTURE = ("seq_length", "dropout", "init_std", "head_init", "z_loss", "eos_token_id")
+_NOT_ARCHITECTURE += ("rope_scaling", "rope_original_length", "position_extension", "layer_rescaling")
 _OF_EXPERTS = ("num_experts", "experts_per_token", "shared_experts", "moe_layers", "expert_hidden_size")
 
 
@@ -118,7 +119,7 @@ def _fitting_rows(model: TransformerLM, name: str, tensor: Tensor, parameter: Te
     if tensor.ndim != 2 or tensor.shape[1] != parameter.shape[1] or not len(tensor):
         return None
     if name == "positions.weight":
-        return extended_rows(tensor, len(parameter))
+        return extended_rows(tensor, len(parameter), model.config.position_extension)
     if name in ("tokens.weight", "lm_head.weight"):
         most = -(-model.vocab_size // 128) * 128  # vocabularies are padded to 64 or 128; more rows are another one
         if model.vocab_size <= len(tensor) <= most:

@@ -24,7 +24,6 @@ from sources.loading.prefetch import Prefetcher, SourceEvent, WorkerError
 from sources.loading.shape import BatchShape, choose_num_lanes, lanes_of_step, padded_micro_batch_size
 from sources.loading.state import (
     LoaderState,
-    RowFormat,
     is_readable,
     merge_states,
     new_state,
@@ -33,10 +32,11 @@ from sources.loading.state import (
 )
 from sources.registry import OpenedSources
 from sources.rows.filters import Filters
+from sources.rows.handover import in_format
 from sources.rows.near_copies import NearCopies
 from sources.rows.packing import IGNORE, gather
-from sources.rows.pipeline import initial_state
-from sources.rows.pipeline_config import PipelineConfig
+from sources.rows.pipeline import PipelineState, initial_state
+from sources.rows.pipeline_config import PipelineConfig, RowFormat
 from sources.rows.producer import ProducerSetup
 from sources.rows.tokenizer import TextTokenizer
 from sources.source import PER_ROW
@@ -66,7 +66,7 @@ class Batch:
 class LoaderOptions:
     """`num_lanes`, `seed`: of a new lineage (None: choose_num_lanes). `weights_at(number)` returns the sources' weights
     for the batch of that number, and is asked a few batches ahead. `near_copies` are those of the validation documents,
-    which are not trained on."""
+    which are not trained on. `long_texts`: rows are of documents of data.long_text_length."""
 
     num_lanes: int | None = None
     num_workers: int = 0  # processes that produce blocks; 0: a thread
@@ -75,6 +75,7 @@ class LoaderOptions:
     cache: ShardCache | None = None
     weights_at: Callable[[int], dict[str, float]] | None = None
     near_copies: NearCopies = field(default_factory=NearCopies)
+    long_texts: bool = False
 
 
 class Loader:
@@ -103,6 +104,8 @@ class Loader:
         self.source_names = [spec.source_name for spec in config.sources]
         self.opened, self.shape, self.options = opened, shape, options
         rows: RowFormat = {"seq_length": shape.seq_length, "packing": config.packing}
+        if options.long_texts and config.long_text_length:
+            rows["long_text_length"] = config.long_text_length
         num_lanes = options.num_lanes or choose_num_lanes(shape.world_size, options.num_workers)
         # Behind the newest batch.
         self._state: LoaderState = {**(state or new_state(options.seed, config.shuffle, num_lanes, rows))}
@@ -113,17 +116,16 @@ class Loader:
                 f"This run's data is divided among {self.num_lanes} lanes, one process each at the most; "
                 f"start it with at most {self.num_lanes} processes."
             )
+        pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies, options.cache)
+        pipeline = in_format(pipeline, rows)
+
+        def start(name: str, epoch: int = 0) -> PipelineState | None:
+            return initial_state(source, pipeline, epoch) if (source := opened.sources.get(name)) else None
+
+        self._state, moved = upgraded(self._state, opened.small & opened.sources.keys(), start)
         has_other_rows = self._state["rows"] != rows
         if has_other_rows:
-            self._state = with_rows(self._state, rows)
-        pipeline = configure_pipeline(opened, config, tokenizer, self._state, options.near_copies, options.cache)
-        self._state, moved = upgraded(
-            self._state,
-            opened.small & opened.sources.keys(),
-            lambda name, epoch: (
-                initial_state(source, pipeline, epoch) if (source := opened.sources.get(name)) else None
-            ),
-        )
+            self._state = with_rows(self._state, rows, opened.small, start)
         self._eos_id = tokenizer.eos_id
         self._dims = (shape.grad_accumulation_steps, padded_micro_batch_size(shape, self.num_lanes))
         numbers = range(shape.rank, self.num_lanes, shape.world_size)
@@ -131,7 +133,8 @@ class Loader:
         setup = ProducerSetup(opened.sources, pipeline, cached)
         self._prefetcher = Prefetcher(setup, min(options.num_workers, len(numbers)))
         if has_other_rows:
-            message = "the format of rows has changed: each lane repeats up to a block"
+            length = rows["seq_length"]
+            message = f"rows have {length:,} tokens from here on; what was packed and not read is packed anew"
             self._prefetcher.announce("all", "notice", message)
         for name, epoch in moved.items():
             message = f"{name}: each lane had an order of its own; now all share one, and begin epoch {epoch + 1}"

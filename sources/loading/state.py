@@ -7,8 +7,9 @@ state, which resumes on any number of ranks.
 from collections.abc import Callable, Collection, Mapping
 from typing import NotRequired, TypedDict
 
-from sources.rows.packing import Packing
+from sources.rows.handover import handed_over
 from sources.rows.pipeline import PipelineState
+from sources.rows.pipeline_config import RowFormat
 
 STATE_FORMAT = 4
 READABLE_FORMATS = (3, STATE_FORMAT)  # 3: each lane read all of a small source by itself
@@ -39,13 +40,6 @@ class LaneState(TypedDict):
     mixer: MixerState
 
 
-class RowFormat(TypedDict):
-    """What rows look like; `taken` counts rows of this format."""
-
-    seq_length: int
-    packing: Packing
-
-
 class LoaderState(TypedDict):
     """Where a lineage's loaders stand, after a batch."""
 
@@ -53,7 +47,7 @@ class LoaderState(TypedDict):
     seed: int  # this, `shuffle` and `num_lanes` are fixed when the lineage begins
     shuffle: bool
     num_lanes: int
-    rows: RowFormat
+    rows: RowFormat  # `taken` counts rows of this format
     row: int  # delivered by all ranks, padding not counted
     batch: int  # delivered by each rank
     lanes: dict[str, LaneState]  # by the lane's number: a rank's own, or, once merged, all of them
@@ -78,18 +72,42 @@ def new_state(seed: int, shuffle: bool, num_lanes: int, rows: RowFormat) -> Load
     )
 
 
-def with_rows(state: LoaderState, rows: RowFormat) -> LoaderState:
-    """Return the state for rows of another format: each lane starts the blocks in use again, those that share a chain
-    the earliest one."""
-    earliest = {name: _earliest(positions) for name, positions in _positions(state).items() if _is_chain(positions)}
-    restarted = _with_streams(
-        state,
-        lambda streams: {
-            name: {**stream, "state": earliest.get(name, stream["state"]), "taken": 0}
-            for name, stream in streams.items()
-        },
-    )
-    return {**restarted, "rows": rows}
+def with_rows(
+    state: LoaderState, rows: RowFormat, small: Collection[str], start: Callable[[str], PipelineState | None]
+) -> LoaderState:
+    """Return the state for rows of another format: what the lanes were not given of the blocks in use is packed anew
+    (rows/handover.py).
+
+    `start(name)` is the position before the first block, None for a source that is not open: within its first block,
+    that begins again. Of the sources `small`, whose chains all lanes share, the state must hold all lanes.
+    """
+    positions = _positions(state)
+    shared = {name for name, found in positions.items() if _is_chain(found) or (name in small and not any(found))}
+    ends = {name: _shared_handover(state, name, start(name)) for name in shared}
+
+    def change(streams: Streams) -> Streams:
+        changed: Streams = {}
+        for name, stream in streams.items():
+            if name in ends:
+                after = ends[name]
+            else:
+                before = stream["state"] or (start(name) if stream["taken"] else None)
+                after = before and handed_over(before, state["rows"], [[0, stream["taken"]]])
+            changed[name] = StreamState(state=after, taken=0, tokens=stream["tokens"])
+        return changed
+
+    return {**_with_streams(state, change), "rows": rows}
+
+
+def _shared_handover(state: LoaderState, name: str, start: PipelineState | None) -> PipelineState | None:
+    """Return where all lanes go on in the one chain of a source."""
+    lanes = [state["lanes"][str(number)]["streams"].get(name) for number in range(state["num_lanes"])]
+    places = [(position["block"] if (position := stream and stream["state"]) else 0) for stream in lanes]
+    first = min(places)
+    taken = [[place - first, stream["taken"] if stream else 0] for place, stream in zip(places, lanes, strict=True)]
+    earliest = lanes[places.index(first)]
+    before = (earliest and earliest["state"]) or start
+    return before and handed_over(before, state["rows"], taken)
 
 
 def upgraded(
@@ -139,10 +157,6 @@ def _positions(state: LoaderState) -> dict[str, list[PipelineState | None]]:
 def _is_chain(positions: list[PipelineState | None]) -> bool:
     """Whether these are positions in one chain, which all lanes share."""
     return any(position is not None and "rows" in position for position in positions)
-
-
-def _earliest(positions: list[PipelineState | None]) -> PipelineState | None:
-    return min(positions, key=lambda position: -1 if position is None else position["block"])
 
 
 def without_sources(state: LoaderState, names: Collection[str]) -> LoaderState:

@@ -69,12 +69,15 @@ class Filters:
     deduplicate: bool = True
     forbidden: frozenset[int] = frozenset()  # ngram_hashes of texts that must not be trained on
     near_copies: NearCopies = field(default_factory=NearCopies)  # of the validation documents
+    long_text_length: int = 0  # characters; while rows are made of long documents
 
     def reject(self, text: str, digest: int) -> str | None:
         """Return why a text is filtered out, or None; `digest` is its text_hash. Near-copies are another question."""
         length = len(text.strip())
         if length < self.min_text_length or not length:
             return "shorter than min_text_length" if length else "empty"
+        if length < self.long_text_length:
+            return "shorter than long_text_length"
         if digest % ONE_IN == 0:
             return "held out for evaluation"
         if self.forbidden and not self.forbidden.isdisjoint(ngram_hashes(text)):

@@ -47,7 +47,7 @@ class Carry(TypedDict):
 
     ids: str  # base64 of all pieces' ids, little-endian
     width: int  # bytes of an id
-    seq_length: int  # for which the pieces were cut
+    seq_length: int  # for which the pieces were cut; 0: some of them were in rows, and are joined first
     pieces: list[list[int]]  # of each: number of its document, ids, id before the first
     open: bool  # whether the last piece's document goes on
     ages: NotRequired[list[int]]  # of each piece: blocks that it has waited for; older versions did not count them
@@ -120,6 +120,7 @@ class Packer:
         self._open: Piece | None = None  # the unfinished document's ids since its last full piece
         self._documents = 0
         self._blocks = 0  # made
+        self.kept: list[list[list[Piece]]] | None = None  # the rows of each block, in order, once they are wanted
         if carry:
             self._load(carry)
 
@@ -160,11 +161,14 @@ class Packer:
             packed += self._best_fit(begun, rows - len(packed), waste)
         self._blocks += 1
         self.tokens -= sum(len(piece.ids) for row in packed for piece in row)
-        return _layout(packed, keys, self.seq_length, self.eos_id, self.dtype)
+        packed = _ordered(packed, keys, self.seq_length)
+        if self.kept is not None:
+            self.kept.append(packed)
+        return _layout(packed, self.seq_length, self.eos_id, self.dtype)
 
-    def carry(self) -> Carry | None:
-        """Return what is left over as a JSON value."""
-        pieces = [*self._full, *self._short, *([self._open] if self._open else [])]
+    def carry(self, returned: Sequence[Piece] = ()) -> Carry | None:
+        """Return what is left over as a JSON value, behind pieces of `kept` rows that come back."""
+        pieces = [*returned, *self._full, *self._short, *([self._open] if self._open else [])]
         if not pieces:
             return None
         numbers = {document: number for number, document in enumerate(sorted({piece.document for piece in pieces}))}
@@ -172,7 +176,7 @@ class Packer:
         return {
             "ids": base64.b64encode(ids.tobytes()).decode(),
             "width": ids.itemsize,
-            "seq_length": self.seq_length,
+            "seq_length": 0 if returned else self.seq_length,
             "pieces": [[numbers[piece.document], len(piece.ids), int(piece.previous)] for piece in pieces],
             "open": self._open is not None,
             "ages": [self._blocks - piece.since for piece in pieces],
@@ -265,10 +269,8 @@ class Packer:
         return packed
 
 
-def _layout(
-    packed: list[list[Piece]], keys: np.ndarray | None, seq_length: int, eos_id: int, dtype: IdType
-) -> RowBlock:
-    """Order the rows by their keys, but no piece before an earlier one of its document, and fill the arrays."""
+def _ordered(packed: list[list[Piece]], keys: np.ndarray | None, seq_length: int) -> list[list[Piece]]:
+    """Order the rows by their keys, but no piece before an earlier one of its document."""
     if keys is None:
         keys = np.asarray([min(piece.document for piece in row) for row in packed], dtype=np.float64)
     keys = np.array(keys[: len(packed)])
@@ -283,13 +285,17 @@ def _layout(
     for number, row in enumerate(packed):
         keys[number] = key = max(keys[number], *(last.get(piece.document, -np.inf) for piece in row))
         last.update((piece.document, key) for piece in row)
+    return [packed[number] for number in np.argsort(keys, kind="stable").tolist()]
 
+
+def _layout(packed: list[list[Piece]], seq_length: int, eos_id: int, dtype: IdType) -> RowBlock:
+    """Fill a block's arrays with the rows."""
     ids = np.full((len(packed), seq_length), eos_id, dtype=dtype)
     lengths = np.zeros(len(packed), dtype=np.int32)
     pieces = []
-    for position, number in enumerate(np.argsort(keys, kind="stable").tolist()):
+    for position, row in enumerate(packed):
         column = 0
-        for piece in packed[number]:
+        for piece in row:
             end = column + len(piece.ids)
             ids[position, column:end] = piece.ids
             pieces.append((position, column, piece.previous))

@@ -7,8 +7,7 @@ A text's way from a document to the loss:
     3. split     split_text, here            cut a long document into parts
     4. tokenize  tokenizer.py                encode several parts at a time
     5. pack      packing.py                  cut ids into pieces, and fit pieces into rows of seq_length
-    6. prefetch  loading/prefetch.py         a thread or worker processes make blocks ahead (producer.py: or read them
-                                             from the shard cache)
+    6. prefetch  loading/prefetch.py         threads or processes make blocks ahead, or read cached ones (producer.py)
     7. batch     loading/loader.py           lanes.py and mixing.py say whose row is next; rows become tensors
     8. train     engine/run, model/loss.py   forward, backward and optimizer step
 
@@ -20,7 +19,8 @@ the lanes in turn.
 
 A block is a function of the state before it alone: the position in the epoch, the packer's carry, the hashes of recent
 documents. So a run resumes by making one block again, wherever it was stopped, and neither threads, worker processes,
-the number of ranks nor the shard cache change a row. What is read ahead of a block is in no state.
+the number of ranks nor the shard cache change a row. What is read ahead of a block is in no state. Where rows get
+another format, handover.py goes on behind those that were delivered.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from sources.retries import Retries
 from sources.rows.filters import RecentHashes, condensed_hash, older_condense
 from sources.rows.near_copies import NearCopies, condense
 from sources.rows.packing import Carry, Packer, RowBlock, ids_dtype
-from sources.rows.pipeline_config import MIN_BLOCK_ROWS, PART_CHARACTERS, PipelineConfig
+from sources.rows.pipeline_config import MIN_BLOCK_ROWS, PART_CHARACTERS, Handover, PipelineConfig
 from sources.rows.sharding import LaneShare, counter_keys, share_of_lane
 from sources.rows.tokenizer import RememberingEncoder
 from sources.source import Source, SourceError
@@ -57,6 +57,7 @@ PipelineState = TypedDict(
         "num_shards": int,  # of the source
         "rows": NotRequired[int],  # made so far; of a chain that all lanes share
         "cycle": NotRequired[int],  # of share_of_lane in this epoch, of a chain of one lane; older versions: 1
+        "handover": NotRequired[Handover],  # what `handover.open_chain` begins with
     },
 )
 
@@ -104,7 +105,7 @@ class BlockResult:
 
 
 class RowPipeline:
-    """See the module's docstring. `state` is one that an earlier block was returned with; None begins the chain."""
+    """`state` is one that an earlier block was returned with; None begins the chain."""
 
     def __init__(
         self,
@@ -122,19 +123,17 @@ class RowPipeline:
         if self._is_shared:
             self._encode = RememberingEncoder(config.tokenizer).encode_batch
         dtype = ids_dtype(config.tokenizer.vocab_size)
-        self._packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, state["carry"])
+        carry = state["carry"]
+        self._is_first = state["block"] == 0 or bool(carry and not carry["seq_length"])  # block of rows of this format
+        self.packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, carry)
         self._filtered: Counter[str] = Counter()
         self._documents = 0  # packed since the last block
         self._share: LaneShare | None = None  # what is read in this epoch
         position = Position(state["shard"], state["cursor"], state["seen"], state["part"], state["document"])
         if state["num_shards"] != source.num_shards:
-            position = START
-            callbacks.announce(
-                source.name,
-                "notice",
-                f"{source.name} now has {source.num_shards} shards instead of {state['num_shards']}; "
-                f"lane {lane} restarts its epoch",
-            )
+            position, counted = START, f"{source.num_shards} shards instead of {state['num_shards']}"
+            message = f"{source.name} now has {counted}; lane {lane} restarts its epoch"
+            callbacks.announce(source.name, "notice", message)
         self._start(state["pass"], state.get("cycle", 1), position, RecentHashes.decode(state["recent"]))
 
     def next_block(self, *, retry: bool = True) -> BlockResult:
@@ -147,18 +146,18 @@ class RowPipeline:
         patience = 60 * config.retry_minutes if retry else 0.0
         self._retries = Retries(self.source.name, patience, self.callbacks.announce, self.callbacks.stopping)
         rows = config.block_rows
-        if number == 0 and not self._is_shared:  # so that the lanes do not reach the ends of their blocks together
+        if self._is_first and not self._is_shared:  # so that the lanes do not reach the ends of their blocks together
             rows = max(1, rows * (self.lane + 1) // config.num_lanes)
         rows = self._fill(rows)
         key = (config.seed, self.source.name, "rows", self.lane, number)
-        block = self._packer.block(rows, counter_keys(rows, *key) if config.shuffle else None)
+        block = self.packer.block(rows, counter_keys(rows, *key) if config.shuffle else None)
         if config.whole_epochs and self._position != START and self._epoch_is_over():
             self._start(self._epoch + 1, config.num_lanes)
-        number += 1 if len(block) else 0
+        number, self._is_first = number + (len(block) > 0), False
         chain = {"rows": self.state.get("rows", 0) + len(block)} if self._is_shared else {"cycle": self._cycle}
         counts = {"block": number, "pass": self._epoch, **chain}
         was_older = self._is_older
-        self.state = _state(self.source, counts, self._position, self._packer.carry(), self._recent.encode())
+        self.state = _state(self.source, counts, self._position, self.packer.carry(), self._recent.encode())
         if was_older:  # what is read ahead of it is filtered in today's way
             self._start(self._epoch, self._cycle, self._position, self._recent)
         documents, self._documents = self._documents, 0
@@ -176,18 +175,18 @@ class RowPipeline:
         blocks, which for a very small source would be many epochs.
         """
         empty_shards: set[int] = set()  # those read since the last text, which hold none for any lane
-        while not self._packer.has_block(rows):
+        while not self.packer.has_block(rows):
             if (item := self._next_part()) is not None:
                 part, ids = item
                 if part.before.part == 0:
-                    self._packer.end_document()  # an unfinished one, whose rest has gone from the source
+                    self.packer.end_document()  # an unfinished one, whose rest has gone from the source
                     self._documents += 1
-                self._packer.add(ids, finished=part.after.part == 0)
+                self.packer.add(ids, finished=part.after.part == 0)
                 self._position = part.after
                 for digest in part.hashes:
                     self._recent.add(digest)
                 continue
-            if self.config.whole_epochs and self._packer.tokens:
+            if self.config.whole_epochs and self.packer.tokens:
                 return rows
             # A lane's share of one epoch may be empty and that of a later one not: each deals anew.
             assert self._share is not None
@@ -198,8 +197,8 @@ class RowPipeline:
             if len(empty_shards) == self.source.num_shards:
                 break
             self._start(self._epoch + 1, 1 if self._is_older else self.config.num_lanes)
-            if self._is_shared and self._packer.has_block(MIN_BLOCK_ROWS):
-                return self._packer.rows_ready
+            if self._is_shared and self.packer.has_block(MIN_BLOCK_ROWS):
+                return self.packer.rows_ready
         return rows
 
     def _start(self, epoch: int, cycle: int, position: Position = START, recent: RecentHashes | None = None) -> None:
@@ -217,8 +216,8 @@ class RowPipeline:
         return item or next(self._tokenized, None)
 
     def _epoch_is_over(self) -> bool:
-        """Whether everything of this epoch is packed: the next block must not be taken for one of it."""
-        if self._packer.tokens:
+        """Whether all of this epoch is packed: the next block must not be taken for one of it."""
+        if self.packer.tokens:
             return False
         self._ahead = self._next_part()
         return self._ahead is None

@@ -1,6 +1,7 @@
 """What turns documents into rows, the same for every lane and source of a run."""
 
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 from sources.rows.filters import Filters
 from sources.rows.packing import Packing
@@ -11,6 +12,22 @@ BLOCK_TOKENS = 2**18  # of long rows a block holds fewer
 SMALL_SOURCE = 4_000_000  # characters; below, all lanes share one chain of a source's blocks
 MIN_BLOCK_ROWS = 16
 PART_CHARACTERS = 16_000  # longer documents are encoded in parts, which bounds memory and what a resume reads again
+
+
+class RowFormat(TypedDict):
+    """What rows look like."""
+
+    seq_length: int
+    packing: Packing
+    long_text_length: NotRequired[int]  # characters; where rows are made of longer documents alone
+
+
+class Handover(TypedDict):
+    """A chain of blocks goes over to rows of another format (handover.py), behind these rows of the former one."""
+
+    rows: RowFormat  # the former one
+    taken: list[list[int]]  # of each lane that reads the chain: blocks that it has behind it, its rows of the next one
+    before: NotRequired["Handover"]  # an earlier one, in the same place
 
 
 @dataclass(frozen=True)

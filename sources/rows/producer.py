@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from shard_cache import CachedLane, CachedSource
+from sources.rows.handover import open_chain
 from sources.rows.packing import RowBlock
 from sources.rows.pipeline import BlockResult, PipelineCallbacks, PipelineState, RowPipeline, initial_state
 from sources.rows.pipeline_config import PipelineConfig
@@ -79,7 +80,7 @@ class LocalProducer:
     def _make(self, name: str, lane: int, before: PipelineState, retry: bool) -> BlockResult:
         pipeline = self._pipelines.pop((name, lane), None)  # one that fails is not used again
         if pipeline is None or pipeline.state != before:
-            pipeline = RowPipeline(self.sources[name], lane, self.config, self.callbacks, before)
+            pipeline = open_chain(self.sources[name], lane, self.config, self.callbacks, before, retry=retry)
         result = pipeline.next_block(retry=retry)
         self._pipelines[name, lane] = pipeline
         return result

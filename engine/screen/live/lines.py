@@ -74,7 +74,7 @@ def stage_name(event: Event) -> str:
 def run_sentences(event: Event) -> Iterator[str]:
     """What a reader should know of a run before its first step."""
     preset, derived = event["preset"], event["derived"]
-    train, seq_length = preset["train"], preset["model"]["seq_length"]
+    train, seq_length = preset["train"], derived.get("seq_length", preset["model"]["seq_length"])
     processes = plural(derived["world_size"], "process")
     active = derived.get("active_parameters", derived["parameters"])
     of_experts = f", {count(active)} of them read a token" if active < derived["parameters"] else ""

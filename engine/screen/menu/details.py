@@ -77,6 +77,8 @@ def _batch(train: TrainConfig, shape: BatchShape, tokens_per_run: int) -> list[t
     micro = f"{plural(train.accumulation_steps, 'micro-batch')} of {plural(train.per_gpu_batch_size, 'row')}"
     doublings = ", ".join(f"{share:.0%}" for share in train.batch_doublings)
     doubling = f"; doubled at {doublings} of a run" if doublings else ""
+    lengths = ", ".join(f"{length:,} from {share:.0%} on" for share, length in train.seq_length_schedule)
+    doubling += f"; rows grow: {lengths}" if lengths else ""
     probing = "; the size of micro-batches is measured at the start" if train.probe_batch else ""
     warmup = max(1, round(train.warmup_fraction * tokens_per_run / tokens))
     floor = train.learning_rate * train.final_learning_rate_fraction

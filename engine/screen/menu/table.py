@@ -189,7 +189,7 @@ def _cells(menu: Menu, index: int, picking: bool, width: int) -> dict[str, str |
     return {
         "preset": name,
         "size": size,
-        "seq": str(preset.model.seq_length),
+        "seq": "-".join(str(n) for n in (preset.train.shortest_rows, preset.model.seq_length) if n),
         "data": _state(entry, width) if picking else _sentence(entry),
         "memory": _memory(menu, index),
         "a run here": _time(menu, index, picking, width),

@@ -110,3 +110,32 @@ def test_what_cannot_be_offloaded_is_refused_with_the_remedy(sections: dict):
     with pytest.raises(PresetError, match=r"set train\.offload_optimizer to false"):
         parse_preset({"name": "x", **sections})
     assert parse_preset({"name": "x", "train": {"offload_optimizer": True, "zero_stage": "auto"}})
+
+
+def test_a_schedule_of_lengths_ascends_to_the_models_own():
+    values = {"name": "n", "model": {"seq_length": 1024}, "train": {"seq_length_schedule": [[0, 256], [0.85, 1024]]}}
+    preset = parse_preset(values)
+    assert preset.train.seq_length_schedule == ((0, 256), (0.85, 1024)) and preset.train.shortest_rows == 256
+    for schedule, problem in (
+        ([[0.1, 256], [0.85, 1024]], "does not begin at share 0"),
+        ([[0, 1024], [0.85, 256]], "does not begin at share 0 with the shortest rows"),
+        ([[0, 256], [1.0, 1024]], "ascend to a share below 1"),
+        ([[0, 300], [0.85, 1024]], "rows of 300 tokens do not divide"),
+        ([[0, 128], [0.85, 512]], "ends with rows of 512 tokens, and model.seq_length is 1024"),
+    ):
+        with pytest.raises(PresetError, match=problem):
+            parse_preset(values | {"train": {"seq_length_schedule": schedule}})
+
+
+def test_the_shortest_rows_must_have_room_for_the_core():
+    values = {"name": "n", "model": {"seq_length": 64}, "auxiliary": {"enable_value": True, "value_horizons": [64]}}
+    assert parse_preset(values)
+    with pytest.raises(PresetError, match=r"needs rows of 32 tokens, and train\.seq_length_schedule begins with 16"):
+        parse_preset(values | {"train": {"seq_length_schedule": [[0, 16], [0.5, 64]]}})
+
+
+def test_long_texts_need_a_schedule():
+    values = {"name": "n", "data": {"long_text_length": 2000}}
+    with pytest.raises(PresetError, match=r"long_text_length has no effect without a train\.seq_length_schedule"):
+        parse_preset(values)
+    assert parse_preset(values | {"train": {"seq_length_schedule": [[0, 64], [0.5, 256]]}})

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from engine.config import TrainConfig
+from engine.device.deepspeed_engine import set_hyperparameters
 from engine.optim.optimizers import adamw, make_optimizer, parameter_groups
+from engine.optim.schedule import Hyperparameters
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 
 
@@ -89,3 +93,22 @@ def test_without_roles_groups_are_two_and_in_the_models_order():
     model = TransformerLM(ModelConfig(hidden_size=16, num_layers=2, num_heads=2, seq_length=16), 64)
     groups = make_optimizer(model, TrainConfig(), bf16=False).param_groups
     assert [group["params"] for group in groups] == [group["params"] for group in parameter_groups(model, 0.1)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["attention", "residual"])
+def test_factors_of_layers_move_only_while_they_are_fitted(optimizer: str, kind: str):
+    shape = ModelConfig(hidden_size=16, num_layers=2, num_heads=2, seq_length=8, layer_rescaling=kind)
+    model = TransformerLM(shape, 64)
+    made = make_optimizer(model, TrainConfig(optimizer=optimizer), bf16=False)
+    (group,) = [group for group in made.param_groups if group.get("layer_factors")]
+    named = dict(model.named_parameters())
+    assert set(group["params"]) == {p for name, p in named.items() if name.endswith("layer_factor")}
+    engine = SimpleNamespace(optimizer=made)
+    for fits in (False, True, False):
+        before = [factor.item() for factor in group["params"]]
+        set_hyperparameters(engine, Hyperparameters(1e-2, fits_layers=fits))
+        ids = torch.arange(8)[None]
+        model(ids, ids).loss_sum.backward()
+        made.step()
+        assert ([factor.item() for factor in group["params"]] != before) == fits

@@ -1,7 +1,15 @@
 import pytest
 
 from engine.config import TrainConfig
-from engine.optim.schedule import CONTINUED_WARMUP, batch_multiple, hyperparameters, learning_rate, steps_of_a_run
+from engine.optim.schedule import (
+    CONTINUED_WARMUP,
+    FITTING_SHARE,
+    batch_multiple,
+    hyperparameters,
+    learning_rate,
+    row_length,
+    steps_of_a_run,
+)
 
 BUDGET = 1_000_000
 SHAPE = {"peak": 1e-3, "warmup_fraction": 0.1, "final_fraction": 0.1}
@@ -73,7 +81,7 @@ def test_the_steps_of_a_run_are_counted(doublings: tuple[float, ...], step_token
 
 def test_what_is_off_leaves_the_optimizers_own_values():
     values = hyperparameters(TrainConfig(), 10, BUDGET, continued=False, step_tokens=4096)
-    assert values[1:] == (1.0, None, None)
+    assert values[1:] == (1.0, None, None, False)
 
 
 def test_momentum_rises_decay_falls_and_beta2_forgets_by_tokens():
@@ -91,3 +99,48 @@ def test_momentum_rises_decay_falls_and_beta2_forgets_by_tokens():
     assert [at[tokens].decay_share for tokens in at] == pytest.approx([1.0, 0.95, 0.9, 0.001, 0.0])
     assert at[0].beta2 ** 10 == pytest.approx(0.5)
     assert hyperparameters(train, 0, BUDGET, continued=True, step_tokens=4_000).momentum is None
+
+
+GROWING = TrainConfig(seq_length_schedule=((0.0, 256), (0.5, 512), (0.85, 1024)), learning_rate=1e-3)
+
+
+def test_rows_grow_at_their_shares():
+    lengths = [row_length(GROWING, 1024, tokens, BUDGET) for tokens in (0, 499_999, 500_000, 849_999, 850_000, 10**7)]
+    assert lengths == [256, 256, 512, 512, 1024, 1024]
+    assert row_length(TrainConfig(), 128, 500_000, BUDGET) == 128
+
+
+def rate_at(tokens: int, since: int | None, continued: bool = False, train: TrainConfig = GROWING) -> float:
+    return hyperparameters(train, tokens, BUDGET, continued, 1000, since).learning_rate
+
+
+def test_longer_rows_warm_the_rate_again_to_their_share():
+    since = 850_000
+    assert rate_at(since, since) == pytest.approx(rate_at(since, None)), "no jump"
+    values = [rate_at(tokens, since) for tokens in range(since, BUDGET + 1, 1000)]
+    assert max(values) == pytest.approx(3e-4) and values.index(max(values)) == 5  # a quarter of the warm-up
+    assert values[5:] == sorted(values[5:], reverse=True) and values[-1] == pytest.approx(1e-4)
+
+
+def test_a_rate_that_is_higher_goes_on_as_it_was():
+    since = 200_000
+    assert all(rate_at(tokens, since) == rate_at(tokens, None) for tokens in range(since, BUDGET, 10_000))
+    off = GROWING.model_copy(update={"rewarm_fraction": 0.0})
+    assert max(rate_at(tokens, 850_000, train=off) for tokens in range(850_000, BUDGET, 1000)) <= rate_at(850_000, None)
+
+
+def test_a_run_that_begins_with_longer_rows_never_goes_higher():
+    values = [rate_at(tokens, 0, continued=True) for tokens in range(0, BUDGET + 1, 1000)]
+    assert values[0] == pytest.approx(1e-4) and max(values) == pytest.approx(3e-4)
+    assert values[-1] == pytest.approx(1e-4)
+    as_before = GROWING.model_copy(update={"rewarm_fraction": 1.0})
+    assert max(rate_at(t, 0, True, as_before) for t in range(0, BUDGET, 1000)) == pytest.approx(1e-3)
+
+
+def test_layers_are_fitted_for_a_tenth_of_what_is_left():
+    def fits(tokens: int, since: int | None) -> bool:
+        return hyperparameters(GROWING, tokens, BUDGET, False, 1000, since).fits_layers
+
+    end = 850_000 + FITTING_SHARE * 150_000
+    assert fits(850_000, 850_000) and fits(int(end) - 1, 850_000) and not fits(int(end), 850_000)
+    assert not fits(900_000, None)

@@ -61,16 +61,24 @@ def save(folder: CheckpointFolder, tokens: int = 40, state: dict | None = None, 
 
 @pytest.fixture
 def find(folder: CheckpointFolder) -> Callable[..., Start]:
-    def start(model=SHAPE, config: DataConfig = DATA, budget: int = 1000, may_archive=lambda sentence: False) -> Start:
+    def start(
+        model=SHAPE,
+        config: DataConfig = DATA,
+        budget: int = 1000,
+        may_archive=lambda sentence: False,
+        rows: Callable[[int], int] | None = None,
+    ) -> Start:
         log = EventLog(folder.folder, Console())
-        return find_start(model, config, budget, folder, ALONE, log, may_archive)
+        lengths = rows or (lambda tokens: model.seq_length)
+        return find_start(model, config, budget, folder, ALONE, log, may_archive, lengths)
 
     return start
 
 
 def test_an_empty_folder_begins_a_lineage(find):
     start = find()
-    assert start == Start(Progress(), None, SHAPE, is_new=True, continues=False, restored=None)
+    first = Start(Progress(), None, SHAPE.seq_length, SHAPE, is_new=True, continues=False, restored=None)
+    assert start == first
 
 
 def test_a_checkpoint_is_continued_where_it_stood(folder, find):
@@ -247,3 +255,68 @@ def test_a_new_lineage_keeps_its_first_weights(folder, find):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert restore_weights(model, find(), folder, ALONE) is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+ROTARY = SHAPE.model_copy(update={"positions": "rotary"})
+
+
+def save_rotary(folder: CheckpointFolder, seq_length: int = 16, **config: Any) -> None:
+    shape = ROTARY.model_copy(update={"seq_length": seq_length, **config})
+    snapshot = checkpoints.snapshot(40)
+    preset = {"data": DATA.model_dump(mode="json")}
+    weights, described = TransformerLM(shape, 64).state_dict(), {**snapshot.config, **shape.model_dump()}
+    snapshot = replace(snapshot, model=weights, config=described, preset=preset)
+    folder.save(snapshot, checkpoints.optimizer(40), run_state())
+
+
+def test_a_preset_with_longer_rows_continues_a_lineage(folder, find):
+    save_rotary(folder)
+    longer = {"seq_length": 64, "rope_scaling": "yarn", "layer_rescaling": "attention"}
+    start = find(ROTARY.model_copy(update=longer))
+    assert not start.is_new and start.seq_length == 64 and start.progress.longer_since == 40
+    assert (start.model.rope_original_length, start.model.rope_factor) == (16, 4.0)
+    assert start.model.layer_rescaling == "attention"
+    assert start.state["loader"] == run_state()["loader"] and start.state["guard"] is None
+    message = restore_weights(TransformerLM(start.model, 64), start, folder, ALONE)
+    assert "Rows of 16 tokens become rows of 64." in message
+
+
+def test_what_was_lengthened_keeps_its_scaling(folder, find):
+    scaled = {"seq_length": 64, "rope_scaling": "yarn", "rope_original_length": 16, "layer_rescaling": "residual"}
+    save_rotary(folder, **scaled)
+    for length, factor in ((64, 4.0), (32, 4.0), (128, 8.0)):
+        model = find(ROTARY.model_copy(update={"seq_length": length, "rope_scaling": "yarn"})).model
+        assert (model.rope_original_length, model.rope_factor) == (16, factor) and model.seq_length == max(64, length)
+        assert model.layer_rescaling == "residual"
+    model = find(ROTARY.model_copy(update={"seq_length": 64, "rope_scaling": "linear"})).model
+    assert model.rope_scaling == "yarn", "only longer rows change it"
+
+
+def test_new_models_begin_unscaled_with_their_first_rows(folder, find):
+    asked = ROTARY.model_copy(update={"seq_length": 64, "rope_scaling": "yarn", "layer_rescaling": "attention"})
+    start = find(asked, rows=lambda tokens: 16 if tokens < 500 else 64)
+    assert (start.seq_length, start.model.seq_length, start.model.rope_factor) == (16, 16, 1.0)
+    assert start.model.layer_rescaling == "none" and start.progress.longer_since is None
+
+
+def test_a_schedule_counts_from_the_beginning_of_each_run(folder, find):
+    save(folder, longer_since=30, finished=True)
+    rows = lambda tokens: 16 if tokens < 30 else 32  # noqa: E731
+    assert find(rows=rows).seq_length == 32
+    start = find(rows=rows, budget=40)
+    assert start.seq_length == 16 and start.progress.longer_since is None and start.model.seq_length == 16
+
+
+@pytest.mark.parametrize("how", ["copy", "resample"])
+def test_moments_of_positions_grow_as_these_do(folder, find, how: str):
+    snapshot = replace(checkpoints.snapshot(40), preset={"data": DATA.model_dump(mode="json")})
+    moments = {key: torch.randn(16, 16) for key in ("exp_avg", "exp_avg_sq")}
+    kept = {key: moment.clone() for key, moment in moments.items()}
+    folder.save(snapshot, {"step": 4, "moments": {"positions.weight": moments}}, run_state())
+    start = find(SHAPE.model_copy(update={"seq_length": 32, "position_extension": how}))
+    model = TransformerLM(start.model, 64)
+    restore_weights(model, start, folder, ALONE)
+    step = 1 if how == "copy" else 2
+    for key, grown in start.restored.optimizer["moments"]["positions.weight"].items():
+        assert grown.shape == (32, 16) and torch.equal(grown[: 16 * step : step], kept[key])
+    assert torch.equal(model.positions.weight[: 16 * step : step], snapshot.model["positions.weight"])

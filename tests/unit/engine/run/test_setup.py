@@ -76,6 +76,7 @@ def test_the_run_event_holds_the_preset_and_what_follows(tiny, build, tmp_path: 
         "flops_per_token": model.flops_per_token(32),
         "vocab_size": 512,
         "zero_stage": 0,  # alone, a process divides nothing
+        "seq_length": 32,
         "global_batch_tokens": TOKENS_PER_STEP,
         "held_out_tokens": components.evaluator.num_tokens,
         "held_out_shortfalls": {"topics": "holds no more documents that are held out"},

@@ -41,6 +41,7 @@ SHAPES = st.builds(
     attention_gates=st.booleans(),
     exclusive_attention=st.booleans(),
     bigram_rows=st.sampled_from([0, 100]),
+    layer_rescaling=st.sampled_from(["none", "attention", "residual"]),
 )
 # With these the lookahead core is off.
 ALONE = st.fixed_dictionaries(

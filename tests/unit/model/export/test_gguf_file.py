@@ -160,3 +160,18 @@ def test_an_unknown_dtype_is_named(make, tmp_path):
     with pytest.raises(ExportError, match="dtype 'q4' is none of float32, float16, bfloat16, q8_0"):
         make().export(tmp_path / "model.gguf", dtype="q4")
     assert GGMLQuantizationType.Q8_0.name == "Q8_0" and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scaling", ["none", "linear", "ntk", "yarn"])
+def test_scaled_rotations_are_described(make, tmp_path, scaling: str):
+    lm = make(**KINDS["llama"], rope_scaling=scaling, rope_original_length=256)
+    reader = export(lm, tmp_path / "model.gguf")
+    found = {
+        name.removeprefix("llama.rope."): field.contents()
+        for name, field in reader.fields.items()
+        if name.startswith("llama.rope.") and "dimension" not in name
+    }
+    base = pytest.approx(10_000 * 4 ** (16 / 14) if scaling == "ntk" else 10_000)
+    scaled = {"scaling.type": scaling, "scaling.factor": 4.0} if scaling in ("linear", "yarn") else {}
+    original = {"scaling.original_context_length": 256} if scaling == "yarn" else {}
+    assert found == {"freq_base": base, **scaled, **original}

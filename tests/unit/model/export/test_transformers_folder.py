@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model import ExportError
+from model import ExportError, from_transformers
 from model.decoding.decoder import Weights
 from model.decoding.generate import generate_tokens
 from model.decoding.settings import GenerationSettings
 from model.export import transformers_folder
+from tests.helpers.exports import KINDS
 from tests.helpers.processes import run_program
 
 TOKENS = 1000
@@ -169,3 +170,21 @@ def test_without_safetensors_a_sentence_says_what_to_install(make, tmp_path, mon
 def test_an_unknown_dtype_is_named(make, tmp_path):
     with pytest.raises(ExportError, match="dtype 'q8_0' is none of float32, bfloat16, float16"):
         make().export(tmp_path / "model", dtype="q8_0")
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "yarn"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@torch.no_grad()
+def test_scaled_rotations_give_equal_logits(scaling: str, kind: str, make, token_ids, transformers, tmp_path: Path):
+    factors = "attention" if kind == "llama" else "residual"
+    lm = make(**KINDS[kind], rope_scaling=scaling, rope_original_length=128, layer_rescaling=factors)
+    lm.export(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = token_ids[None, :1024]
+    ours = lm.model.logits(lm.model.hidden_states(ids))
+    torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=1e-4)
+    plain = make(**KINDS[kind], rope_original_length=128).model
+    assert (plain.logits(plain.hidden_states(ids)) - ours).abs().max() > 0.1, "the test would see nothing"
+    read = from_transformers(tmp_path / "model").model
+    assert (read.config.rope_scaling, read.config.rope_original_length) == (scaling, 128)
+    torch.testing.assert_close(read.logits(read.hidden_states(ids)), ours, rtol=0, atol=1e-4)

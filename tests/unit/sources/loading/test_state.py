@@ -28,9 +28,32 @@ def test_a_source_is_taken_out_of_every_lane():
     assert after["lanes"]["9"]["mixer"] == STATE["lanes"]["9"]["mixer"] and before == STATE
 
 
-def test_other_rows_restart_the_blocks_and_keep_the_counts():
-    after = with_rows(STATE, {"seq_length": 64, "packing": "pad"})
-    assert after["rows"]["seq_length"] == 64
+LONGER = {"seq_length": 64, "packing": "pad"}
+
+
+def nowhere(name: str) -> None:
+    """No source is open."""
+
+
+def begins(name: str) -> dict:
+    return {"block": 0, "pass": 0}
+
+
+def test_other_rows_say_what_was_taken_and_keep_the_counts():
+    after = with_rows(STATE, LONGER, (), begins)
+    assert after["rows"] == LONGER
+    handover = {"rows": STATE["rows"], "taken": [[0, 2]]}
+    expected = {"state": {**begins("b"), "handover": handover}, "taken": 0, "tokens": 20}
+    assert after["lanes"]["0"]["streams"]["b"] == expected
+    again = with_rows(after, STATE["rows"], (), begins)
+    assert again["lanes"] == after["lanes"], "nothing was taken in between"
+    again["lanes"]["0"]["streams"]["b"]["taken"] = 3
+    last = with_rows(again, LONGER, (), begins)["lanes"]["0"]["streams"]["b"]["state"]["handover"]
+    assert last == {"rows": STATE["rows"], "taken": [[0, 3]], "before": handover}
+
+
+def test_a_source_that_is_not_open_begins_its_first_block_again():
+    after = with_rows(STATE, LONGER, (), nowhere)
     assert after["lanes"]["0"]["streams"]["b"] == {"state": None, "taken": 0, "tokens": 20}
 
 
@@ -49,10 +72,22 @@ def standing(**positions: list[dict | None]) -> dict:
 def test_other_rows_keep_the_lanes_of_a_chain_together():
     chain = [{"block": block, "rows": 16 * block} for block in (5, 4, 5)]
     own = [{"block": block} for block in (8, 9, 7)]
-    after = with_rows(standing(a=chain, b=own), {"seq_length": 64, "packing": "pad"})
+    before = {**standing(a=chain, b=own), "num_lanes": 3}
+    after = with_rows(before, LONGER, {"a"}, begins)
     streams = [lane["streams"] for lane in after["lanes"].values()]
-    assert [stream["a"] for stream in streams] == [{"state": chain[1], "taken": 0, "tokens": 9}] * 3
-    assert [stream["b"]["state"] for stream in streams] == own
+    handover = {"rows": before["rows"], "taken": [[1, 7], [0, 7], [1, 7]]}
+    assert [stream["a"] for stream in streams] == [
+        {"state": {**chain[1], "handover": handover}, "taken": 0, "tokens": 9}
+    ] * 3
+    handover = {"rows": before["rows"], "taken": [[0, 7]]}
+    assert [stream["b"]["state"] for stream in streams] == [{**state, "handover": handover} for state in own]
+
+
+def test_a_chain_of_which_nothing_was_taken_is_as_it_was():
+    state = {**standing(a=[None] * 3), "num_lanes": 3}
+    for lane in state["lanes"].values():
+        lane["streams"]["a"]["taken"] = 0
+    assert with_rows(state, LONGER, {"a"}, begins)["lanes"]["1"]["streams"]["a"]["state"] == begins("a")
 
 
 def test_lanes_with_orders_of_their_own_come_to_share_one():

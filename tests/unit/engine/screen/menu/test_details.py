@@ -41,10 +41,11 @@ def test_details_are_those_of_the_run(menu: Menu):
 def test_details_of_options(menu: Menu):
     """Steps that grow, and a stage that follows from the memory."""
     entry = menu.entries[3]
-    options = {"batch_doublings": (0.5,), "zero_stage": "auto"}
+    options = {"batch_doublings": (0.5,), "zero_stage": "auto", "seq_length_schedule": ((0.0, 64), (0.9, 256))}
     entry.preset = entry.preset.model_copy(update={"train": entry.preset.train.model_copy(update=options)})
     text = text_of(menu, 3)
     assert "; doubled at 50% of a run" in " ".join(text.split())
+    assert "; rows grow: 64 from 0% on, 256 from 90% on" in " ".join(text.split())
     assert "573 for 100,000,000 tokens" in text  # 382 of 131,072, 191 of twice as many
     assert json.loads(text.split("DeepSpeed's configuration:")[1])["zero_optimization"]["stage"] == 0
 
