@@ -6,8 +6,8 @@ from typing import Any, TypedDict
 
 from engine.checks.overfitting import OverfittingState
 from engine.data.adaptive import AdaptiveRunState
+from engine.data.curriculum import CurriculumState
 from engine.events import REPORT_NAME
-from engine.run.curriculum import CurriculumState
 from engine.run.stability import StabilityState
 from sources.loading.state import LoaderState
 

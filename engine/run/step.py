@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from engine.control.slow_rank import ForwardTimer
+from engine.data.curriculum import Curriculum
 from engine.data.source_losses import SourceLosses, sum_over_ranks
 from engine.device import deepspeed_engine
 from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import Ranks
 from engine.device.synchronization import forbidden
 from engine.optim.expert_balance import ExpertBalance
-from engine.run.curriculum import Curriculum
 from engine.run.stability import StabilityGuard, Verdict
 from model.latent import FIGURES, LookAhead
 from sources.loading.loader import Batch

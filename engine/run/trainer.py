@@ -25,7 +25,7 @@ from engine.formatting import count
 from engine.optim.schedule import batch_multiple, hyperparameters
 from engine.optim.weight_average import WeightAverage
 from engine.run import samples
-from engine.run.setup import Components
+from engine.run.components import Components
 from engine.run.state import TrainResult
 from engine.run.step import StepResult
 from engine.run.warmup import warm_up

@@ -2,7 +2,7 @@
 
 import math
 
-from .sections import AuxiliaryConfig
+from .auxiliary import AuxiliaryConfig
 
 
 def require_room(auxiliary: AuxiliaryConfig, seq_length: int, where: str = "model.seq_length is") -> None:

@@ -7,7 +7,8 @@ parameters of real models.
 import math
 from dataclasses import dataclass
 
-from .sections import AuxiliaryConfig, ModelConfig
+from .auxiliary import AuxiliaryConfig
+from .sections import ModelConfig
 
 VOCAB_MULTIPLE = 64  # rows of the embedding: keeps matrix products on fast paths
 VALUE_BINS = 64  # of the value's distribution, for each horizon

@@ -61,7 +61,9 @@ def fit_plan(model: TransformerLM, rows: Sequence[Tensor]) -> PlanFit:
     if core is not None and core.drafter is not None:
         ways.append("drafter")
     if core is not None and core.transition is not None:
-        ways += ["rollout"] if core.value_head is None else ["rollout", "path"]
+        ways.append("rollout")
+        if core.value_head is not None:
+            ways.append("path")
     if not ways:
         raise ValueError(
             "planning needs a model with a drafter or a transition; train one with auxiliary.enable_draft or "

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from engine.data.curriculum import Curriculum
 from engine.device.ranks import Ranks, join, leave
-from engine.run.curriculum import Curriculum
 from model.config import AuxiliaryConfig
 
 STEPS, ROWS, LENGTH, LABELS_A_STEP = 24, 8, 16, 96

@@ -15,7 +15,8 @@ from engine.device import machine
 from engine.device.ranks import Ranks, join
 from engine.errors import Diverged, PresetError
 from engine.events import EventLog, read
-from engine.run.setup import Components, batch_shape, setup
+from engine.run.components import Components
+from engine.run.setup import batch_shape, setup
 from engine.run.state import Progress, RunState
 from engine.screen.console import Console
 from sources.loading.shape import BatchShape

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from model import AuxiliaryConfig, ModelConfig
+from model import ModelConfig
 
 
 def refusal(config_type, **keys) -> tuple[str, str]:
@@ -48,53 +48,6 @@ def test_bad_values_and_unknown_keys_are_refused(keys):
 def test_configurations_cannot_be_changed():
     with pytest.raises(ValidationError):
         ModelConfig().hidden_size = 512
-
-
-LOOK_AHEAD = ["enable_policy", "enable_value", "enable_dynamics", "enable_span_contrastive"]
-
-
-@pytest.mark.parametrize("key", [*LOOK_AHEAD, "enable_adaptive_sources", "enable_curriculum"])
-def test_switches_are_off_by_default(key):
-    assert getattr(AuxiliaryConfig(), key) is False
-    on = AuxiliaryConfig(**{key: True})
-    assert getattr(on, key) is True and on.looks_ahead == (key in LOOK_AHEAD)
-    assert not AuxiliaryConfig().looks_ahead
-
-
-def test_positions_that_cannot_lie_in_the_rows_are_refused():
-    assert refusal(AuxiliaryConfig, policy_position_fraction=0.5) == (
-        "policy_position_fraction",
-        "0.5 of all positions cannot lie in rollout_row_fraction 0.125 of the rows; lower it or raise "
-        "rollout_row_fraction.",
-    )
-    AuxiliaryConfig(policy_position_fraction=0.5, rollout_row_fraction=0.5)
-
-
-@pytest.mark.parametrize("horizons", [[], [16, 4], [4, 4], [0], ["4"], [4.5]])
-def test_horizons_ascend(horizons):
-    location, message = refusal(AuxiliaryConfig, value_horizons=horizons)
-    assert location.startswith("value_horizons")
-    if horizons in ([], [16, 4], [4, 4]):
-        assert (
-            message == f"{horizons} is not a list of ascending numbers of tokens; give one or more, the smallest first."
-        )
-    assert AuxiliaryConfig(value_horizons=[4, 16]).value_horizons == (4, 16)  # a list, as JSON has it
-
-
-@pytest.mark.parametrize("depth", [0, 4])
-def test_rollouts_have_one_to_three_steps(depth):
-    assert refusal(AuxiliaryConfig, rollout_depth=depth)[0] == "rollout_depth"
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("span_mask_fraction", "policy_kl_weight", "adaptive_smoothing", "adaptive_min_weight"),
-        *("curriculum_temperature", "auxiliary_warmup_fraction", "rollout_row_fraction", "value_weight"),
-    ],
-)
-def test_auxiliary_ranges(key):
-    assert refusal(AuxiliaryConfig, **{key: -0.5})[0] == key
 
 
 def test_an_odd_head_cannot_be_rotated():

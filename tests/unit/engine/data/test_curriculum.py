@@ -1,4 +1,4 @@
-"""engine/run/curriculum.py: when thresholds come and what they are; over ranks and restarts, to the bit."""
+"""engine/data/curriculum.py: when thresholds come and what they are; over ranks and restarts, to the bit."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.data.curriculum import BIN_NATS, BINS, DELAY_STEPS, Curriculum, quantiles
 from engine.device.ranks import Ranks
-from engine.run.curriculum import BIN_NATS, BINS, DELAY_STEPS, Curriculum, quantiles
 from model.row_weights import QUANTILES, row_losses
 from tests.helpers.processes import run_ranks
 from tests.helpers.workers import curriculum
