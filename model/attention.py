@@ -143,7 +143,7 @@ class CausalSelfAttention(nn.Module):
         self.output_gate: HeadGate | None = None  # all three are set by the block that has them
         self.value_gate: HeadGate | None = None
         self.exclusive = False
-        self.register_parameter("layer_factor", None)  # rescaling.py
+        self.register_parameter("layer_factor", None)  # streams/rescaling.py
 
     def forward(
         self,

@@ -70,7 +70,7 @@ class TransformerBlock(nn.Module):
         self.mlp_norm = make_norm(config)
         self.mlp = make_mlp(config, layer)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.register_parameter("layer_factor", None)  # rescaling.py
+        self.register_parameter("layer_factor", None)  # streams/rescaling.py
 
     def forward(
         self,

@@ -28,9 +28,9 @@ from .experts.training import take_routing
 from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .positions import LearnedPositions, RotaryPositions
-from .rescaling import add_layer_factors
 from .row_weights import row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
+from .streams.rescaling import add_layer_factors
 from .streams.streams import Streams, normalised
 from .tensors import ExpertLookAheadOutput, ExpertOutput, LookAhead, LookAheadOutput, States, TrainingOutput
 

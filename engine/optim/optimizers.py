@@ -12,7 +12,7 @@ from torch import nn
 from engine.config import TrainConfig
 from engine.optim.muon import Fragment, Matrices, MuonAdamW, MuonSettings
 from engine.optim.orthogonal import coefficients
-from model.rescaling import LAYER_FACTOR
+from model.streams.rescaling import LAYER_FACTOR
 
 LOGIT_MATRICES = ("lm_head.weight", "value_head.bins.weight", "value_head.gain_bins.weight", "router.weight")
 

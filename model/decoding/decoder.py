@@ -17,8 +17,8 @@ from ..attention import NORM_EPS
 from ..block import MLP, Norm, TransformerBlock
 from ..experts import sparse_layers
 from ..latent.draft import Drafter
-from ..rescaling import folded
 from ..streams.gates import HeadGate
+from ..streams.rescaling import folded
 from ..streams.streams import Skip, Streams, StreamScale
 from ..transformer import TransformerLM
 from . import kernel

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..config import ModelConfig
-from ..rescaling import folded
 from ..snapshot import Snapshot
+from ..streams.rescaling import folded
 from . import gguf_file, transformers_folder
 from .errors import ExportError
 from .model_card import model_card

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +10,9 @@ import torch
 from engine.checkpoint.folder import CheckpointFolder
 from engine.config import Preset, parse_preset
 from engine.device import machine
-from engine.device.ranks import Ranks, join
+from engine.device.ranks import Ranks
 from engine.errors import Diverged, PresetError
 from engine.events import EventLog, read
-from engine.run.components import Components
 from engine.run.setup import batch_shape, setup
 from engine.run.state import Progress, RunState
 from engine.screen.console import Console
@@ -23,24 +20,7 @@ from sources.loading.shape import BatchShape
 from tests.helpers.folders import data_state, equal, events_of, progress, weights, whole
 from tests.helpers.training import TOKENS_PER_STEP
 
-BUDGET = 8 * TOKENS_PER_STEP
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Callable[..., Components]]:
-    """Sets up a run in tmp_path, which is closed after the test."""
-    built: list[Components] = []
-    log = EventLog(tmp_path, Console(enabled=False))
-
-    def make(preset: Preset, diverged: Diverged | None = None) -> Components:
-        folder = CheckpointFolder(tmp_path)
-        built.append(setup(preset, BUDGET, folder, join(), log, lambda sentence: False, diverged))
-        return built[-1]
-
-    yield make
-    for components in built:
-        components.close()
-    log.close()
+BUDGET = 8 * TOKENS_PER_STEP  # of the fixture `build`, too
 
 
 def test_a_batch_has_the_presets_shape_on_each_rank(tiny):
@@ -107,20 +87,6 @@ def test_a_probed_micro_batch_is_in_the_run_event(tiny, build, tmp_path: Path):
     assert train["per_gpu_batch_size"] == components.shape.micro_batch_size
 
 
-def test_a_copy_of_the_run_is_what_a_checkpoint_holds(tiny, build):
-    components = build(tiny())
-    snapshot, optimizer, state = components.capture()
-    config = {**components.engine.module.config.model_dump(), "vocab_size": 512}
-    assert snapshot.config == config | {"eos_token_id": components.tokenizer.eos_id}
-    assert snapshot.tokenizer == components.tokenizer.to_json() and snapshot.progress["step"] == 0
-    assert parse_preset(snapshot.preset) == tiny() and optimizer["step"] == 0
-    assert state == components.run_state()
-    components.engine.module.tokens.weight.data[0, 0] = torch.nan
-    assert torch.isfinite(snapshot.model["tokens.weight"]).all(), "a copy"
-    with pytest.raises(Diverged, match="The weights are not finite, after step 0"):
-        components.capture()
-
-
 @pytest.fixture
 def resumed(trained: tuple[Preset, Path], tmp_path: Path) -> Preset:
     """A copy of a run of six steps in tmp_path."""
@@ -152,23 +118,6 @@ def test_a_rollback_has_other_text_and_the_old_weights(resumed: Preset, build, t
     assert equal(dict(components.engine.module.state_dict()), weights(tmp_path))
     (rollback,) = events_of(tmp_path, "rollback")
     assert (rollback["step"], rollback["to_step"], rollback["reason"]) == (8, 6, "3 steps in a row were skipped")
-
-
-@pytest.mark.parametrize(
-    ("on_divergence", "advice"),
-    [("stop", 'or set train.on_divergence to "rollback".'), ("rollback", "lower train.learning_rate in preset tiny.")],
-)
-def test_divergence_says_what_to_change(tiny, build, on_divergence: str, advice: str):
-    components = build(tiny(train={"on_divergence": on_divergence}))
-    components.progress.step, components.progress.skipped = 12, 3
-    with pytest.raises(
-        Diverged, match=r"The loss is bad, after step 12\. The snapshots are untouched; lower"
-    ) as caught:
-        components.diverge("The loss is bad")
-    assert str(caught.value).endswith(advice)
-    error: Any = caught.value
-    assert (error.step, error.skipped, error.saved) == (12, 3, False)
-    assert error.state == {**components.run_state(), "guard": None}
 
 
 def test_stage_3_synchronizes_a_gpu_itself(tiny, tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from ..config import ModelConfig
 
 LAYER_FACTOR = "layer_factor"  # the parameter's name, in a block or in its attention
 

@@ -1,11 +1,11 @@
-"""model/rescaling.py: factors of blocks, and models that are the same without them."""
+"""model/streams/rescaling.py: factors of blocks, and models that are the same without them."""
 
 import pytest
 import torch
 
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.decoding.decoder import Weights
-from model.rescaling import LAYER_FACTOR, folded
+from model.streams.rescaling import LAYER_FACTOR, folded
 
 MLPS = ({}, {"num_experts": 4, "mlp": "swiglu"})
 
