@@ -35,6 +35,7 @@ from engine.device import machine
 from model import ModelConfig
 from shard_cache import ShardCache
 from sources.config import DataConfig
+from sources.held_out import sample_training_texts
 from sources.loading.lanes import Lane
 from sources.loading.loader import BatchShape, Loader, LoaderOptions, configure_pipeline, merge_states
 from sources.loading.prefetch import Prefetcher
@@ -44,7 +45,6 @@ from sources.readers.pdf.sandbox import Sandbox
 from sources.readers.python_packages import PythonPackagesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
-from sources.rows.held_out import sample_training_texts
 from sources.rows.packing import Packer
 from sources.rows.pipeline import PipelineCallbacks, RowPipeline, split_text
 from sources.rows.pipeline_config import BLOCK_ROWS, BLOCK_TOKENS

@@ -9,9 +9,9 @@ from torch import Tensor
 from engine.config import Preset
 from model import LanguageModel
 from model.loss import IGNORE_INDEX
+from sources.held_out import collect_validation_set
 from sources.loading.loader import Batch, BatchShape, Loader, LoaderOptions
 from sources.registry import OpenedSources, open_sources
-from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 
 MAX_TOKENS = 1024  # of a document, so that no single one decides

@@ -26,8 +26,8 @@ from engine.config import load_preset
 from engine.device import machine
 from engine.events import read
 from model import load
+from sources.held_out import collect_validation_set
 from sources.registry import open_sources
-from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 
 REPOSITORY = Path(__file__).parent.parent

@@ -18,9 +18,9 @@ from engine.optim.optimizers import adamw
 from engine.optim.schedule import learning_rate
 from model import ModelConfig, TransformerLM
 from sources.config import DataConfig
+from sources.held_out import collect_validation_set, sample_training_texts
 from sources.loading.loader import BatchShape, Loader
 from sources.registry import open_sources
-from sources.rows.held_out import collect_validation_set, sample_training_texts
 from sources.rows.tokenizer import train_bpe
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)

@@ -32,7 +32,8 @@ SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 class KeyValueCache:
     """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid.
 
-    tokens (B, seq_length) int64: their ids, for a trunk that reads pairs of tokens; else None.
+    tokens (B, seq_length) int64: their ids, for a trunk that reads pairs of tokens; else None. For a trunk with memory
+    tokens there are more columns, before those of the tokens: see memory.MemoryCache.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, length: int = 0, tokens: Tensor | None = None):

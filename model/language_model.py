@@ -23,6 +23,7 @@ from .export import Exported, export
 from .fitting import DrafterFit, PlanFit, fit_drafter, fit_plan, fit_temperature
 from .fitting.development import document_rows
 from .loss import IGNORE_INDEX
+from .memory import document_nll
 from .snapshot import Snapshot, write
 from .snapshot.tokenizer import panics_as_errors, read_tokenizer
 from .transformer import TransformerLM
@@ -140,7 +141,7 @@ class LanguageModel:
         """How well the model predicts `text`. Raises ValueError for a text without tokens.
 
         A text longer than seq_length is read in windows that overlap by half, so that every token after the first
-        window has at least half a window of context.
+        window has at least half a window of context. With memory tokens, what lies before a window is summed up.
         """
         tokens = self.encode(text)
         if not tokens:
@@ -150,6 +151,8 @@ class LanguageModel:
         token_nll = torch.empty(len(tokens))
         with _evaluating(self.model):
             scored = 0
+            if self.model.memory is not None:
+                token_nll, scored = document_nll(self.model, sequence).cpu(), len(tokens)
             while scored < len(tokens):
                 start = 0 if scored == 0 else scored - seq_length // 2
                 stop = min(start + seq_length, len(tokens))

@@ -94,7 +94,11 @@ class RotaryPositions(nn.Module):
     def _make(self, length: int) -> Tensor:
         if torch.get_default_device().type == "meta":  # for which torch would import its compiler
             return torch.empty(2, length, self.head_size // 2)
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies(self.config)
+        return self.at_places(torch.arange(length, dtype=torch.float64))
+
+    def at_places(self, places: Tensor) -> Tensor:
+        """The rotations (2, N, head_size / 2) of places (N,) fp64, which may lie before position 0 or between two."""
+        angles = places[:, None] * frequencies(self.config, places.device)
         table = torch.stack([angles.cos(), angles.sin()])
         factor = attention_factor(self.config)
         return (table if factor == 1 else table * factor).float()
@@ -108,10 +112,10 @@ def rope_base(config: ModelConfig) -> float:
     return BASE * factor ** (size / (size - 2))
 
 
-def frequencies(config: ModelConfig) -> Tensor:
+def frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
     """(head_size / 2,) fp64: by how much each pair turns from one token to the next."""
     size = config.hidden_size // config.num_heads
-    pairs = torch.arange(0, size, 2, dtype=torch.float64) / size
+    pairs = torch.arange(0, size, 2, dtype=torch.float64, device=device) / size
     turning = rope_base(config) ** -pairs
     if config.rope_factor == 1 or config.rope_scaling == "ntk":
         return turning
@@ -127,7 +131,7 @@ def frequencies(config: ModelConfig) -> Tensor:
 
     first, last = math.floor(pair_that_turns(YARN_FAST)), math.ceil(pair_that_turns(YARN_SLOW))
     first, last = max(first, 0), min(last, size - 1)
-    share = (torch.arange(size // 2, dtype=torch.float64) - first) / max(0.001, last - first)
+    share = (torch.arange(size // 2, dtype=torch.float64, device=device) - first) / max(0.001, last - first)
     share = share.clamp(0, 1)
     return turning * (1 - share) + slowed * share
 

@@ -17,6 +17,14 @@ class States(NamedTuple):
     before_last: Tensor  # what the last block reads, before any norm
 
 
+class Memory(NamedTuple):
+    """The memory tokens before a window, n of them, the oldest first."""
+
+    tokens: Tensor  # (B, n, D), as they were projected
+    present: Tensor  # (B, n) booleans: those that there are
+    readers: Tensor | None  # (B, T) booleans: the positions of the window that read them; None: all
+
+
 class LookAhead(NamedTuple):
     """What one micro-batch draws for the objectives of the lookahead core: R rows are rolled out, their predicted
     states are read at P columns, S spans are predicted. LookAheadSampler draws it."""
@@ -48,6 +56,14 @@ class LookAheadOutput(NamedTuple):
     loss_sum: Tensor  # as above, plus the weighted means of the auxiliary objectives, each times the number of labels
     token_nll: Tensor  # as above
     auxiliary: Tensor  # (len(FIGURES), 2) fp32, detached: sums and counts; their quotients are the means
+
+
+class MemoryOutput(NamedTuple):
+    """The output of TransformerLM.forward for rows of several windows."""
+
+    loss_sum: Tensor  # as above, plus the weighted mean of the reconstruction, times the number of labels
+    token_nll: Tensor  # as above
+    memory: Tensor  # (len(memory.FIGURES), 2) fp32, detached: sums and counts
 
 
 class ExpertOutput(NamedTuple):

@@ -12,6 +12,7 @@ Notable here
 - Options that add something to what the blocks read (streams/) start as the plain trunk and draw nothing.
 - The lookahead core (latent/) is one class to the trunk: LookaheadCore gets its states, and what it returns is added to
   the loss.
+- With memory tokens (memory/) a row has several windows, which are read one after the other.
 """
 
 import torch
@@ -27,19 +28,29 @@ from .experts import sparse_layers
 from .experts.training import take_routing
 from .latent import LookaheadCore
 from .loss import linear_cross_entropy
+from .memory import Read, WindowMemory, behind, memory_output, read_windows
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
 from .streams.rescaling import add_layer_factors
 from .streams.streams import Streams, normalised
-from .tensors import ExpertLookAheadOutput, ExpertOutput, LookAhead, LookAheadOutput, States, TrainingOutput
+from .tensors import (
+    ExpertLookAheadOutput,
+    ExpertOutput,
+    LookAhead,
+    LookAheadOutput,
+    Memory,
+    MemoryOutput,
+    States,
+    TrainingOutput,
+)
 
 
 class TransformerLM(nn.Module):
     """A decoder-only language model over `vocab_size` token ids (B, T), T <= config.seq_length.
 
     With `auxiliary` it has those parts of the lookahead core that are on there. Raises ValueError where they need
-    longer rows.
+    longer rows, and for memory tokens that do not fit seq_length.
     """
 
     output_bias: Tensor | None
@@ -87,6 +98,7 @@ class TransformerLM(nn.Module):
         add_layer_factors(self.blocks, config)
         self.streams = Streams.create(config, self.padded_vocab_size)
         self.bigrams = BigramEmbedding(config.bigram_rows, config.hidden_size) if config.bigram_rows else None
+        self.memory = WindowMemory.create(config, auxiliary)
         self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
         self.checkpoint_activations = False  # with gradients, keep a block's input only and compute the rest again
 
@@ -103,16 +115,23 @@ class TransformerLM(nn.Module):
         difficulty: Tensor | None = None,
         curriculum_temperature: float = 1.0,
         look_ahead: LookAhead | None = None,
-    ) -> TrainingOutput | LookAheadOutput | ExpertOutput | ExpertLookAheadOutput:
+        documents: Tensor | None = None,
+    ) -> TrainingOutput | LookAheadOutput | ExpertOutput | ExpertLookAheadOutput | MemoryOutput:
         """The loss of one micro-batch: input_ids and labels (B, T) int64; labels[:, t] follows input_ids[:, t], -100 is
         ignored.
 
         segment_ids: see hidden_states. difficulty (K,): the thresholds by which row_weights weighs the rows; their
         losses are computed first, by reading the head once more. look_ahead: what this micro-batch draws for the
-        objectives of the lookahead core, which are then added to the loss.
+        objectives of the lookahead core, which are then added to the loss. documents (B, S * T): the segments of rows
+        of S windows, for a trunk with memory tokens; see memory.read_windows.
         """
-        config, states = self.config, self.states(input_ids, segment_ids=segment_ids)
-        hidden = states.final.flatten(0, 1)
+        config = self.config
+        read: States | Read = (
+            self.states(input_ids, segment_ids=segment_ids)
+            if documents is None
+            else read_windows(self, input_ids, documents, segment_ids)
+        )
+        hidden = read.final.flatten(0, 1)
         hidden = hidden if self.narrow is None else self.narrow(hidden)
         head = (self.head_weight, self.output_bias, labels.flatten())
         token_weights = None
@@ -124,6 +143,9 @@ class TransformerLM(nn.Module):
                 token_weights = weights[:, None].expand_as(labels).flatten()
         loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights, config.logit_softcap, config.z_loss)
         token_nll = token_nll.view(labels.shape)
+        if isinstance(read, Read):
+            assert look_ahead is None, "the lookahead core reads single windows"
+            return memory_output(read, loss_sum, token_nll, labels)
         load = None
         if config.num_experts and self.training and torch.is_grad_enabled():
             load, added = take_routing(sparse_layers(self.blocks), self.auxiliary, labels)
@@ -131,27 +153,36 @@ class TransformerLM(nn.Module):
         if look_ahead is None:
             return TrainingOutput(loss_sum, token_nll) if load is None else ExpertOutput(loss_sum, token_nll, load)
         assert self.latent is not None, "only a model with a lookahead core looks ahead"
-        added, figures = self.latent(self, look_ahead, states, input_ids, segment_ids, labels, token_nll)
+        added, figures = self.latent(self, look_ahead, read, input_ids, segment_ids, labels, token_nll)
         if load is None:
             return LookAheadOutput(loss_sum + added, token_nll, figures)
         return ExpertLookAheadOutput(loss_sum + added, token_nll, figures, load)
 
     def hidden_states(
-        self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache | None = None,
+        segment_ids: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """input_ids (B, T) -> final normalised states (B, T, D); with a cache the tokens continue what it holds.
 
         segment_ids (B, T) keep the segments of a row apart, each of which is read as if it stood alone: 0, 1, ... from
-        left to right, -1 for padding at the end. They cannot be combined with a cache.
+        left to right, -1 for padding at the end. They cannot be combined with a cache. memory: what stands before the
+        tokens; a cache has read it before (memory.read_memory).
         Raises ValueError for more positions than the model has.
         """
-        return self.states(input_ids, cache, segment_ids).final
+        return self.states(input_ids, cache, segment_ids, memory).final
 
     def states(
-        self, input_ids: Tensor, cache: KeyValueCache | None = None, segment_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache | None = None,
+        segment_ids: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> States:
         """Like hidden_states, with the other states that the lookahead core reads."""
-        assert cache is None or segment_ids is None, "a cache holds one document a row"
+        assert cache is None or (segment_ids is None and memory is None), "a cache holds one document a row"
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
         if start + length > self.config.seq_length:
@@ -160,7 +191,7 @@ class TransformerLM(nn.Module):
                 "give fewer tokens or call extend_max_seq_len first."
             )
         mask = None if segment_ids is None else segment_mask(segment_ids, self.causal_mask[:length, :length])
-        x = self._embed(input_ids, cache, segment_ids)
+        x = _embedding(self, input_ids, cache, segment_ids)
         rows = None if cache is None else cache.positions
         if rows is not None:
             rows = rows[:, None] + torch.arange(length, device=rows.device)
@@ -169,6 +200,26 @@ class TransformerLM(nn.Module):
         rotations = None
         if self.rotary is not None:
             rotations = self.rotary(length, start) if rows is None else self.rotary.of_rows(rows)
+        if memory is not None:
+            mask = self.causal_mask[None, None, :length, :length] if mask is None else mask
+            x, mask, rotations = behind(self, memory, x, mask, rotations)
+        states = self.through_blocks(x, input_ids, cache, mask, rotations)
+        if cache is not None and rows is None:
+            cache.length += length
+        if memory is None:
+            return states
+        return States(*(part[:, memory.tokens.shape[1] :] for part in states))
+
+    def through_blocks(
+        self,
+        x: Tensor,
+        input_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        mask: Tensor | None,
+        rotations: Tensor | None,
+    ) -> States:
+        """Embeddings (B, n + T, D), of which the last T are those of input_ids (B, T), None: none of them -> the states
+        of all n + T; see CausalSelfAttention.forward."""
         if self.config.embedding_norm:
             x = normalised(x)
         x = second_layer = before_last = self.dropout(x)
@@ -186,18 +237,7 @@ class TransformerLM(nn.Module):
                 outputs.append(x)
             if index < 2:
                 second_layer = x
-        if cache is not None and rows is None:
-            cache.length += length
         return States(self.final_norm(x), second_layer, before_last)
-
-    def _embed(self, input_ids: Tensor, cache: KeyValueCache | None, segment_ids: Tensor | None) -> Tensor:
-        """input_ids (B, T) -> (B, T, D), without positions."""
-        x = self.tokens(input_ids)
-        x = x if self.widen is None else self.widen(x)
-        if self.bigrams is None:
-            return x
-        previous = previous_tokens(input_ids, segment_ids) if cache is None else cache.previous(input_ids)
-        return x + self.bigrams(previous, input_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., vocab_size): the real vocabulary only, in fp32."""
@@ -206,10 +246,11 @@ class TransformerLM(nn.Module):
         return cap * (logits / cap).tanh() if cap else logits
 
     def new_cache(self, batch_size: int = 1) -> KeyValueCache:
-        """An empty cache for one window of seq_length tokens."""
+        """An empty cache for one window of seq_length tokens, after those of a memory."""
         config = self.config
         head_size = config.hidden_size // config.num_heads
-        shape = (config.num_layers, batch_size, config.num_heads, config.seq_length, head_size)
+        columns = config.memory_tokens + config.seq_length
+        shape = (config.num_layers, batch_size, config.num_heads, columns, head_size)
         like = self.final_norm.weight
         tokens = None
         if self.bigrams is not None:
@@ -219,12 +260,15 @@ class TransformerLM(nn.Module):
     def extend_max_seq_len(self, new_length: int) -> None:
         """Let the model read `new_length` tokens; how positions are extended: see positions.py.
 
-        Learned positions become a new parameter: extend before the optimizer is made. Raises ValueError for less.
+        Learned positions become a new parameter: extend before the optimizer is made. Raises ValueError for less, and
+        for a length that memory tokens cannot sum up.
         """
         if new_length < self.config.seq_length:
             raise ValueError(
                 f"seq_length {self.config.seq_length} cannot be extended to {new_length}; give a larger length."
             )
+        if self.memory is not None:
+            self.memory.extend(new_length)
         config, update = self.config, {"seq_length": new_length}
         if self.rotary is not None and config.rope_scaling != "none" and new_length > config.seq_length:
             update["rope_original_length"] = config.rope_original_length or config.seq_length
@@ -247,5 +291,17 @@ class TransformerLM(nn.Module):
 
     def flops_per_token(self, seq_length: int | None = None) -> int:
         """Training FLOPs per token of rows of `seq_length` tokens (None: the longest): see config/size.py."""
-        auxiliary = None if self.latent is None else self.latent.auxiliary
+        auxiliary = self.auxiliary if self.latent is None else self.latent.auxiliary
         return flops_per_token(self.config, self.vocab_size, auxiliary, seq_length)
+
+
+def _embedding(
+    model: TransformerLM, input_ids: Tensor, cache: KeyValueCache | None, segment_ids: Tensor | None
+) -> Tensor:
+    """input_ids (B, T) -> (B, T, D), without positions."""
+    x = model.tokens(input_ids)
+    x = x if model.widen is None else model.widen(x)
+    if model.bigrams is None:
+        return x
+    previous = previous_tokens(input_ids, segment_ids) if cache is None else cache.previous(input_ids)
+    return x + model.bigrams(previous, input_ids)

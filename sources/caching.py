@@ -93,7 +93,7 @@ def _fingerprint(pipeline: PipelineConfig) -> dict[str, JSON]:
         "seed": pipeline.seed,
         "shuffle": pipeline.shuffle,
         "whole_passes": pipeline.whole_epochs,
-    }
+    } | ({"windows": pipeline.windows} if pipeline.windows > 1 else {})
 
 
 def lack_of_room(config: DataConfig, tokens: int) -> str | None:

@@ -42,6 +42,9 @@ class TrainConfig(BaseModel):
     rewarm_fraction: Fraction = Field(
         default=0.3, description="learning rate / peak, to which it is warmed again where rows become longer"
     )
+    memory_segments: int = Field(
+        default=2, ge=2, le=1024, description="windows of a row, with model.memory_tokens; gradients flow through all"
+    )
     probe_batch: bool = Field(default=False, description="measure the fastest micro-batch; the global batch stays")
     train_tokens: int | None = Field(default=None, ge=1, description="overridden: a run is 100,000,000 tokens")
     eval_tokens: Tokens = Field(default=500_000, description="tokens of the validation set")
@@ -189,7 +192,7 @@ class Preset(BaseModel):
             require_room(self.auxiliary, self.model.seq_length)
             if shortest := self.train.shortest_rows:
                 require_room(self.auxiliary, shortest, "train.seq_length_schedule begins with")
-            for key in ("value_embeddings", "logit_softcap", "embedding_size"):
+            for key in ("value_embeddings", "logit_softcap", "embedding_size", "memory_tokens"):
                 if key in self.model.additions:
                     raise ValueError(
                         f"The lookahead core cannot read a trunk with model.{key}; set that to "
@@ -198,6 +201,8 @@ class Preset(BaseModel):
         if problem := self._expert_parallel_problem():
             size = self.train.expert_parallel_size
             raise ValueError(f"train.expert_parallel_size {size} {problem} or train.expert_parallel_size to 1.")
+        if problem := self._memory_problem():
+            raise ValueError(problem)
         return self
 
     def _check_rows(self) -> None:
@@ -219,6 +224,41 @@ class Preset(BaseModel):
                 "data.long_text_length has no effect without a train.seq_length_schedule of two steps or more; "
                 "remove it, or raise data.min_text_length."
             )
+
+    @property
+    def windows(self) -> int:
+        """How many windows of model.seq_length tokens a row of the training has."""
+        return self.train.memory_segments if self.model.memory_tokens else 1
+
+    def _memory_problem(self) -> str | None:
+        """What keeps memory tokens from being trained, and what to set."""
+        tokens, length, train = self.model.memory_tokens, self.model.seq_length, self.train
+        if not tokens:
+            for key, is_set in (
+                ("train.memory_segments", train.memory_segments != 2),
+                ("auxiliary.memory_reconstruction_weight", self.auxiliary.memory_reconstruction_weight),
+            ):
+                if is_set:
+                    return f"{key} has no effect without memory tokens; set model.memory_tokens or leave it out."
+            return None
+        if tokens % 2 or length % tokens:
+            return (
+                f"model.memory_tokens {tokens} is no even divisor of model.seq_length {length}, summed up in equal "
+                "groups; make it one, for example an eighth, or set it to 0."
+            )
+        if len(train.seq_length_schedule) > 1:
+            return (
+                "model.memory_tokens need rows of one length; leave out train.seq_length_schedule or set "
+                "model.memory_tokens to 0."
+            )
+        if self.model.num_experts:
+            return "model.memory_tokens and model.num_experts cannot be combined; set one of them to 0."
+        if train.per_gpu_batch_size % train.memory_segments:
+            return (
+                f"train.per_gpu_batch_size {train.per_gpu_batch_size} cannot be divided into rows of "
+                f"train.memory_segments {train.memory_segments} windows; make it a multiple of that."
+            )
+        return None
 
     def _expert_parallel_problem(self) -> str | None:
         """What keeps experts from being spread over processes, and what to set."""

@@ -10,10 +10,10 @@ from engine.events import EventLog
 from model.snapshot.tokenizer import tokenizer_problem
 from sources.caching import NotACache, ShardCache, open_cache, read_record, write_record
 from sources.config import DataConfig, TrainBPE
+from sources.held_out import sample_training_texts
 from sources.readers.hub.endpoint import is_local
 from sources.registry import AllSourcesFailed, OpenedSources, open_sources
 from sources.retries import Announce, Retries
-from sources.rows.held_out import sample_training_texts
 from sources.rows.pipeline import split_text
 from sources.rows.tokenizer import TextTokenizer, TokenizerError, load_tokenizer, train_bpe
 from storage import digest

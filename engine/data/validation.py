@@ -17,8 +17,8 @@ from engine.events import EventLog
 from model.snapshot import SnapshotError, container
 from sources.caching import ShardCache
 from sources.config import DataConfig
+from sources.held_out import ValidationSet, collect_validation_set, texts_in_rows
 from sources.registry import OpenedSources, Pin
-from sources.rows.held_out import ValidationSet, collect_validation_set, texts_in_rows
 from sources.rows.near_copies import NearCopies
 from sources.rows.tokenizer import TextTokenizer
 
@@ -37,6 +37,7 @@ class ValidationSource:
     tokenizer: TextTokenizer
     seq_length: int
     eval_tokens: int
+    windows: int = 1  # of a row, each of seq_length
 
     def rows(self, folder: Path, cache: ShardCache | None, ranks: Ranks, log: EventLog) -> ValidationSet:
         """Return the rows on every rank; they are kept in the checkpoint folder and in the shard cache, if any."""
@@ -44,7 +45,7 @@ class ValidationSource:
         head = ranks.broadcast(rows and (len(rows.input_ids), rows.bytes_per_source, rows.texts, rows.shortfalls))
         if rows is None:
             number, *rest = head
-            tokens = torch.empty(number, self.seq_length, dtype=torch.int64)
+            tokens = torch.empty(number, self.windows * self.seq_length, dtype=torch.int64)
             segment_ids = torch.empty_like(tokens, dtype=torch.int32)
             source_ids = torch.empty(number, dtype=torch.int64)
             rows = ValidationSet(tokens, tokens.clone(), segment_ids, source_ids, *rest)
@@ -71,6 +72,7 @@ class ValidationSource:
                 seq_length=self.seq_length,
                 eval_tokens=self.eval_tokens,
                 announce=announce_to(log),
+                windows=self.windows,
             )
         is_whole = rows.whole and self._pins().keys() <= self.opened.sources.keys()
         for path in paths if is_whole else []:  # otherwise the next start collects again
@@ -89,7 +91,7 @@ class ValidationSource:
             "tokenizer": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
             "seq_length": self.seq_length,
             "eval_tokens": self.eval_tokens,
-        }
+        } | ({"windows": self.windows} if self.windows > 1 else {})
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -35,7 +35,7 @@ def require_memory(model: TransformerLM, shape: BatchShape, stage: int, device: 
     Of what a layer keeps for its backward pass this counts only what is certain: 12 activations of hidden_size in two
     bytes. Weights, gradients and AdamW's two moments are fp32.
     """
-    activations = shape.seq_length * model.config.num_layers * model.config.hidden_size * 12 * 2  # of a row
+    activations = shape.row_length * model.config.num_layers * model.config.hidden_size * 12 * 2  # of a row
     divided = DIVIDED_BYTES[stage]
     state = (16 - divided + divided / shape.world_size) * model.num_parameters()
     most_rows = math.floor((machine.total_memory_each(device) - state) / activations)
@@ -76,7 +76,7 @@ def too_large(
     where = f"the memory of {machine.describe(device)}"
     if rows == 1:
         return PresetError(
-            f"One row of {shape.seq_length} tokens does not fit into {where}: lower model.seq_length, "
+            f"One row of {shape.row_length} tokens does not fit into {where}: lower model.seq_length, "
             "model.hidden_size or model.num_layers."
         )
     divisors = {n for i in range(1, math.isqrt(rows) + 1) if rows % i == 0 for n in (i, rows // i)}
@@ -84,6 +84,7 @@ def too_large(
     steps = shape.grad_accumulation_steps * (rows // fewer)
     change = "set train.probe_batch to false and lower it" if probing else "lower it"
     keeping = f" and train.accumulation_steps to {steps}, which keeps the batch" if steps <= MOST_ROWS else ""
+    rows, fewer = rows * shape.windows, fewer * shape.windows  # of the preset, each of one window
     return PresetError(
         f"train.per_gpu_batch_size: {rows} rows of {shape.seq_length} tokens do not fit into {where}; {change} to "
         f"{fewer}{keeping}."

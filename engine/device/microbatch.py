@@ -105,16 +105,18 @@ class MicroBatchProbe:
 
     def _timed(self, rows: int) -> float:
         """Run a micro-batch forward and backward; return its seconds."""
-        tokens = torch.zeros(rows, self.shape.seq_length, dtype=torch.int64, device=self.device)
+        tokens = torch.zeros(rows, self.shape.row_length, dtype=torch.int64, device=self.device)
         segment_ids = torch.zeros_like(tokens, dtype=torch.int32)
         look_ahead, latent = None, self.model.latent
         if latent is not None:
             sampler = LookAheadSampler(latent.auxiliary, self.shape.seq_length, seed=0)
             look_ahead = sampler.draw(segment_ids.cpu(), Trained.alike(1.0), 0).to(self.device)
+        apart = segment_ids if self.document_mask else None
+        documents = None if self.model.memory is None else segment_ids
         machine.synchronize(self.device)
         begin = time.perf_counter()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.model(tokens, tokens, segment_ids if self.document_mask else None, look_ahead=look_ahead)
+            output = self.model(tokens, tokens, apart, look_ahead=look_ahead, documents=documents)
         output.loss_sum.backward()
         machine.synchronize(self.device)
         return time.perf_counter() - begin
@@ -231,7 +233,7 @@ def _first_that_fits(probe: MicroBatchProbe, sizes: Sequence[int]) -> int | None
 
 def dummy_batch(shape: BatchShape) -> Batch:
     """Return a batch of `shape` in which every token is token 0 and nothing is padding."""
-    dimensions = (shape.grad_accumulation_steps, shape.micro_batch_size, shape.seq_length)
+    dimensions = (shape.grad_accumulation_steps, shape.micro_batch_size, shape.row_length)
     tokens = torch.zeros(dimensions, dtype=torch.int64)
     segment_ids = torch.zeros(dimensions, dtype=torch.int32)
     source_ids = torch.zeros(dimensions[:2], dtype=torch.int64)

@@ -75,7 +75,7 @@ class Components:
         return RunState(
             **self.batches.state(),
             rows_of_pass=self.shape.micro_batch_size,
-            row_length=self.shape.seq_length,
+            row_length=self.shape.row_length,
             parts_begin=self.look_ahead.state(),
             curriculum=curriculum.state() if curriculum else None,
             guard=self.guard.state(),

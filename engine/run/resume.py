@@ -62,7 +62,7 @@ def find_start(
         rows = row_length(progress.tokens_in_run)
         asked = model.model_copy(update={"seq_length": rows})
         kept = asked if restored is None else _with_what_is_kept(restored, asked)
-        if restored is not None and (differences := _differences(restored, kept, data)):
+        if restored is not None and (differences := _differences(restored, kept, asked, data)):
             sentence = f"{restored.path} does not fit this preset: {'; '.join(differences)}."
             if not may_archive(sentence):
                 raise PresetError(
@@ -212,16 +212,26 @@ def _trained_length(restored: RestoredCheckpoint, model: ModelConfig) -> int:
     return learned_positions(restored.snapshot.model) or config.get("seq_length", model.seq_length)
 
 
-def _differences(restored: RestoredCheckpoint, model: ModelConfig, data: DataConfig) -> list[str]:
-    """What makes a snapshot another model than the preset's, in words. A bare state dict is judged by its shapes."""
+def _differences(
+    restored: RestoredCheckpoint, model: ModelConfig, asked_for: ModelConfig, data: DataConfig
+) -> list[str]:
+    """What makes a snapshot another model than the preset's, in words: `model` is that with what it keeps, `asked_for`
+    as it stands there. A bare state dict is judged by its shapes."""
     snapshot = restored.snapshot
     upcycling = upcycling_problem(model) if model.num_experts and _is_dense(restored) else None
+    found = [upcycling] if upcycling else []
+    trained = _trained_length(restored, asked_for)
+    if model.memory_tokens and trained != asked_for.seq_length:
+        found.append(
+            f"it has {trained} positions and the preset a seq_length of {asked_for.seq_length}, where memory "
+            "tokens need as many"
+        )
     if snapshot.config is None:
-        return [upcycling] if upcycling else []
+        return found
     # The vocabulary belongs to the tokenizer, which is compared below.
     vocabulary = {key: snapshot.config[key] for key in ("vocab_size", "eos_token_id")}
     differences = architecture_differences(snapshot.config, model.model_dump() | vocabulary)
-    differences += [upcycling] if upcycling else []
+    differences += found
     saved = ((snapshot.preset or {}).get("data") or {}).get("tokenizer")
     asked = data.model_dump(mode="json")["tokenizer"]
     if saved != asked and not _is_same_tokenizer(snapshot.tokenizer, data.tokenizer):

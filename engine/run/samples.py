@@ -18,7 +18,7 @@ from engine.device.ranks import Ranks
 from model.language_model import LanguageModel
 from model.snapshot.tokenizer import TokenizerFailure
 from model.transformer import TransformerLM
-from sources.rows.held_out import ValidationSet
+from sources.held_out import ValidationSet
 from sources.rows.tokenizer import TextTokenizer, TokenizerError
 
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 8, 12, 48
@@ -53,9 +53,8 @@ def _whole_model(engine: Engine, ranks: Ranks) -> Iterator[TransformerLM | None]
         yield None
         return
     partitioned = engine.module
-    auxiliary = None if partitioned.latent is None else partitioned.latent.auxiliary
     with torch.random.fork_rng():  # stage 3's hooks release weights after each layer, so use a copy without hooks
-        model = TransformerLM(partitioned.config, partitioned.vocab_size, auxiliary).to(ranks.device)
+        model = TransformerLM(partitioned.config, partitioned.vocab_size, partitioned.auxiliary).to(ranks.device)
     model.load_state_dict(weights)
     yield model
 

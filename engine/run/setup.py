@@ -78,7 +78,7 @@ def setup(
     footprint = Footprint(
         model.config,
         model.num_parameters(),
-        1 if train.probe_batch else shape.micro_batch_size,
+        shape.windows * (1 if train.probe_batch else shape.micro_batch_size),
         ranks.world_size,
         train.offload_optimizer,
         train.checkpoint_activations,
@@ -90,7 +90,7 @@ def setup(
     by_kernel = machine.choose_products(train, preset.model.hidden_size, bf16, saved_products, ranks, log)
     use_kernel(by_kernel)
     # Where rows change their length a micro-batch keeps its tokens.
-    saved_rows = state.get("rows_of_pass", 0) * state.get("row_length", shape.seq_length) // shape.seq_length or None
+    saved_rows = state.get("rows_of_pass", 0) * state.get("row_length", shape.row_length) // shape.row_length or None
     if train.probe_batch:
         divided = footprint.bytes_beside(stage) if stage and (ranks.world_size > 1 or train.offload_optimizer) else None
         probe = MicroBatchProbe(model, shape, ranks, bf16, data.document_mask, divided)
@@ -119,7 +119,9 @@ def setup(
     warmup_repeats = compile_model(engine) if compile_cache else 1
 
     # Validation rows, batches, and what watches over the steps.
-    validation = ValidationSource(opened, state.get("pins", {}), data, tokenizer, shape.seq_length, train.eval_tokens)
+    validation = ValidationSource(
+        opened, state.get("pins", {}), data, tokenizer, shape.seq_length, train.eval_tokens, shape.windows
+    )
     with log.stage("validation"):
         rows = validation.rows(folder.folder, cache, ranks, log)
     curriculum = Curriculum(auxiliary, ranks) if auxiliary.enable_curriculum else None
@@ -155,10 +157,11 @@ def setup(
 
     preset_values = preset.model_dump(mode="json", by_alias=True)
     # Programs read the rows of a micro-batch from here, also where they were probed.
-    preset_values["train"]["per_gpu_batch_size"] = shape.micro_batch_size
+    preset_values["train"]["per_gpu_batch_size"] = shape.micro_batch_size * shape.windows
     preset_values["train"]["accumulation_steps"] = shape.grad_accumulation_steps
     peak = machine.peak_flops(ranks.device, bf16)
-    evaluator = Evaluator(rows, batches.source_names, padded_rows, data.document_mask, ranks)
+    window = shape.seq_length if model.memory is not None else None
+    evaluator = Evaluator(rows, batches.source_names, padded_rows, data.document_mask, ranks, window)
     expert_blocks = tuple(number for number in range(start.model.num_layers) if is_sparse(start.model, number))
     balance = ExpertBalance(sparse_layers(model.blocks), auxiliary.expert_bias_rate) if expert_blocks else None
     figures = RunFigures(token_budget, flops, peak and peak * ranks.world_size, model.latent is not None, expert_blocks)
@@ -212,8 +215,8 @@ def batch_shape(preset: Preset, ranks: Ranks, seq_length: int | None = None) -> 
     rows, which divide the preset's, a micro-batch has more."""
     train, longest = preset.train, preset.model.seq_length
     length = seq_length or longest
-    rows = train.per_gpu_batch_size * (longest // length)
-    return BatchShape(rows, train.accumulation_steps, length, ranks.rank, ranks.world_size)
+    rows = train.per_gpu_batch_size // preset.windows * (longest // length)
+    return BatchShape(rows, train.accumulation_steps, length, ranks.rank, ranks.world_size, preset.windows)
 
 
 def _make_model(
@@ -239,14 +242,14 @@ def _log_run(components: Components, parameters: tuple[int, int], bf16: bool, nu
             "vocab_size": components.tokenizer.vocab_size,
             "zero_stage": components.engine.zero_optimization_stage(),
             "seq_length": shape.seq_length,
-            "global_batch_tokens": shape.rows_per_step * shape.seq_length,
+            "global_batch_tokens": shape.rows_per_step * shape.row_length,
             "held_out_tokens": components.evaluator.num_tokens,
             "held_out_shortfalls": components.evaluator.rows.shortfalls,
             "precision": "bf16" if bf16 else "fp32",
             "compiled": components.compile_cache is not None,
             "products": "kernel" if components.by_kernel else "torch",
             "lanes": components.batches.num_lanes,
-            "rows_per_pass": components.evaluator.micro_batch_size,
+            "rows_per_pass": components.evaluator.micro_batch_size * shape.windows,
             "data_workers": num_workers,
             "world_size": ranks.world_size,
             "token_budget": components.token_budget,

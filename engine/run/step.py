@@ -17,8 +17,12 @@ from engine.device.ranks import Ranks
 from engine.device.synchronization import forbidden
 from engine.optim.expert_balance import ExpertBalance
 from engine.run.stability import StabilityGuard, Verdict
-from model.latent import FIGURES, LookAhead
+from model.latent import FIGURES as OF_CORE
+from model.latent import LookAhead
+from model.memory import FIGURES as OF_MEMORY
 from sources.loading.loader import Batch
+
+FIGURES = (*OF_CORE, *OF_MEMORY)  # the rows of a step's `auxiliary`
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class StepResult:
 
     loss: float  # nats per label
     loss_sums: torch.Tensor  # (2, sources) int64: NLL in source_losses.UNIT nats, and labels; zeros if skipped
-    auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the lookahead core's figures and counts; zeros if skipped
+    auxiliary: torch.Tensor  # (FIGURES, 2) fp64: sums of the core's and memory's figures, counts; zeros if skipped
     grad_norm: float | None  # the trunk's before clipping, NaN if not finite; None if the loss alone was refused
     core_grad_norm: float | None  # the lookahead core's, NaN if it was left out; 0 without a core; None as above
     verdict: Verdict
@@ -72,6 +76,8 @@ class StepRunner:
         DeepSpeed divides by micro-batches and averages over ranks, so each sum is scaled by both over the labels.
         """
         engine, device = self.engine, self.ranks.device
+        has_memory = engine.module.memory is not None
+        own = slice(len(OF_CORE), None) if has_memory else slice(len(OF_CORE))
         scale = len(batch.input_ids) * self.ranks.world_size / labels_in_step
         losses = SourceLosses(self.num_sources, device)
         figures = torch.zeros(len(FIGURES), 2, dtype=torch.float64, device=device)
@@ -86,6 +92,8 @@ class StepRunner:
                     options["curriculum_temperature"] = self.curriculum.temperature
                 if look_ahead is not None:
                     options["look_ahead"] = look_ahead[number].to(device)
+                if has_memory:
+                    options["documents"] = segment_ids
                 segment_ids = segment_ids if self.document_mask else None
                 with self.timer if self.timer and not number else nullcontext():
                     loss_sum, token_nll, *core_figures = engine(input_ids, labels, segment_ids, **options)
@@ -93,7 +101,7 @@ class StepRunner:
                     loads.append(core_figures.pop().clone())  # a CUDA graph's output is overwritten
                 engine.backward(loss_sum * scale)
                 for of_micro_batch in core_figures:
-                    figures += of_micro_batch
+                    figures[own] += of_micro_batch
                 if self.curriculum is not None:
                     self.curriculum.add(token_nll, labels)
                 losses.add(token_nll, labels, source_ids)
@@ -122,7 +130,7 @@ class StepRunner:
             violation = self.balance.after_step(self.ranks.sum_tensor(load))
         if skipped:
             loss_sums, figures = torch.zeros_like(loss_sums), torch.zeros_like(figures)
-        elif self.engine.module.latent is not None:
+        elif self.engine.module.latent is not None or self.engine.module.memory is not None:
             figures = self.ranks.sum_tensor(figures)
         return StepResult(loss, loss_sums, figures, grad_norm, core_grad_norm, verdict, skipped, violation)
 

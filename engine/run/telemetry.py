@@ -14,8 +14,7 @@ from engine.device.memory import memory_in_use
 from engine.events import EventLog
 from engine.run.stability import StabilityGuard, Verdict
 from engine.run.state import Progress
-from engine.run.step import StepResult
-from model.latent import FIGURES
+from engine.run.step import FIGURES, StepResult
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 

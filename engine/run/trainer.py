@@ -152,7 +152,7 @@ class Trainer:
     def _step(self, batch: Batch, agreed: Agreement) -> StepResult:
         c, train = self.c, self.c.train
         tokens, continued = self.progress.tokens_in_run, self.progress.run > 1
-        step_tokens = c.shape.rows_per_step * c.shape.seq_length
+        step_tokens = c.shape.rows_per_step * c.shape.row_length
         since = self.progress.longer_since
         values = hyperparameters(train, tokens, c.token_budget, continued, step_tokens, since)
         deepspeed_engine.set_hyperparameters(c.engine, values)

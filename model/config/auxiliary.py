@@ -69,6 +69,9 @@ class AuxiliaryConfig(BaseModel):
     expert_balance_weight: float = Field(default=0.0, ge=0.0, description="weight of a loss of uneven loads of experts")
     router_z_weight: float = Field(default=0.0, ge=0.0, description="weight of a loss of large logits of routers")
 
+    memory_reconstruction_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of a loss by which memory tokens name the tokens that they sum up"
+    )
     rollout_depth: int = Field(default=2, ge=1, le=3, description="steps predicted ahead")
     # rollout_row_fraction comes before policy_position_fraction, whose validator reads it.
     rollout_row_fraction: float = Field(

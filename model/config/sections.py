@@ -25,6 +25,7 @@ ADDITIONS: dict[str, Any] = {
     "bigram_rows": 0,
     "logit_softcap": 0.0,
     "embedding_size": 0,
+    "memory_tokens": 0,
 }
 
 
@@ -84,14 +85,15 @@ class ModelConfig(BaseModel):
         le=1.0,
         description="weight of the squared logarithm of the softmax's denominator in the loss",
     )
-    head_init: Literal["normal", "zero"] = Field(
-        default="normal", description="initial weights of a head that is not tied"
-    )
+    head_init: Literal["normal", "zero"] = Field(default="normal", description="initial weights of an untied head")
     embedding_size: int = Field(
         default=0, ge=0, le=MOST_HIDDEN, description="size of embeddings and head, which are projected; 0: hidden_size"
     )
     bigram_rows: int = Field(
         default=0, ge=0, le=2**30, description="rows of a hashed embedding of pairs of tokens; 0: there is none"
+    )
+    memory_tokens: int = Field(
+        default=0, ge=0, le=2**20, description="tokens that sum up the window before, an even divisor of seq_length"
     )
     # num_experts and num_layers come before the keys whose validators read them.
     num_experts: int = Field(default=0, ge=0, le=1024, description="experts of an MLP, routed token by token; 0: none")

@@ -106,6 +106,7 @@ def parameters_by_part(
         "layer factors": layers if config.layer_rescaling != "none" else 0,
         "streams": 2 * layers * config.stream_scales + layers // 2 * config.skip_connections,
         **{name: _weights(linear) for name, linear in _options(config).items()},
+        "memory": _weights(_memory(config, auxiliary)) + config.memory_tokens * size,
         "lm head": 0 if config.tie_embeddings else rows * embedding_size,
     }
     if auxiliary is not None:
@@ -138,15 +139,20 @@ def flops_per_token(
     """Training FLOPs per token of rows of `seq_length` tokens (None: the longest), forward and backward: 6 per weight
     of every matrix product (the head is one, the embedding look-up is not; of experts those that read a token) plus
     12 * L * D * T for attention (PaLM, arXiv 2204.02311, appendix B), plus those of the lookahead core at its full
-    depth, without gradients that stop."""
+    depth, without gradients that stop. With memory tokens: of a window behind a memory, which costs more."""
     size, rows, length = config.hidden_size, padded_vocabulary(vocab_size), seq_length or config.seq_length
     sparse = _sparse_blocks(config)
     weights = config.num_layers * _weights(_attention(config))
     weights += (config.num_layers - sparse) * _weights(_mlp(config, inner_size(size, config.mlp), config.bias))
     read = config.experts_per_token + config.shared_experts
     weights += sparse * (read * _expert_weights(config) + size * config.num_experts)
-    weights += sum(_weights(linear) for linear in _options(config).values()) + rows * (config.embedding_size or size)
-    flops = 6 * weights + 12 * config.num_layers * size * length
+    weights += sum(_weights(linear) for linear in _options(config).values())
+    more = config.memory_tokens / config.seq_length  # which the blocks read beside a token, in a window behind a memory
+    of_blocks = 6 * weights + 12 * config.num_layers * size * length * (1 + more)
+    flops = round(of_blocks * (1 + more) + 6 * more * _weights(_memory(config, auxiliary)))
+    flops += 6 * rows * (config.embedding_size or size)
+    if auxiliary is not None and auxiliary.memory_reconstruction_weight:  # the head gets no gradient
+        flops += round(4 * more * rows * (config.embedding_size or size))
     return flops if auxiliary is None else flops + round(_core_flops(auxiliary, config, rows, length))
 
 
@@ -180,6 +186,16 @@ def _options(config: ModelConfig) -> dict[str, list[Linear]]:
     if between := config.embedding_size:
         parts["projections"] = [Linear(between, size, bias=False), Linear(size, between, bias=False)]
     return parts
+
+
+def _memory(config: ModelConfig, auxiliary: AuxiliaryConfig | None) -> list[Linear]:
+    """The matrices of memory tokens, without the table of their places."""
+    if not config.memory_tokens:
+        return []
+    size = config.hidden_size
+    reconstructs = auxiliary is not None and auxiliary.memory_reconstruction_weight > 0
+    parts = [Linear(size, size, bias=False)]
+    return parts + [Linear(size, config.embedding_size or size, bias=False)] * reconstructs
 
 
 def _core(auxiliary: AuxiliaryConfig, config: ModelConfig, rows: int) -> dict[str, list[Linear]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..memory import begin
 from .decoder import Decoder
 from .generate import Stopped
 from .processing import Penalties
@@ -32,7 +33,8 @@ def search(decoder: Decoder, prompt: Sequence[int], settings: GenerationSettings
             f"beam search needs prompt and continuation to fit {decoder.window} tokens, and these have "
             f"{len(read)} and {settings.max_new_tokens}; lower max_new_tokens."
         )
-    decoder.lengths[:] = [0] * len(decoder.lengths)
+    for slot in range(len(decoder.lengths)):
+        begin(decoder, slot)
     logits = decoder.read(0, read).float().clone()
     decoder.reorder([0] * width)
     beams = [Penalties(settings, prompt, logits.shape[-1])]

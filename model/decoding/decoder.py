@@ -17,6 +17,7 @@ from ..attention import NORM_EPS
 from ..block import MLP, Norm, TransformerBlock
 from ..experts import sparse_layers
 from ..latent.draft import Drafter
+from ..memory import SlotMemory
 from ..streams.gates import HeadGate
 from ..streams.rescaling import folded
 from ..streams.streams import Skip, Streams, StreamScale
@@ -37,6 +38,7 @@ class Decoder(Protocol):
     window: int
     vocab_size: int
     lengths: list[int]
+    memory: SlotMemory | None  # of what has left the window, for a model with memory tokens; see memory.slide
     draft_length: int  # tokens that `draft` drafts; 0 without a drafter
     hidden: Tensor  # the final states (n, D) of the n tokens of the last call; overwritten by the next one
 
@@ -85,7 +87,7 @@ class Weights:
 
     def __init__(self, model: TransformerLM, precision: Precision):
         self.precision: Precision = precision
-        # The kernel knows no experts.
+        # The kernel knows neither experts nor memory tokens.
         on_cpu = model.final_norm.weight.device.type == "cpu" and not model.config.num_experts
         self.on_kernel = on_cpu and kernel.knows(model.config) and kernel.library() is not None
         self.model = model
@@ -202,6 +204,7 @@ class KernelDecoder:
         library = kernel.library()
         assert library is not None
         self._weights, self._library = weights, library
+        self.memory: SlotMemory | None = None
         config = weights.model.config
         self.window, self.vocab_size, self.lengths = config.seq_length, weights.model.vocab_size, [0] * slots
         head = config.hidden_size // config.num_heads

@@ -2,7 +2,8 @@
 
 A document follows an end-of-text token, as in training; only the last tokens of a longer prompt are read. When a row's
 window of seq_length tokens is full, its last half is read anew: learned positions cannot slide, and reading half a
-window once costs far less than reading the whole window for every token.
+window once costs far less than reading the whole window for every token. With memory tokens the other half is summed
+up, and of a longer prompt what comes before its last tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory import begin, slide
 from .decoder import Decoder
 from .fitted import Tempering
 from .planning.choice import Choice
@@ -72,8 +74,7 @@ def generate_tokens(
     rows = [_Row(i, prompt, settings, samples[i], decoder.vocab_size) for i, prompt in enumerate(prompts)]
     pending: list[tuple[Tensor, Tensor]] = []
     for row, prompt in zip(rows, prompts, strict=True):
-        decoder.lengths[row.number] = 0
-        pending.append(_read_one(decoder, row.number, [eos_token_id, *prompt][-decoder.window :]))
+        pending.append(read_prompt(decoder, row.number, [eos_token_id, *prompt]))
     logits, hidden = map(torch.stack, zip(*pending, strict=True))
     while rows:
         temperatures = None if tempering is None else tempering(logits, hidden)
@@ -107,10 +108,21 @@ def _read(decoder: Decoder, rows: Sequence[_Row], eos_token_id: int) -> tuple[Te
         }
     for row in full:
         document = [eos_token_id, *row.penalties.tokens]
-        decoder.lengths[row.number] = 0
-        by_row[row.number] = _read_one(decoder, row.number, document[-max(1, decoder.window // 2) :])
+        by_row[row.number] = _read_one(decoder, row.number, document[-slide(decoder, row.number) :])
     logits, hidden = zip(*(by_row[row.number] for row in rows), strict=True)
     return torch.stack(logits), torch.stack(hidden)
+
+
+def read_prompt(decoder: Decoder, slot: int, document: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The logits (V,) and the state (D,) after a document, of which a slot reads the end, or with memory all."""
+    begin(decoder, slot)
+    window, start = decoder.window, 0
+    if decoder.memory is None:
+        return _read_one(decoder, slot, document[-window:])
+    while start + window < len(document):
+        decoder.read(slot, document[start : start + window])
+        start += window + 1 - slide(decoder, slot)
+    return _read_one(decoder, slot, document[start:])
 
 
 def _read_one(decoder: Decoder, slot: int, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class Drafter(Structure):
 
 def knows(config: ModelConfig) -> bool:
     """Whether kernel.c computes what such a model does; torch decodes what it does not know."""
-    return not {"logit_softcap", "embedding_size"}.intersection(config.additions)
+    return not {"logit_softcap", "embedding_size", "memory_tokens"}.intersection(config.additions)
 
 
 @cache

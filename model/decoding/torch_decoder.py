@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attention import RowCache
 from ..latent.draft import Drafter
+from ..memory import MemoryCache, SlotMemory
 from ..transformer import TransformerLM
 from .processing import probabilities
 from .settings import GenerationSettings
@@ -20,7 +21,13 @@ class TorchDecoder:
         self.model, self.drafter = model, drafter
         self.draft_length = 0 if drafter is None else drafter.length
         self.window, self.vocab_size, self.lengths = model.config.seq_length, model.vocab_size, [0] * slots
-        self.cache = RowCache(model.new_cache(slots))
+        cache = model.new_cache(slots)
+        self.cache = RowCache(cache)
+        self.memory: SlotMemory | None = None
+        if size := model.config.memory_tokens:
+            present = torch.zeros(slots, size, dtype=torch.bool, device=cache.keys.device)
+            self.cache = behind = MemoryCache(cache, present)
+            self.memory = SlotMemory(model, behind, model.config.hidden_size)
         self._tokens = torch.zeros(slots, 1, dtype=torch.int64, device=self.cache.keys.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: tuple[Tensor, Tensor] | None = None
@@ -31,7 +38,9 @@ class TorchDecoder:
         row = self.cache.row(slot, self.lengths[slot])
         ids = torch.tensor([list(tokens)], device=self._tokens.device)
         hidden = self.model.hidden_states(ids, row)[0]
-        self.lengths[slot] = row.length
+        start, self.lengths[slot] = self.lengths[slot], self.lengths[slot] + len(hidden)
+        if self.memory is not None:
+            self.memory.keep([slot] * len(hidden), range(start, self.lengths[slot]), hidden)
         self.hidden = hidden
         return self.model.logits(hidden if every else hidden[-1:])
 
@@ -47,16 +56,21 @@ class TorchDecoder:
         logits, hidden = self._replay() if self._tokens.is_cuda else self._forward(max(positions) + 1)
         every = list(slots) == list(range(len(self.lengths)))
         self.hidden = hidden if every else hidden[list(slots)]
+        if self.memory is not None:
+            self.memory.keep(slots, [positions[slot] for slot in slots], self.hidden)
         return logits if every else logits[list(slots)]
 
     def reorder(self, slots: Sequence[int], start: int = 0) -> None:
         self.lengths = [self.lengths[slot] for slot in slots]
+        if self.memory is not None:
+            self.memory.reorder(slots)
         self.cache.reorder(list(slots), start)
 
     def place(self) -> None:
         self.cache.positions.copy_(torch.tensor(self.lengths), non_blocking=True)
 
     def verify(self, tokens: Tensor) -> Tensor:
+        assert self.memory is None, "it would keep states of tokens that may not stand"
         rows, count = tokens.shape
         self.cache.window = self.window
         every = F.pad(tokens, (0, 0, 0, len(self.lengths) - rows))  # what the other slots get lies beyond their ends

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ..memory import begin, slide
 from ..transformer import TransformerLM
 from .beam import search
 from .decoder import Decoder, Precision, Weights
@@ -209,9 +210,11 @@ class Writer:
         """(V,) for each token of a prompt; windows overlap by half, as in `score`."""
         document, known = [self.eos_token_id, *prompt[:-1]], 0
         with self._slots(1) as decoder:
+            begin(decoder, 0)
             while known < len(document):
                 start = max(0, known - decoder.window // 2)
-                decoder.lengths[0] = 0
+                if known:
+                    slide(decoder, 0)
                 logits = decoder.read(0, document[start : start + decoder.window], every=True)
                 yield from logits.float().log_softmax(-1)[known - start :]
                 known = start + len(logits)
@@ -254,12 +257,12 @@ class Writer:
                 self._idle = {count: decoder}
 
     def _announce(self, length: int) -> None:
-        window = self.model.config.seq_length
+        window, remembers = self.model.config.seq_length, self.model.config.memory_tokens
         if length >= window and not self._announced:
             self._announced = True
             warnings.warn(
                 f"The text may grow beyond seq_length {window}: the model then goes on from its last tokens, at least "
-                f"{max(1, window // 2)} of them.",
+                f"{max(1, window // 2)} of them{', and what its memory tokens hold' * bool(remembers)}.",
                 stacklevel=4,
             )
 

@@ -36,7 +36,10 @@ class DrafterFit(NamedTuple):
 
 
 def fit_drafter(model: TransformerLM, rows: Sequence[Tensor], tokens: int) -> DrafterFit:
-    """Train the model's drafter, or a new one, on `tokens` tokens of rows (see document_rows), as often as it takes."""
+    """Train the model's drafter, or a new one, on `tokens` tokens of rows (see document_rows), as often as it takes.
+    Raises ValueError for a model with memory tokens."""
+    if model.memory is not None:
+        raise ValueError("a drafter does not read memory tokens, which this model has; generate without drafts.")
     packed = torch.cat([row[:-1] for row in rows])
     length = min(model.config.seq_length, len(packed) // 4)
     windows = packed[: len(packed) // length * length].view(-1, length)

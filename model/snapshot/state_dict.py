@@ -131,11 +131,13 @@ def architecture_differences(checkpoint: Mapping[str, Any], preset: Mapping[str,
     """One sentence for each key in which two configurations describe different networks.
 
     Sequence length, dropout and the initial standard deviation do not count: weights load across them. A dense model
-    may get experts. A missing key has its default.
+    may get experts, and memory tokens may come and go. A missing key has its default.
     """
     defaults = {name: info.default for name, info in ModelConfig.model_fields.items()}
     without_experts = not checkpoint.get("num_experts")  # then it is upcycled, or has none at all
     ignored = _NOT_ARCHITECTURE + (_OF_EXPERTS if without_experts else ())
+    if not (checkpoint.get("memory_tokens") and preset.get("memory_tokens")):
+        ignored += ("memory_tokens",)
     names = [name for name in dict.fromkeys([*checkpoint, *preset]) if name not in ignored]
     pairs = [(name, checkpoint.get(name, defaults.get(name)), preset.get(name, defaults.get(name))) for name in names]
     return [

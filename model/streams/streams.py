@@ -86,12 +86,17 @@ class Streams(nn.Module):
             x = self.skips[number](x, outputs[len(self.skips) - 1 - number])
         return x if self.scales is None else self.scales[layer](x, first)
 
-    def values_of(self, layer: int, input_ids: Tensor, first: Tensor) -> Tensor | None:
-        """What block `layer` adds to its values (B, T, D); None where it adds nothing."""
+    def values_of(self, layer: int, input_ids: Tensor | None, first: Tensor) -> Tensor | None:
+        """What block `layer` adds to its values (B, T, D); None where it adds nothing. A table adds zeros to what
+        stands before the tokens input_ids, None: there are none."""
         name = str(layer)
-        if name not in self.values:
+        if name not in self.values or (self.from_ids and input_ids is None):
             return None
-        return self.values[name](input_ids if self.from_ids else first)
+        if not self.from_ids or input_ids is None:
+            return self.values[name](first)
+        values = self.values[name](input_ids)
+        before = first.shape[1] - values.shape[1]
+        return F.pad(values, (0, 0, before, 0)) if before else values
 
 
 def normalised(embedding: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class Lane:
         number: int,
         names: list[str],
         weights: dict[str, float] | None,
-        seq_length: int,
+        row_length: int,
         prefetcher: Prefetcher,
         state: LaneState | None = None,
     ):
@@ -127,7 +127,7 @@ class Lane:
             self.mixer = SequentialMixer(names, lambda name: self.queues[name].epoch)
         else:
             phase = 0 if state else number
-            self.mixer = WeightedMixer({name: weights[name] for name in names}, seq_length, phase)
+            self.mixer = WeightedMixer({name: weights[name] for name in names}, row_length, phase)
         if state is not None:
             mixer: MixerState = {**state["mixer"]}
             if mixer.get("current") not in saved:  # a source that starts again has no turn to finish

@@ -50,7 +50,7 @@ CLOSE_SECONDS = 3.0
 @dataclass(frozen=True)
 class Batch:
     """One optimizer step's rows of this rank: A gradient accumulation steps of B rows (padded_micro_batch_size) of T
-    tokens."""
+    tokens, of all windows of a row."""
 
     input_ids: torch.Tensor  # (A, B, T) int64
     labels: torch.Tensor  # (A, B, T) int64, aligned with input_ids; -100 is padding
@@ -106,6 +106,8 @@ class Loader:
         rows: RowFormat = {"seq_length": shape.seq_length, "packing": config.packing}
         if options.long_texts and config.long_text_length:
             rows["long_text_length"] = config.long_text_length
+        if shape.windows > 1:
+            rows["windows"] = shape.windows
         num_lanes = options.num_lanes or choose_num_lanes(shape.world_size, options.num_workers)
         # Behind the newest batch.
         self._state: LoaderState = {**(state or new_state(options.seed, config.shuffle, num_lanes, rows))}
@@ -133,8 +135,7 @@ class Loader:
         setup = ProducerSetup(opened.sources, pipeline, cached)
         self._prefetcher = Prefetcher(setup, min(options.num_workers, len(numbers)))
         if has_other_rows:
-            length = rows["seq_length"]
-            message = f"rows have {length:,} tokens from here on; what was packed and not read is packed anew"
+            message = f"rows have {shape.row_length:,} tokens from here on; what was packed and not read is packed anew"
             self._prefetcher.announce("all", "notice", message)
         for name, epoch in moved.items():
             message = f"{name}: each lane had an order of its own; now all share one, and begin epoch {epoch + 1}"
@@ -143,7 +144,7 @@ class Loader:
         weights = None if config.mix_strategy == "sequential" else config.weights()
         saved = self._state["lanes"]
         self._lanes = {
-            number: Lane(number, names, weights, shape.seq_length, self._prefetcher, saved.get(str(number)))
+            number: Lane(number, names, weights, shape.row_length, self._prefetcher, saved.get(str(number)))
             for number in numbers
         }
         self._epochs = {name: self._newest_epoch(name) for name in names}
@@ -228,7 +229,7 @@ class Loader:
                 owners[span.places] = self.source_names.index(span.source)
                 order += span.places
 
-        inputs = np.full((len(owners), shape.seq_length), self._eos_id, dtype=np.int64)
+        inputs = np.full((len(owners), shape.row_length), self._eos_id, dtype=np.int64)
         labels = np.full_like(inputs, IGNORE)
         segments = np.full_like(inputs, -1, dtype=np.int32)
         num_tokens = 0
@@ -282,4 +283,5 @@ def configure_pipeline(
         retry_minutes=config.retry_minutes,
         whole_epochs=config.mix_strategy == "sequential",
         shared=frozenset(opened.small),
+        windows=state["rows"].get("windows", 1),
     )

@@ -17,9 +17,15 @@ class BatchShape:
 
     micro_batch_size: int  # rows of one forward and backward on one rank
     grad_accumulation_steps: int
-    seq_length: int  # labels of a row
+    seq_length: int  # labels of a window
     rank: int = 0
     world_size: int = 1
+    windows: int = 1  # of a row
+
+    @property
+    def row_length(self) -> int:
+        """Labels of a row."""
+        return self.windows * self.seq_length
 
     @property
     def rows_per_step(self) -> int:

@@ -16,7 +16,7 @@ from sources.rows.pipeline import PipelineCallbacks, PipelineState, RowPipeline
 from sources.rows.pipeline_config import Handover, PipelineConfig, RowFormat
 from sources.source import Source
 
-Rows = Sequence[Sequence[Piece]]  # of a block, in order
+Rows = Sequence[tuple[int, Piece]]  # of a block: the pieces, those of a document in order, each with its row's number
 
 
 def handed_over(state: PipelineState, rows: RowFormat, taken: list[list[int]]) -> PipelineState:
@@ -32,7 +32,8 @@ def handed_over(state: PipelineState, rows: RowFormat, taken: list[list[int]]) -
 def in_format(config: PipelineConfig, rows: RowFormat) -> PipelineConfig:
     """Return how rows of this format are made."""
     filters = replace(config.filters, long_text_length=rows.get("long_text_length", 0))
-    return replace(config, seq_length=rows["seq_length"], packing=rows["packing"], filters=filters)
+    length, windows = rows["seq_length"], rows.get("windows", 1)
+    return replace(config, seq_length=length, windows=windows, packing=rows["packing"], filters=filters)
 
 
 def open_chain(
@@ -89,20 +90,20 @@ def _at_the_end_of_its_epoch(state: PipelineState) -> PipelineState:
 def undelivered(blocks: Sequence[Rows], delivered: Sequence[Sequence[bool]]) -> list[Piece]:
     """Return the pieces, in order, of the rows that were not `delivered`.
 
-    Of a chain that several lanes read, a later piece of a document may be delivered before an earlier one. Pieces
-    between which one was delivered are of different documents here, since they must not be joined.
+    Of a chain that several lanes read, or in rows of several windows, a later piece of a document may be delivered
+    before an earlier one. Pieces between which one was delivered are of different documents here, since they must not
+    be joined.
     """
     left: list[Piece] = []
     runs: dict[int, list[int]] = {}  # of each document: the places in `left` of its pieces since a delivered one
     fresh = count(-1, -1)
     for rows, given in zip(blocks, delivered, strict=True):
-        for row, was_given in zip(rows, given, strict=True):
-            for piece in row:
-                if not was_given:
-                    runs.setdefault(piece.document, []).append(len(left))
-                    left.append(piece)
-                elif places := runs.pop(piece.document, None):
-                    number = next(fresh)
-                    for place in places:
-                        left[place] = left[place]._replace(document=number)
+        for row, piece in rows:
+            if not given[row]:
+                runs.setdefault(piece.document, []).append(len(left))
+                left.append(piece)
+            elif places := runs.pop(piece.document, None):
+                number = next(fresh)
+                for place in places:
+                    left[place] = left[place]._replace(document=number)
     return left

@@ -11,6 +11,7 @@ Notable here
 - A piece that has waited for MAX_WAIT blocks begins a row of the next one, so none waits for a better fit for ever.
 - A block's rows are permuted, but the pieces of one document stay in order.
 - What a block leaves over is the packer's carry: about SLACK_ROWS rows of pieces, saved with the lane's state.
+- For memory tokens a row has several windows of T labels, packed as rows of T are; windows.py puts them together.
 """
 
 import base64
@@ -24,7 +25,10 @@ from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
+from sources.rows.windows import Window, in_order, in_rows, numbered
+
 IGNORE = -100  # the label of padding
+PADDING = -1  # in place of the id before a piece: what follows is padding, not a piece
 SLACK_ROWS = 8  # more tokens than a block holds, so that its last rows still have pieces to choose from
 MAX_WASTE = 0.004  # of a block's positions
 MAX_WAIT = 2  # blocks that are packed without a finished piece; the next one has it
@@ -59,7 +63,7 @@ class RowBlock:
 
     ids: np.ndarray  # (R, T) uint16 or uint32: labels; the end-of-text id behind a row's last label
     lengths: np.ndarray  # (R,) int32: labels in each row
-    pieces: np.ndarray  # (P, 3) int32, in order: row, first column, id before the first label
+    pieces: np.ndarray  # (P, 3) int32, in order: row, first column, id before the first label or, in windows, PADDING
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,15 +79,21 @@ class RowBlock:
         labels = self.ids.astype(np.int64)
         inputs = np.empty_like(labels)
         inputs[:, 1:] = labels[:, :-1]
-        inputs[row, column] = previous
+        padding = previous == PADDING
+        inputs[row, column] = np.where(padding, self.ids[row, column], previous)
         segments = np.zeros(labels.shape, dtype=np.int32)
         inner = column > 0
         segments[row[inner], column[inner]] = 1
         np.cumsum(segments, axis=1, out=segments)
-        (short,) = np.nonzero(self.lengths < labels.shape[1])
-        for number in short.tolist():
+        short = self.lengths < labels.shape[1]
+        short[row[padding]] = False
+        for number in np.nonzero(short)[0].tolist():
             labels[number, self.lengths[number] :] = IGNORE
             segments[number, self.lengths[number] :] = -1
+        if padding.any():
+            starts = row * labels.shape[1] + column
+            padded = np.repeat(padding, np.diff(starts, append=labels.size)).reshape(labels.shape)
+            labels[padded], segments[padded] = IGNORE, -1
         return inputs, labels, segments
 
 
@@ -108,19 +118,27 @@ def every(block: RowBlock, first: int, step: int) -> RowBlock:
 
 
 class Packer:
-    """Collects documents and packs them into blocks; `carry` is what another packer's `carry` returned."""
+    """Collects documents and packs them into blocks; `carry` is what another packer's `carry` returned. With several
+    `windows` a row has so many of seq_length labels."""
 
     def __init__(
-        self, seq_length: int, eos_id: int, dtype: IdType, packing: Packing = "best_fit", carry: Carry | None = None
+        self,
+        seq_length: int,
+        eos_id: int,
+        dtype: IdType,
+        packing: Packing = "best_fit",
+        carry: Carry | None = None,
+        windows: int = 1,
     ):
         self.seq_length, self.eos_id, self.dtype, self.packing = seq_length, eos_id, dtype, packing
+        self.windows = windows
         self.tokens = 0  # of pieces that are complete
         self._full: deque[Piece] = deque()  # pieces that fill a row, in order
         self._short: deque[Piece] = deque()  # shorter ones, in order
         self._open: Piece | None = None  # the unfinished document's ids since its last full piece
         self._documents = 0
         self._blocks = 0  # made
-        self.kept: list[list[list[Piece]]] | None = None  # the rows of each block, in order, once they are wanted
+        self.kept: list[list[tuple[int, Piece]]] | None = None  # of each block, once they are wanted; see `numbered`
         if carry:
             self._load(carry)
 
@@ -141,8 +159,8 @@ class Packer:
     def rows_ready(self) -> int:
         """How many rows a block may have now: full ones, with pieces left to choose the last of them from."""
         if self.packing == "pad":
-            return len(self._full) + len(self._short)
-        return self.tokens // self.seq_length - SLACK_ROWS
+            return (len(self._full) + len(self._short)) // self.windows
+        return (self.tokens // self.seq_length - SLACK_ROWS) // self.windows
 
     def has_block(self, rows: int) -> bool:
         """Whether enough is collected for a block of `rows` rows."""
@@ -151,6 +169,7 @@ class Packer:
     def block(self, rows: int, keys: np.ndarray | None) -> RowBlock:
         """Pack up to `rows` rows, fewer only when that uses everything up. `keys` (rows,) orders them; None keeps
         documents in order as far as packing allows."""
+        rows *= self.windows
         waste = MAX_WASTE * min(rows * self.seq_length, self.tokens)
         begun = self._begin_rows(rows, waste)
         packed = [[self._full.popleft()] for _ in range(min(rows - len(begun), len(self._full)))]
@@ -161,10 +180,17 @@ class Packer:
             packed += self._best_fit(begun, rows - len(packed), waste)
         self._blocks += 1
         self.tokens -= sum(len(piece.ids) for row in packed for piece in row)
-        packed = _ordered(packed, keys, self.seq_length)
+        if self.windows == 1:
+            made = [[Window(pieces)] for pieces in packed]
+            order = in_order(packed, keys, self.seq_length)
+        else:
+            made = in_rows(packed, self.seq_length, self.windows)
+            order = list(range(len(made))) if keys is None else np.argsort(keys[: len(made)], kind="stable").tolist()
+        ordered = [made[number] for number in order]
         if self.kept is not None:
-            self.kept.append(packed)
-        return _layout(packed, self.seq_length, self.eos_id, self.dtype)
+            in_turn = packed if self.windows > 1 else [packed[number] for number in order]
+            self.kept.append(numbered(in_turn, ordered))
+        return _layout(ordered, self.windows, self.seq_length, self.eos_id, self.dtype)
 
     def carry(self, returned: Sequence[Piece] = ()) -> Carry | None:
         """Return what is left over as a JSON value, behind pieces of `kept` rows that come back."""
@@ -269,38 +295,23 @@ class Packer:
         return packed
 
 
-def _ordered(packed: list[list[Piece]], keys: np.ndarray | None, seq_length: int) -> list[list[Piece]]:
-    """Order the rows by their keys, but no piece before an earlier one of its document."""
-    if keys is None:
-        keys = np.asarray([min(piece.document for piece in row) for row in packed], dtype=np.float64)
-    keys = np.array(keys[: len(packed)])
-    full = [row[0].document if len(row[0].ids) == seq_length else -1 for row in packed]
-    start = 0
-    for end in range(1, len(packed) + 1):  # the full rows of one document follow each other here
-        if end == len(packed) or full[end] != full[start]:
-            if full[start] >= 0:
-                keys[start:end].sort()
-            start = end
-    last: dict[int, float] = {}
-    for number, row in enumerate(packed):
-        keys[number] = key = max(keys[number], *(last.get(piece.document, -np.inf) for piece in row))
-        last.update((piece.document, key) for piece in row)
-    return [packed[number] for number in np.argsort(keys, kind="stable").tolist()]
-
-
-def _layout(packed: list[list[Piece]], seq_length: int, eos_id: int, dtype: IdType) -> RowBlock:
-    """Fill a block's arrays with the rows."""
-    ids = np.full((len(packed), seq_length), eos_id, dtype=dtype)
-    lengths = np.zeros(len(packed), dtype=np.int32)
+def _layout(rows: list[list[Window]], windows: int, seq_length: int, eos_id: int, dtype: IdType) -> RowBlock:
+    """Fill the arrays. A piece that goes on with the window before is no piece of its own there."""
+    ids = np.full((len(rows), windows * seq_length), eos_id, dtype=dtype)
+    lengths = np.zeros(len(rows), dtype=np.int32)
     pieces = []
-    for position, row in enumerate(packed):
-        column = 0
-        for piece in row:
-            end = column + len(piece.ids)
-            ids[position, column:end] = piece.ids
-            pieces.append((position, column, piece.previous))
-            column = end
-        lengths[position] = column
+    for position, row in enumerate(rows):
+        for number, window in enumerate(row):
+            column = number * seq_length
+            for piece in window.pieces:
+                end = column + len(piece.ids)
+                ids[position, column:end] = piece.ids
+                if column > number * seq_length or not window.continues:
+                    pieces.append((position, column, piece.previous))
+                lengths[position] += end - column
+                column = end
+            if windows > 1 and column < (number + 1) * seq_length:
+                pieces.append((position, column, PADDING))
     return RowBlock(ids, lengths, np.asarray(pieces, dtype=np.int32).reshape(-1, 3))
 
 
@@ -316,10 +327,15 @@ def _join(pieces: list[Piece]) -> list[Piece]:
 
 
 def pack_all(
-    documents: Iterable[np.ndarray], seq_length: int, eos_id: int, dtype: IdType, packing: Packing = "best_fit"
+    documents: Iterable[np.ndarray],
+    seq_length: int,
+    eos_id: int,
+    dtype: IdType,
+    packing: Packing = "best_fit",
+    windows: int = 1,
 ) -> RowBlock:
     """Pack a finite list of documents into one block."""
-    packer = Packer(seq_length, eos_id, dtype, packing)
+    packer = Packer(seq_length, eos_id, dtype, packing, windows=windows)
     for ids in documents:
         packer.add(ids)
     return packer.block(max(1, packer.tokens), None)

@@ -122,10 +122,10 @@ class RowPipeline:
         self._encode = config.tokenizer.encode_batch
         if self._is_shared:
             self._encode = RememberingEncoder(config.tokenizer).encode_batch
-        dtype = ids_dtype(config.tokenizer.vocab_size)
+        dtype, eos_id = ids_dtype(config.tokenizer.vocab_size), config.tokenizer.eos_id
         carry = state["carry"]
         self._is_first = state["block"] == 0 or bool(carry and not carry["seq_length"])  # block of rows of this format
-        self.packer = Packer(config.seq_length, config.tokenizer.eos_id, dtype, config.packing, carry)
+        self.packer = Packer(config.seq_length, eos_id, dtype, config.packing, carry, config.windows)
         self._filtered: Counter[str] = Counter()
         self._documents = 0  # packed since the last block
         self._share: LaneShare | None = None  # what is read in this epoch

@@ -19,6 +19,7 @@ class RowFormat(TypedDict):
 
     seq_length: int
     packing: Packing
+    windows: NotRequired[int]  # of a row, each of seq_length; missing: one
     long_text_length: NotRequired[int]  # characters; where rows are made of longer documents alone
 
 
@@ -35,7 +36,7 @@ class PipelineConfig:
     """With the source, its lane and the shard cache's format, this decides every row (see caching.py)."""
 
     tokenizer: TextTokenizer
-    seq_length: int  # labels of a row
+    seq_length: int  # labels of a row, or of a window where a row has several
     packing: Packing
     filters: Filters
     num_lanes: int
@@ -44,7 +45,8 @@ class PipelineConfig:
     retry_minutes: float  # how long a source may fail; changes no row
     whole_epochs: bool = False  # an epoch ends with a block that may be short; else the next epoch fills it
     shared: frozenset[str] = frozenset()  # small sources, of whose one chain of blocks each lane takes every n-th row
+    windows: int = 1  # of a row
 
     @property
     def block_rows(self) -> int:
-        return max(MIN_BLOCK_ROWS, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length))
+        return max(MIN_BLOCK_ROWS, min(BLOCK_ROWS, BLOCK_TOKENS // self.seq_length) // self.windows)

@@ -119,3 +119,15 @@ def test_experts_trains_and_compares_at_equal_flops_and_time(tmp_path: Path):
     assert active[1] == pytest.approx(active[0], rel=0.05)
     total = [int(row(printed, name)[1].replace(",", "")) for name in ("large", "experts")]
     assert total[1] == pytest.approx(total[0], rel=0.2)
+
+
+@pytest.mark.slow
+def test_memory_trains_and_prints_what_is_won_back(tmp_path: Path):
+    relative = '{"without": 1.0, "memory": 2.0, "memory+recon": 2.0, "raw": 1.0, "full": 1.0}'
+    (tmp_path / "speeds.json").write_text(relative)  # a test takes no timings
+    printed = run("memory", tmp_path, "--tokens", 32_768, "--shape", "64x1", "--window", 32, "--held-out", 40_000)
+    table = printed.split("python_packages, ")[1]
+    recovered = {line.split()[0]: float(line.split()[-3]) for line in table.splitlines()[2:10]}
+    assert recovered["without"] == 0 and recovered["full"] == 1
+    assert {"cut", "shuffled", "memory", "memory+recon", "raw", "memory@time"} < recovered.keys()
+    assert "short: " in printed and "beyond: " in printed and "R by seed" in printed

@@ -17,8 +17,8 @@ from engine.errors import Interrupted, PresetError, SourcesFailed
 from engine.events import read
 from engine.run.evaluation import Evaluator
 from model import TransformerLM, load
+from sources.held_out import collect_validation_set
 from sources.registry import open_sources
-from sources.rows.held_out import collect_validation_set
 from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.folders import events_of, progress
 from tests.helpers.look_ahead import PARTS

@@ -147,6 +147,9 @@ def slow_rank(found: Event) -> str:
 def _evaluation(event: Event) -> list[str]:
     figures = f"perplexity {event['perplexity']:.2f}  bits per byte {event['bits_per_byte']:.4f}"
     found = [f"[cyan]validation[/]  loss [bold]{event['ce']:.4f}[/]  {figures}"]
+    if memory := event.get("memory"):
+        without = f"{memory['ce_without']:.4f} without it, {memory['tokens']:,} tokens"
+        found.append(f"[cyan]memory[/]  loss behind it [bold]{memory['ce']:.4f}[/]  {without}")
     if sample := event.get("sample"):
         prompt, text = one_line(sample["prompt"]), one_line(sample["text"])
         found.append(f"[dim]sample[/]  [bold]{literal(prompt)}[/]{literal(text)}")

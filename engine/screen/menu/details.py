@@ -34,7 +34,8 @@ def details(menu: Menu, index: int) -> RenderableType:
         return Text(printable(entry.broken))
     model, train = preset.model, preset.train
     size = size_of(model, preset.auxiliary, preset.data.tokenizer)
-    shape = BatchShape(train.per_gpu_batch_size, train.accumulation_steps, model.seq_length, 0, host.processes_in_all())
+    rows, windows = train.per_gpu_batch_size // preset.windows, preset.windows
+    shape = BatchShape(rows, train.accumulation_steps, model.seq_length, 0, host.processes_in_all(), windows)
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -72,7 +73,7 @@ def details_screen(menu: Menu, view: View, columns: int, rows: int) -> list[str]
 
 def _batch(train: TrainConfig, shape: BatchShape, tokens_per_run: int) -> list[tuple[str, str]]:
     """The rows on the batch, the steps and the learning rates of a run."""
-    tokens = shape.rows_per_step * shape.seq_length
+    tokens = shape.rows_per_step * shape.row_length
     steps = steps_of_a_run(train, tokens_per_run, tokens)
     micro = f"{plural(train.accumulation_steps, 'micro-batch')} of {plural(train.per_gpu_batch_size, 'row')}"
     doublings = ", ".join(f"{share:.0%}" for share in train.batch_doublings)

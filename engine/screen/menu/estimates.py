@@ -59,7 +59,7 @@ def memory_each(machine: Machine) -> float:
 
 def footprint_of(model: ModelConfig, train: TrainConfig, size: Size) -> Footprint:
     """What decides the memory of one process."""
-    rows = 1 if train.probe_batch else train.per_gpu_batch_size
+    rows = _least_rows(model, train)
     return Footprint(
         model,
         size.parameters,
@@ -76,12 +76,18 @@ def stage_of(model: ModelConfig, train: TrainConfig, size: Size, machine: Machin
     return footprint_of(model, train, size).lowest_stage(train.zero_stage, memory)
 
 
+def _least_rows(model: ModelConfig, train: TrainConfig) -> int:
+    """Of the smallest micro-batch that the preset allows; with memory tokens, windows."""
+    least = train.memory_segments if model.memory_tokens else 1
+    return least if train.probe_batch else train.per_gpu_batch_size
+
+
 def shortage(model: ModelConfig, train: TrainConfig, size: Size, machine: Machine | None) -> str:
     """Why a model cannot be trained here, in words, even with the smallest micro-batch that the preset allows; empty
     where it may."""
     if machine is None or not machine.memory:
         return ""
-    rows = 1 if train.probe_batch else train.per_gpu_batch_size
+    rows = _least_rows(model, train)
     needed, there = memory_needed(model, train, size, machine, rows), memory_each(machine)
     if needed <= there:
         return ""

@@ -76,6 +76,8 @@ def _header(history: History, name: str) -> str:
             (f"{evaluation['perplexity']:.2f}", "perplexity"),
             (f"{evaluation['bits_per_byte']:.4f}", "bits per byte"),
         ]
+        if memory := evaluation.get("memory"):
+            tiles.append((f"{memory['ce_without'] - memory['ce']:.4f}", "nats per token that memory saves behind it"))
     bar = ""
     if step:
         share = min(1.0, max(0.0, step["share"]))

@@ -1,5 +1,6 @@
 """What the cache knows of a source, and records beside the cached rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sources.caching import cached_sources, open_cache, read_record, write_record
@@ -42,3 +43,5 @@ def test_rows_of_other_near_copies_are_other_rows(tmp_path: Path, texts, tokeniz
         pipeline = PipelineConfig(tokenizer, 16, "best_fit", filters, 16, True, 3, 10.0)
         folders.add(cached_sources(cache, sources, config, pipeline)["texts"].folder)
     assert len(folders) == 3
+    of_windows = replace(pipeline, windows=2)
+    assert cached_sources(cache, sources, config, of_windows)["texts"].folder not in folders

@@ -78,6 +78,25 @@ def refusal(values: dict) -> str:
             },
             "train.expert_parallel_size 2 leaves the lookahead core no experts to read",
         ),
+        ({"model": {"memory_tokens": 24}}, "model.memory_tokens 24 is no even divisor of model.seq_length 256"),
+        ({"model": {"memory_tokens": 32, "num_experts": 4}}, "memory_tokens and model.num_experts cannot be combined"),
+        (
+            {"model": {"memory_tokens": 32}, "train": {"seq_length_schedule": [[0, 128], [0.5, 256]]}},
+            "model.memory_tokens need rows of one length; leave out train.seq_length_schedule or set",
+        ),
+        (
+            {"model": {"memory_tokens": 32}, "train": {"memory_segments": 3}},
+            "train.per_gpu_batch_size 32 cannot be divided into rows of train.memory_segments 3 windows",
+        ),
+        ({"train": {"memory_segments": 4}}, "train.memory_segments has no effect without memory tokens"),
+        (
+            {"auxiliary": {"memory_reconstruction_weight": 0.1}},
+            "auxiliary.memory_reconstruction_weight has no effect without memory tokens; set model.memory_tokens",
+        ),
+        (
+            {"model": {"memory_tokens": 32}, "auxiliary": {"enable_value": True}},
+            "The lookahead core cannot read a trunk with model.memory_tokens; set that to 0",
+        ),
         ({"train": 7}, "train: Input should be an object"),
         ({"model": {"hidden_size": 10**30}}, "model.hidden_size: Input should be less than or equal to 1048576"),
         ({"train": {"seed": 2**64}}, "train.seed: Input should be less than 9223372036854775808"),

@@ -11,9 +11,9 @@ from engine.device.ranks import Agreement
 from engine.events import EventLog, read
 from engine.screen.console import Console
 from sources.config import DataConfig
+from sources.held_out import sample_training_texts
 from sources.loading.loader import BatchShape, LoaderOptions
 from sources.registry import open_sources
-from sources.rows.held_out import sample_training_texts
 from sources.rows.tokenizer import train_bpe
 
 

@@ -11,10 +11,10 @@ from engine.data.validation import FILE_NAME, SAVED_LATER, ValidationSource
 from engine.events import EventLog, read
 from engine.screen.console import Console
 from model.snapshot import container
+from sources.held_out import sample_training_texts
 from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
-from sources.rows.held_out import sample_training_texts
 from sources.rows.near_copies import condense
 from sources.rows.tokenizer import train_bpe
 from sources.source import SourceError

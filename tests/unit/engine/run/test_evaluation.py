@@ -13,8 +13,8 @@ from engine.device.deepspeed_engine import Engine
 from engine.device.ranks import join
 from engine.run.evaluation import Evaluator
 from model import ModelConfig, TransformerLM
+from sources.held_out import ValidationSet
 from sources.loading.loader import BatchShape
-from sources.rows.held_out import ValidationSet
 
 SHAPE = ModelConfig(hidden_size=16, num_layers=2, num_heads=2, seq_length=8)
 VOCABULARY, ROWS = 64, 5
@@ -81,6 +81,36 @@ def test_an_evaluation_changes_nothing(engine, rows):
     assert torch.equal(torch.get_rng_state(), random_state)
     after = deepspeed_engine.weights(engine, keep=True)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_labels_behind_a_memory_are_judged_with_it_and_without(rows):
+    """The segments go on over the border in the middle of the rows that have it there."""
+    torch.manual_seed(0)
+    shape = SHAPE.model_copy(update={"seq_length": 4, "memory_tokens": 2, "init_std": 0.2})
+    model = TransformerLM(shape, VOCABULARY)
+    engine = deepspeed_engine.initialize(
+        model, TrainConfig(zero_stage=0), BatchShape(2, 1, 4, windows=2), join(), False
+    )
+    try:
+        rows.segment_ids[:] = torch.where(rows.labels == -100, -1, 0)
+        rows.segment_ids[0, 4:] = 1  # begins there
+        found = Evaluator(rows, ["a", "b", "c"], 2, False, join(), window=4).evaluate(engine)
+        with torch.no_grad():
+            documents = torch.where(rows.segment_ids == 1, 1, rows.segment_ids)
+            losses = model(rows.input_ids, rows.labels, documents=documents).token_nll
+            alone = model(rows.input_ids.reshape(-1, 4), rows.labels.view(-1, 4)).token_nll.view(ROWS, 8)
+    finally:
+        engine.destroy()
+    behind = torch.zeros(ROWS, 8, dtype=torch.bool)
+    behind[1:4, 4:] = True
+    behind[rows.labels == -100] = False
+    assert found["memory"] == {
+        "ce": pytest.approx(losses[behind].mean().item(), rel=1e-5),
+        "ce_without": pytest.approx(alone[behind].mean().item(), rel=1e-5),
+        "tokens": 9,
+    }
+    assert found["memory"]["ce"] != pytest.approx(found["memory"]["ce_without"], rel=1e-3)
+    assert found["ce"] == pytest.approx(losses.sum().item() / 31, rel=1e-5)
 
 
 def test_whoever_iterates_over_micro_batches_may_give_up(engine, rows):

@@ -185,6 +185,17 @@ def test_a_configuration_cannot_ask_for_positions_that_are_not_there(folder, fin
     assert find().model.seq_length == SHAPE.seq_length
 
 
+def test_memory_tokens_come_and_go_but_keep_their_number(folder, find):
+    save(folder)
+    remembering = SHAPE.model_copy(update={"memory_tokens": 4})
+    assert find(remembering, DATA).model.memory_tokens == 4
+    shorter = remembering.model_copy(update={"seq_length": SHAPE.seq_length // 2, "memory_tokens": 2})
+    longer = remembering.model_copy(update={"seq_length": 2 * SHAPE.seq_length})
+    for other in (shorter, longer):
+        with pytest.raises(PresetError, match=f"has {SHAPE.seq_length} positions and the preset a seq_length of"):
+            find(other, DATA)
+
+
 LARGER = SHAPE.model_copy(update={"hidden_size": 32})
 
 

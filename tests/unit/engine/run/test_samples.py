@@ -12,9 +12,9 @@ from engine.device.ranks import join
 from engine.run import samples
 from engine.run.samples import PROMPT_TOKENS
 from model import TransformerLM
+from sources.held_out import ValidationSet, collect_validation_set, sample_training_texts
 from sources.loading.loader import BatchShape
 from sources.registry import open_sources
-from sources.rows.held_out import ValidationSet, collect_validation_set, sample_training_texts
 from sources.rows.tokenizer import TextTokenizer, train_bpe
 from tests.helpers.look_ahead import ON
 

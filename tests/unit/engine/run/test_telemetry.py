@@ -12,10 +12,9 @@ from engine.data.source_losses import UNIT
 from engine.events import EventLog, read
 from engine.run.stability import MIN_LOSSES, StabilityGuard, Verdict
 from engine.run.state import Progress
-from engine.run.step import StepResult
+from engine.run.step import FIGURES, StepResult
 from engine.run.telemetry import RunFigures, Telemetry, mean_figures
 from engine.screen.console import Console
-from model.latent import FIGURES
 
 SOURCES = ["a", "b", "c"]
 PROGRESS = Progress(step=12, tokens_in_run=1000, tokens_total=5000)

@@ -147,6 +147,25 @@ def test_experts_are_counted(config: ModelConfig, experts: dict, auxiliary: Auxi
     assert ("shared experts" in parts) == (config.shared_experts > 0)
 
 
+@pytest.mark.parametrize("size", [0, 24])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_memory_tokens_are_counted(size: int, weight: float):
+    """Of a window behind a memory: what stands before it goes through the blocks, too, but not through the head."""
+    config = ModelConfig(seq_length=64, memory_tokens=8, embedding_size=size)
+    auxiliary = AuxiliaryConfig(memory_reconstruction_weight=weight)
+    model = on_meta(config, 512, auxiliary)
+    assert parameter_count(config, 512, auxiliary) == model.num_parameters()
+    plain = config.model_copy(update={"memory_tokens": 0})
+    assert parameters_by_part(config, 512, auxiliary)["memory"] == parameter_count(
+        config, 512, auxiliary
+    ) - parameter_count(plain, 512)
+    projections = sum(matrices(part) for part in (model.widen, model.narrow) if part is not None)
+    blocks, attention = 6 * (matrices(model.blocks) + projections), 12 * 3 * 256 * 64
+    more = blocks / 8 + attention * (9 / 8 * 9 / 8 - 1) + 6 / 8 * (matrices(model.memory) - 8 * 256)
+    more += 4 / 8 * model.head_weight.numel() * (weight > 0)
+    assert model.flops_per_token() == pytest.approx(flops_per_token(plain, 512) + more, abs=2)
+
+
 def test_all_parameters_are_active_without_experts():
     assert active_parameter_count(ModelConfig(), 512, GAIN) == parameter_count(ModelConfig(), 512, GAIN)
 

@@ -26,6 +26,11 @@ def test_a_step_has_the_same_rows_on_any_world_and_fits(world_size, num_lanes, m
     assert (capacity - 1) * accumulation < most <= capacity * accumulation  # enough, and no row more
 
 
+def test_a_row_of_several_windows_has_all_of_their_labels():
+    assert BatchShape(4, 2, 32, windows=3).row_length == 96 and BatchShape(4, 2, 32).row_length == 32
+    assert BatchShape(4, 2, 32, windows=3).rows_per_step == 8
+
+
 def test_choose_num_lanes():
     assert [choose_num_lanes(world) for world in (1, 2, 3, 6, 8, 16, 24)] == [16, 16, 48, 48, 16, 16, 48]
     assert choose_num_lanes(4, 3) == 16 and choose_num_lanes(8, 4) == 32 and choose_num_lanes(3, 17) == 96

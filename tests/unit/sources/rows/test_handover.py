@@ -39,11 +39,14 @@ def corpus(dealing, tmp_path, write_json_lines) -> tuple[list[str], dict]:
     return texts, {"type": "files", "path": str(tmp_path / "numbers"), "name": "numbers"}
 
 
-def leg(config: DataConfig, state: dict | None, length: int, steps: int, world_size: int = 1, **options) -> tuple:
-    """The rows (lane, epoch, inputs, labels) of so many steps with rows of `length` labels, and the state behind."""
+def leg(
+    config: DataConfig, state: dict | None, length: int, steps: int, world_size: int = 1, windows: int = 1, **options
+) -> tuple:
+    """The rows (lane, epoch, inputs, labels) of so many steps with rows of `windows` times `length` labels, and the
+    state behind."""
     rows, states = [], []
     for rank in range(world_size):
-        shape = BatchShape(ROWS // world_size, 1, length, rank, world_size)
+        shape = BatchShape(ROWS // world_size, 1, length, rank, world_size, windows)
         loader = Loader(open_sources(config), config, TOKENIZER, shape, LoaderOptions(seed=3, **options), state)
         batches = [batch for batch, _ in zip(loader, range(steps), strict=False)]
         loader.close()
@@ -67,6 +70,25 @@ def test_no_token_is_lost_or_comes_twice_where_rows_grow(packing, corpus, dealin
     for length, steps, world_size in ((32, 19, 1), (64, 5, 2), (128, 4, 1), (128, 2, 4), (32, 7, 1), (256, longest, 1)):
         found, state = leg(config, state, length, steps, world_size)
         rows += found
+    follow(texts, rows)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "pad"])
+def test_no_token_is_lost_where_windows_come_and_go(packing, corpus, dealing):
+    texts, source = corpus
+    config = DataConfig(sources=[source], mix_strategy="sequential", packing=packing)
+    state, rows = None, []
+    longest = 150 if dealing == "dealt" else 40
+    legs = [(32, 1, 11, 1), (32, 2, 5, 2), (32, 4, 1, 1), (32, 1, 2, 4), (64, 2, 1, 1), (128, 1, longest, 1)]
+    for length, windows, steps, world_size in legs:
+        found, state = leg(config, state, length, steps, world_size, windows)
+        rows += found
+        assert state["rows"].get("windows", 1) == windows
+    follow(texts, rows)
+
+
+def follow(texts: list[str], rows: list[tuple]) -> None:
+    """Every token of the first epoch is in one row, behind what stands before it in its document."""
     kept = [text for text in texts if not is_held_out(text)]
     first_words = {words_of([text.split()[0]])[0] for text in kept}
     epochs: dict[int, Followed] = {}
@@ -76,19 +98,20 @@ def test_no_token_is_lost_or_comes_twice_where_rows_grow(packing, corpus, dealin
     assert Counter(epochs[0].labels) == Counter(words_of(kept)) and epochs[0].ends == len(kept)
 
 
-def test_a_switch_is_the_same_wherever_the_run_starts_again(corpus, tmp_path):
+@pytest.mark.parametrize("windows", [1, 2])
+def test_a_switch_is_the_same_wherever_the_run_starts_again(windows, corpus, tmp_path):
     """Before it, at it, and before and after the first step with longer rows; with a cache too."""
     _, source = corpus
     config = DataConfig(sources=[source])
     before, state = leg(config, None, 32, 19)
-    whole, end = leg(config, state, 64, 40)
+    whole, end = leg(config, state, 64, 40, windows=windows)
     _, half = leg(config, None, 32, 8)
     rest, again = leg(config, half, 32, 11)
     assert rest == before[8 * ROWS :] and again == state
     for cache in (None, ShardCache(tmp_path / "cache", 1.0), ShardCache(tmp_path / "cache", 1.0)):
         rows, position = [], state
         for steps in (1, 2, 30, 7):
-            found, position = leg(config, position, 64, steps, cache=cache)
+            found, position = leg(config, position, 64, steps, windows=windows, cache=cache)
             rows += found
         assert rows == whole and position == end
 
@@ -127,9 +150,18 @@ def piece(document: int, *ids: int) -> Piece:
 
 def test_pieces_between_which_one_was_delivered_are_apart():
     first, second, third, other = piece(1, 1, 2), piece(1, 3, 4), piece(1, 5, 6), piece(2, 7)
-    blocks = [[[first], [second, other]], [[third]]]
+    blocks = [[(0, first), (1, second), (1, other)], [(0, third)]]
     left = undelivered(blocks, [[False, True], [False]])
     assert [list(one.ids) for one in left] == [[1, 2], [5, 6]]
     assert left[0].document < 0 and left[1].document == 1
     assert [one.document for one in undelivered(blocks, [[False, False], [True]])] == [-1, -1, 2]
     assert undelivered(blocks, [[False, False], [False]]) == [first, second, other, third]
+
+
+def test_pieces_of_windows_come_back_in_their_documents_order():
+    """Whichever row they stand in, and the row behind which one they come."""
+    first, second, third = piece(1, 1, 2), piece(1, 3, 4), piece(1, 5, 6)
+    blocks = [[(2, first), (0, second), (1, third)]]
+    assert undelivered(blocks, [[False, False, False]]) == [first, second, third]
+    left = undelivered(blocks, [[True, False, False]])
+    assert [list(one.ids) for one in left] == [[1, 2], [5, 6]] and left[0].document != left[1].document

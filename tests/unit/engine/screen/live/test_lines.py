@@ -90,6 +90,11 @@ def test_no_time_left_is_told_at_the_first_steps():
     assert "left" not in line and "about" not in line
 
 
+def test_an_evaluation_shows_what_memory_is_worth():
+    event = evaluation_event(3, 4.1, memory={"ce": 3.5, "ce_without": 3.75, "tokens": 12_345})
+    assert "memory  loss behind it 3.5000  3.7500 without it, 12,345 tokens" in shown(event)
+
+
 def test_an_evaluation_shows_a_sample_and_a_passage():
     tokens = [
         {

@@ -1,8 +1,8 @@
 """The validation set, and samples of the training texts for a tokenizer.
 
-Whether a text is held out depends on the text alone (filters.py), so every rank, run and tokenizer agrees, and a text
-that stands in two sources is held out of both. Near-copies of what is in the validation set are kept out of training
-too (near_copies.py); the tokenizer, which comes first, may have been trained on them.
+Whether a text is held out depends on the text alone (rows/filters.py), so every rank, run and tokenizer agrees, and a
+text that stands in two sources is held out of both. Near-copies of what is in the validation set are kept out of
+training too (rows/near_copies.py); the tokenizer, which comes first, may have been trained on them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ BURST = 4  # documents from one shard before the next shard's turn
 
 @dataclass
 class ValidationSet:
-    """N packed rows of T held-out tokens, as a Batch has them."""
+    """N packed rows of T held-out tokens, those of all their windows, as a Batch has them."""
 
     input_ids: torch.Tensor  # (N, T) int64
     labels: torch.Tensor  # (N, T) int64, -100 is padding
@@ -63,6 +63,7 @@ def collect_validation_set(
     seq_length: int,
     eval_tokens: int,
     announce: Announce = silent,
+    windows: int = 1,
 ) -> ValidationSet:
     """Collect up to `eval_tokens` held-out tokens, in equal parts from the open `sources`, packed source by source.
 
@@ -75,7 +76,10 @@ def collect_validation_set(
     wanted = eval_tokens // max(1, len(sources))
     collected = {name: _collect(source, config, tokenizer, wanted, announce) for name, source in sources.items()}
     dtype = ids_dtype(tokenizer.vocab_size)
-    blocks = [pack_all(found.ids, seq_length, tokenizer.eos_id, dtype, config.packing) for found in collected.values()]
+    blocks = [
+        pack_all(found.ids, seq_length, tokenizer.eos_id, dtype, config.packing, windows)
+        for found in collected.values()
+    ]
     owners = [names.index(name) for name, block in zip(collected, blocks, strict=True) for _ in range(len(block))]
     unpacked = zip(*(block.unpack() for block in blocks), strict=True)
     input_ids, labels, segment_ids = (torch.from_numpy(np.concatenate(arrays)) for arrays in unpacked)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sources.config import DataConfig
+from sources.held_out import collect_validation_set, sample_training_texts, texts_in_rows
 from sources.readers.files import FilesSource
 from sources.registry import open_sources
 from sources.rows.filters import is_held_out
-from sources.rows.held_out import collect_validation_set, sample_training_texts, texts_in_rows
 from sources.rows.tokenizer import TextTokenizer
 from tests.helpers.sources import Flaky
 
@@ -67,7 +67,7 @@ def test_what_a_set_lacks_is_explained(opened, tokenizer, monkeypatch):
     assert collect_validation_set(sources.sources, config, tokenizer, **shape, eval_tokens=4000).shortfalls == {}
     found = collect_validation_set(b, config, tokenizer, **shape, eval_tokens=10**6)
     assert found.shortfalls == {"a": "is not open", "b": "holds no more documents that are held out"}
-    monkeypatch.setattr("sources.rows.held_out.SCAN_FACTOR", 1)
+    monkeypatch.setattr("sources.held_out.SCAN_FACTOR", 1)
     found = collect_validation_set(b, config, tokenizer, **shape, eval_tokens=1000)
     assert found.shortfalls["b"] == "was searched in 4,000 characters only, 1 times its part"
     flaky = Flaky(sources.sources["b"], 5, 10**9)
