@@ -256,7 +256,7 @@ import time
 from model.transformer import TransformerLM
 forward = TransformerLM.forward
 def slowly(*arguments, **named):
-    time.sleep(0.05)
+    time.sleep(0.3)
     return forward(*arguments, **named)
 TransformerLM.forward = slowly
 """
