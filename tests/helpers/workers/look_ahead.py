@@ -14,7 +14,7 @@ from engine.device import deepspeed_engine
 from engine.device.ranks import Ranks, join, leave
 from engine.optim.optimizers import adamw
 from engine.run.stability import StabilityGuard
-from engine.run.step import StepRunner
+from engine.run.step import FIGURES, StepRunner
 from engine.run.telemetry import mean_figures
 from model import AuxiliaryConfig, ModelConfig, TransformerLM
 from model.latent import LookAhead, LookAheadSampler, Trained
@@ -76,12 +76,13 @@ def plain() -> dict[str, list]:
     told = {"losses": [], "norms": [], "figures": []}
     for step in range(STEPS):
         labels_in_step = (labels[step] != -100).sum()
-        nll, figures = 0.0, 0.0
+        nll, figures = 0.0, torch.zeros(len(FIGURES), 2, dtype=torch.float64)
         for number in range(PASSES):
             draw = look_ahead(segment_ids[step, number], step, number)
             output = model(inputs[step, number], labels[step, number], look_ahead=draw)
             (output.loss_sum / labels_in_step).backward()
-            nll, figures = nll + output.token_nll.sum(), figures + output.auxiliary.double()
+            nll = nll + output.token_nll.sum()
+            figures[: len(output.auxiliary)] += output.auxiliary  # those of a memory stay 0
         core = list(model.latent.parameters())
         trunk = [parameter for name, parameter in model.named_parameters() if not name.startswith("latent.")]
         norms = [torch.nn.utils.clip_grad_norm_(part, TRAIN.gradient_clipping).item() for part in (trunk, core)]
