@@ -77,7 +77,8 @@ def test_the_wheel_holds_the_model_room_alone(wheel: Path):
         (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
         assert archive.read(licence) == (REPOSITORY / "LICENSE").read_bytes()
     room = {path.relative_to(ROOM).as_posix() for path in ROOM.rglob("*.py")}
-    assert names == {f"forethought/{name}" for name in room | {"py.typed", "decoding/kernel.c", "decoding/sampling.c"}}
+    kernels = {"decoding/kernel.c", "decoding/sampling.c", "products/sgemm.c"}
+    assert names == {f"forethought/{name}" for name in room | kernels | {"py.typed"}}
 
 
 def test_the_metadata_says_what_it_needs(wheel: Path):
@@ -135,7 +136,7 @@ def declared(name: str) -> set[str]:
 
 def test_dev_requirements_are_what_tests_import():
     """What the code imports is checked by tests/unit/test_structure.py."""
-    tools = {"ruff", "pyright", "setuptools", "trackio", "wandb"}  # the trackers are imported by name
+    tools = {"ruff", "pyright", "setuptools", "pytest-xdist", "trackio", "wandb"}  # the trackers are imported by name
     imports = imported("tests", "benchmarks", "docs") - PEERS
     assert declared("requirements-dev.txt") == imports - declared("requirements.txt") | tools
 
