@@ -387,14 +387,14 @@ def run(home: Home) -> tuple[list[str], str]:
 
 
 def shown(lines: list[str], home: Home) -> Iterator[str]:
-    """Lines without what differs from one run to the next: places, numbers of processes, names of machines."""
+    """Lines without what differs from one run to the next: places, times, numbers of processes, names of machines."""
     for line in lines:
         line = line.replace(str(home.path.resolve()), ".").replace(str(home.path), ".").replace(str(MAIN.parent), "...")
         line = line.replace(str(Path.home()), "~").replace(home.hub, "https://huggingface.co")
         line = re.sub(re.escape(sys.prefix) + r"[^\s)]*python[^\s)]*", "python", line)
         line = line.replace("http://127.0.0.1:9", "https://huggingface.co")
         line = re.sub(r"process \d+ on [^\s.]+", "process 12345 on this-machine", line)
-        yield line
+        yield re.sub(r"^[\d-]{10} [\d:]{8}  ", "", line)
 
 
 def main() -> None:
