@@ -168,7 +168,7 @@ def test_the_commands_of_examples_train_the_notes(tmp_path: Path):
         job.answer("10\n")
         job.until(STEP_LINE)
         job.signal(signal.SIGTERM)
-        assert re.search(r"advice +A run reads \./examples/notes \(about \S+ tokens\) [\d,]+ times", job.output)
+        assert re.search(r"advice +A run reads notes \(about \S+ tokens\) [\d,]+ times", job.output)
         assert job.process.wait(60) == 143
     finally:
         job.kill()
