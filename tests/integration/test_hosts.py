@@ -29,7 +29,7 @@ from tests.helpers.hosts import (
     problem,
     torchrun,
 )
-from tests.helpers.jobs import STEP_LINE, Job
+from tests.helpers.jobs import STAMP, STEP_LINE, Job
 from tests.helpers.processes import NONE
 from tests.helpers.text import REPOSITORY
 from tests.helpers.training import by_step, tiny_values
@@ -266,7 +266,7 @@ TransformerLM.forward = slowly
             for (host, variables), program in zip(group(network), (MAIN_PROGRAM, slow + MAIN_PROGRAM), strict=True)
         ]
     )
-    jobs[0].until(r"^step .*rank 1 on beta is slow: \d+\.\d times the median$")
+    jobs[0].until(STAMP + r"step .*rank 1 on beta is slow: \d+\.\d times the median$")
     jobs[0].process.send_signal(signal.SIGTERM)
     jobs[0].rest()
     (*_, event) = [e for e in events_of(network.hosts[0].folder / "checkpoints", "step") if e["slow_rank"]]
@@ -359,7 +359,7 @@ def test_a_killed_rank_is_started_again_and_nothing_differs(hosts, topics_folder
         options = {"launcher": lambda *a, **k: torchrun(*a, "--max_restarts=2", **k), "program": program}
         jobs = launched(network, **options)
         if name == "parts":
-            jobs[0].until(r"^saved .* at [1-9]")
+            jobs[0].until(STAMP + r"saved .* at [1-9]")
             next(p for p in network.hosts[1].processes() if p.environ().get("RANK") == "3").kill()
         said = jobs[0].rest()
         all_end_within(SECONDS_TO_SAVE, *network.hosts)
@@ -384,10 +384,10 @@ def test_a_lost_host_and_a_new_one_change_no_row(hosts, topics_folder: Path):
     program = worker(network, "run", budget, topics_folder)
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     jobs = launched(network, lambda *a: torchrun(*a, *options, nnodes="1:2", program=program), variables=own_store)
-    jobs[0].until(r"^saved .* at [1-9]")
+    jobs[0].until(STAMP + r"saved .* at [1-9]")
     beta.switch_off()
     jobs[0].until(r"^Run 1 of tiny.* 2 processes")
-    jobs[0].until(r"^saved .* at [1-9]")
+    jobs[0].until(STAMP + r"saved .* at [1-9]")
     beta.mend()
     command = torchrun(network, 1, *options, nnodes="1:2", program=program)
     (again,) = answered([Job(beta.folder, beta.start(*command, **own_store))])
