@@ -56,7 +56,7 @@ def hosts(tmp_path: Path, topics_folder: Path) -> Iterator[Callable[..., Network
         (network.hosts[0].folder / "configs" / "00_tiny.json").write_text(json.dumps(values))
         return network
 
-    timer = threading.Timer(240.0, lambda: [host.signal(signal.SIGKILL) for one in networks for host in one.hosts])
+    timer = threading.Timer(600.0, lambda: [host.signal(signal.SIGKILL) for one in networks for host in one.hosts])
     timer.start()
     yield make
     timer.cancel()
