@@ -30,7 +30,7 @@ SIGNALS = (SIGINT, SIGTERM, SIGHUP)  # the last is a terminal that closes
 # the process has received too, DeepSpeed's launcher sends SIGINT and then SIGTERM. Such an echo is no second request.
 ECHO_SECONDS, LAUNCHERS_ECHO_SECONDS = 0.5, 3.0
 GRACE_SECONDS = 15.0  # for the main thread to end by itself when a rank is lost
-PRINT_SECONDS = 1.0  # for a blocked output
+PRINT_SECONDS = 5.0  # for a blocked output; with busy cores the panel's last picture alone may take over a second
 
 T = TypeVar("T")
 

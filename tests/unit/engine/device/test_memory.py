@@ -111,6 +111,9 @@ def test_processes_share_a_machine(tiny, monkeypatch):
 
 
 def test_memory_in_use_grows_with_what_is_held():
-    before = memory_in_use(torch.device("cpu"))
-    held = torch.ones(2**26)
-    assert memory_in_use(torch.device("cpu")) - before > 0.9 * held.nbytes
+    def grows() -> bool:
+        before = memory_in_use(torch.device("cpu"))
+        held = torch.ones(2**26)
+        return memory_in_use(torch.device("cpu")) - before > 0.9 * held.nbytes
+
+    assert any(grows() for _ in range(5)), "what an earlier test held may be freed meanwhile, but not each time"
