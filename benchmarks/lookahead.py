@@ -39,11 +39,23 @@ from model.snapshot import file
 ENGLISH = ("c4", "gsm8k", "news", "peps", "shakespeare", "speeches", "wikipedia")
 PRESET = Path("configs/04_lookahead.json")
 CORES = ("on", "attached")  # whose core comes from the preset
+# What the expected information gain needs, cheaply: a value that learns it and a drafter that is taught by the text.
+FORETELLS_GAIN = {
+    "enable_value": True,
+    "enable_draft": True,
+    "draft_rollouts": 0,
+    "draft_position_fraction": 1 / 16,
+    "information_gain_weight": 0.1,
+}
 # By name: the auxiliary section's changes to "nothing on".
 METHODS: dict[str, dict[str, Any]] = {
     "off": {},
     "curriculum": {"enable_curriculum": True, "curriculum_burn_in_tokens": 1_000_000},
     "adaptive": {"enable_adaptive_sources": True, "adaptive_interval_tokens": 250_000},
+    "gain": FORETELLS_GAIN,  # trains the trunk of "off"
+    "gain-0.25": {**FORETELLS_GAIN, "gain_weighting": 0.25},
+    "gain-1": {**FORETELLS_GAIN, "gain_weighting": 1.0},
+    "gain-attached": {**FORETELLS_GAIN, "value_detach_trunk": False},
 }
 
 
@@ -160,7 +172,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default="off,on,off@1.25", help="of off, on, attached, curriculum, adaptive")
+    parser.add_argument("--methods", default="off,on,off@1.25", help=f"of on, attached, {', '.join(METHODS)}")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--changes", default="{}", help="to the core's section, as JSON: for attempts")
     parser.add_argument("--held-out", type=int, default=600_000, help="held-out tokens for the table")

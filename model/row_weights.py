@@ -1,4 +1,6 @@
-"""Weights of rows by difficulty (the curriculum): the easiest fifth counts less, the hardest fiftieth is capped.
+"""Weights of the loss: of rows by difficulty (the curriculum), of tokens by what reading them is expected to tell.
+
+The easiest fifth of the rows counts less, the hardest fiftieth is capped.
 
 A model learns little from what it already predicts well, and what it predicts worst is often noise. A row's loss is
 ranked among those of recent rows (thresholds: their quantiles at QUANTILES). With p the share of rows that are easier,
@@ -35,3 +37,11 @@ def row_weights(row_loss: Tensor, thresholds: Tensor, temperature: float) -> Ten
     ease = ((row_loss[:, None] - easy[:-1]) / widths).clamp(0.0, 1.0).mean(dim=1)
     mean = 1.0 - _EASY_SHARE * (1.0 + temperature * math.expm1(-1.0 / temperature))
     return torch.exp((ease - 1.0) / temperature) / mean * (hardest / row_loss).clamp(max=1.0)
+
+
+def gain_weights(gain: Tensor, labels: Tensor, strength: float) -> Tensor:
+    """(B, T): the weights of tokens exp(strength * gain), whose mean over the labels (B, T) of each row is 1; gain
+    (B, T) in nats is what reading each label is expected to tell about the next one."""
+    known = labels != IGNORE_INDEX
+    logits = (strength * gain.float()).masked_fill(~known, -torch.inf)
+    return logits.softmax(dim=1).nan_to_num() * known.sum(dim=1, keepdim=True)  # a row without labels has no softmax

@@ -30,7 +30,7 @@ from .latent import LookaheadCore
 from .loss import linear_cross_entropy
 from .memory import Read, WindowMemory, behind, memory_output, read_windows
 from .positions import LearnedPositions, RotaryPositions
-from .row_weights import row_losses, row_weights
+from .row_weights import gain_weights, row_losses, row_weights
 from .streams.bigrams import BigramEmbedding, previous_tokens
 from .streams.rescaling import add_layer_factors
 from .streams.streams import Streams, normalised
@@ -122,7 +122,8 @@ class TransformerLM(nn.Module):
 
         segment_ids: see hidden_states. difficulty (K,): the thresholds by which row_weights weighs the rows; their
         losses are computed first, by reading the head once more. look_ahead: what this micro-batch draws for the
-        objectives of the lookahead core, which are then added to the loss. documents (B, S * T): the segments of rows
+        objectives of the lookahead core, which are then added to the loss; with auxiliary.gain_weighting the tokens are
+        weighed then, too. documents (B, S * T): the segments of rows
         of S windows, for a trunk with memory tokens; see memory.read_windows.
         """
         config = self.config
@@ -141,6 +142,12 @@ class TransformerLM(nn.Module):
                 row_loss = row_losses(token_nll.view(labels.shape), labels)
                 weights = row_weights(row_loss, difficulty, curriculum_temperature)
                 token_weights = weights[:, None].expand_as(labels).flatten()
+        if look_ahead is not None and self.auxiliary.gain_weighting:
+            assert self.latent is not None, "only a model with a lookahead core looks ahead"
+            with torch.no_grad():
+                gain = self.latent.information_gain(read.final)
+                weights = gain_weights(gain, labels, self.auxiliary.gain_weighting).flatten()
+                token_weights = weights if token_weights is None else weights * token_weights
         loss_sum, token_nll = linear_cross_entropy(hidden, *head, token_weights, config.logit_softcap, config.z_loss)
         token_nll = token_nll.view(labels.shape)
         if isinstance(read, Read):

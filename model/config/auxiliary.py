@@ -47,7 +47,14 @@ class AuxiliaryConfig(BaseModel):
         ge=0.0,
         validate_default=True,
         description="weight of a further target of the value: what reading the next token tells about the one after "
-        "it; it never trains the trunk",
+        "it; with value_detach_trunk it does not train the trunk",
+    )
+    gain_weighting: float = Field(
+        default=0.0,
+        ge=0.0,
+        validate_default=True,
+        description="how much more a token counts that is expected to tell more: exp(gain_weighting x nats), with mean "
+        "1 over each row; evaluation never does; needs information_gain_weight",
     )
     policy_detach_trunk: bool = Field(default=True, description=_DETACHED)
     value_detach_trunk: bool = Field(default=True, description=_DETACHED)
@@ -180,6 +187,18 @@ class AuxiliaryConfig(BaseModel):
                 {"weight": weight},
             )
         return weight
+
+    @field_validator("gain_weighting")
+    @classmethod
+    def _weighting_needs_the_gain(cls, strength: float, info: ValidationInfo) -> float:
+        if strength and not info.data.get("information_gain_weight", 1.0):
+            raise PydanticCustomError(
+                "gain_weighting",
+                "{strength} needs information_gain_weight, by which the gain is learned; "
+                "raise that above 0 or set gain_weighting to 0.",
+                {"strength": strength},
+            )
+        return strength
 
     @property
     def foretells_gain(self) -> bool:

@@ -236,6 +236,8 @@ def _core_flops(auxiliary: AuxiliaryConfig, config: ModelConfig, rows: int, leng
         flops += (2 + 4 * depth) * head * positions
     if value := core.get("value"):
         flops += 6 * _weights(value) * (1 + (depth * positions if transition else 0))
+        if auxiliary.gain_weighting:  # a further forward pass for the expected gain
+            flops += 2 * (value[0].weights + value[-1].weights)
     if projector := core.get("span projector"):
         flops += 6 * _weights(projector) * num_spans(auxiliary, length) / length
     if drafter := core.get("drafter"):

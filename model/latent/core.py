@@ -19,7 +19,7 @@ from .distillation import DraftedText, draft_figure
 from .draft import Drafter
 from .look_ahead_sampler import OBJECTIVES
 from .objectives.information_gain import NUM_BINS as GAIN_BINS
-from .objectives.information_gain import gain_figure
+from .objectives.information_gain import expected_gain, gain_figure
 from .policy import Head, linear_kl
 from .rollout import Rollout, RolloutContext, roll_out
 from .span import SpanProjector, info_nce, span_keys
@@ -96,7 +96,10 @@ class LookaheadCore(nn.Module):
                 text = DraftedText(context, look_ahead, labels, remaining)
                 by_name["draft"] = draft_figure(self.drafter, self.transition, trunk, text)
                 if self.value_head is not None and self.auxiliary.foretells_gain:
-                    by_name["information_gain"] = gain_figure(self.value_head, self.drafter, trunk, text, token_nll)
+                    hidden = context.hidden if self.auxiliary.value_detach_trunk else states.final[look_ahead.rows]
+                    by_name["information_gain"] = gain_figure(
+                        self.value_head, self.drafter, trunk, text, token_nll, hidden
+                    )
         absent = states.final.new_zeros(2, dtype=torch.float32)
         figures = torch.stack([by_name.get(name, absent) for name in FIGURES])
         sums, counts = figures[: len(OBJECTIVES)].unbind(dim=1)
@@ -123,6 +126,12 @@ class LookaheadCore(nn.Module):
         each of the H horizons K; value.expected_nll turns them into nats. For a core with a value."""
         assert self.value_head is not None, "without a value there are no logits of it"
         return self.value_head(hidden)
+
+    def information_gain(self, hidden: Tensor) -> Tensor:
+        """States (..., D) -> (...,): how many nats reading the next token is expected to tell about the one after it.
+        For a core with a value that foretells the gain."""
+        assert self.value_head is not None, "without a value nothing foretells the gain"
+        return expected_gain(self.value_head.gain(hidden))
 
     def path_value(self, token_nll: Tensor, predicted: Tensor) -> Tensor:
         """Q of a path of d tokens (MuZero), in nats over d + K tokens, for each horizon K: the NLLs of its tokens,

@@ -3,7 +3,8 @@
     IG_t = log p(x_{t+2} | h_{t+1}) - log p^(x_{t+2} | h_t),    p^(y | h_t) = sum over a of p(a | h_t) q(y | h_t, a)
 
 q is what the drafter says about the place after a. The sum takes the LIKELIEST tokens a alone, whose probabilities are
-made to add up to 1. Nothing of it reaches trunk or drafter: the value head learns to expect it at h_t.
+made to add up to 1. The gain itself is detached: the value head learns to expect it at h_t, and without
+value_detach_trunk the trunk learns to make it foreseeable, but nothing is trained to raise it.
 """
 
 import torch
@@ -23,14 +24,16 @@ LEAST_GAIN, MOST_GAIN = -4.0, 12.0  # nats
 POSITIONS_AT_A_TIME = 128
 
 
-def gain_figure(value_head: ValueHead, drafter: Drafter, trunk: Trunk, text: DraftedText, token_nll: Tensor) -> Tensor:
-    """(2,) fp32: the sum of the losses, differentiable with respect to the value head, and how many there are, at the
-    places that teach the drafter; token_nll (B, T) by the trunk."""
+def gain_figure(
+    value_head: ValueHead, drafter: Drafter, trunk: Trunk, text: DraftedText, token_nll: Tensor, hidden: Tensor
+) -> Tensor:
+    """(2,) fp32: the sum of the losses, differentiable with respect to the value head and to hidden (R, T, D), which it
+    reads, and how many there are, at the places that teach the drafter; token_nll (B, T) by the trunk."""
     (context, look_ahead, labels, remaining), columns = text, text.look_ahead.draft_columns
     rows = look_ahead.rows
     after, known = (part[rows][:, columns + 1] for part in (labels.clamp_min(0), token_nll.detach()))
     gain = information_gains(drafter, trunk, context, columns, after, known)
-    losses = gain_losses(value_head.gain(context.hidden[:, columns]), gain)
+    losses = gain_losses(value_head.gain(hidden[:, columns]), gain)
     counted = remaining[rows][:, columns] > 1
     return torch.stack([losses.masked_fill(~counted, 0.0).sum(), counted.sum().float()])
 

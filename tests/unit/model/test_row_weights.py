@@ -1,4 +1,4 @@
-"""model/row_weights.py: the weights by hand, and what they do to the loss and its gradient."""
+"""model/row_weights.py: the weights by hand, and what they do to the loss and its gradient; those of tokens, too."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import TransformerLM
-from model.row_weights import QUANTILES, row_losses, row_weights
+from model.row_weights import QUANTILES, gain_weights, row_losses, row_weights
 
 THRESHOLDS = torch.tensor([1.0, 2.0, 2.5, 3.0, 4.0, 6.0])
 
@@ -81,3 +81,13 @@ def test_compiled_once_for_all_thresholds(config, batch):
         losses.append(model(*batch, segment_ids, THRESHOLDS + 3.5, 0.5).loss_sum)
     torch.testing.assert_close(losses, expected)
     losses[1].backward()
+
+
+def test_tokens_that_tell_more_count_more_and_a_row_counts_as_before():
+    labels = torch.tensor([[3, 4, 5, -100], [5, -100, -100, -100], [-100, -100, -100, -100]])
+    gain = torch.tensor([[0.0, 1.0, 2.0, 50.0], [7.0, 8.0, 9.0, 9.0], [1.0, 2.0, 3.0, 4.0]])
+    weights = gain_weights(gain, labels, 0.5)
+    expected = torch.exp(0.5 * gain[0, :3])
+    torch.testing.assert_close(weights[0, :3], expected / expected.mean())
+    assert weights[1].tolist() == [1.0, 0.0, 0.0, 0.0] and weights[2].tolist() == [0.0] * 4
+    torch.testing.assert_close(gain_weights(1e4 * gain, labels, 0.5)[0], torch.tensor([0.0, 0.0, 3.0, 0.0]))

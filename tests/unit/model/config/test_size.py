@@ -192,6 +192,8 @@ def test_what_teaches_the_drafter_and_the_value_costs_flops(key: str):
     less = GAIN.model_copy(update={key: 0 if key != "draft_position_fraction" else GAIN.draft_position_fraction / 2})
     config = ModelConfig()
     assert flops_per_token(config, 512, less) < flops_per_token(config, 512, GAIN) <= flops_per_token(config, 512, more)
+    weighed = GAIN.model_copy(update={"gain_weighting": 0.5})
+    assert flops_per_token(config, 512, weighed) > flops_per_token(config, 512, GAIN)
 
 
 @pytest.mark.parametrize("path", preset_files(CONFIGS), ids=lambda path: path.stem)
