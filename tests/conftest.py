@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,6 +19,13 @@ from engine.config import Preset, parse_preset
 from tests.helpers.hub_server import HubServer, parquet
 from tests.helpers.text import write_topics
 from tests.helpers.training import tiny_values
+
+# A shell's background job, or one under nohup, ignores these, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)  # a handler, unlike SIG_IGN, is not inherited
 
 # A run begins with two full collections, of a quarter of a second each in a process that has half a million objects of
 # all libraries to look through. What a test leaves behind is young.

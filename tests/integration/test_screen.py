@@ -12,7 +12,7 @@ import pytest
 from engine.events import read
 from engine.run_log import FILE_NAME
 from engine.screen.live.lines import STAGES
-from tests.helpers.jobs import configure
+from tests.helpers.jobs import configure, saved_steps
 from tests.helpers.machines import remembering
 from tests.helpers.processes import TORCHRUN
 from tests.helpers.terminal import Screen
@@ -152,6 +152,26 @@ def test_ctrl_c_ends_a_start_at_every_stage(start, home: Path, stage: str):
     assert screen.process.wait(60) == 130 and screen.echoes()
     screen.rest()
     assert "^C" not in screen.everything() and "Traceback" not in screen.everything()
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_an_evaluation_saves_without_its_end(start, home: Path):
+    configure(
+        home,
+        model={"hidden_size": 512, "num_layers": 4, "num_heads": 8, "seq_length": 128},
+        train={"per_gpu_batch_size": 1, "eval_tokens": 20_000, "eval_interval_tokens": 256},
+    )
+    screen = start((80, 24), (sys.executable,))
+    screen.until(lambda text: re.search(rf"  \S {STAGES['evaluation']}  \d+ s", text), moving=True)
+    screen.type("\x03")
+    screen.until("stopped: SIGINT at step 1;", moving=True)
+    assert screen.process.wait(60) == 130 and screen.echoes()
+    screen.rest()
+    everything = screen.everything()
+    assert everything.count("· stopped ──") == 1 and "^C" not in everything and "Traceback" not in everything
+    assert saved_steps(home) == 1 and not [
+        event for event in read(home / "checkpoints") if event["event"] == "evaluation"
+    ]
 
 
 @pytest.mark.slow
