@@ -182,7 +182,7 @@ def test_scaled_rotations_give_equal_logits(scaling: str, kind: str, make, token
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = token_ids[None, :1024]
     ours = lm.model.logits(lm.model.hidden_states(ids))
-    torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=1e-4)
+    torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=3e-4)
     plain = make(**KINDS[kind], rope_original_length=128).model
     assert (plain.logits(plain.hidden_states(ids)) - ours).abs().max() > 0.1, "the test would see nothing"
     read = from_transformers(tmp_path / "model").model
