@@ -14,7 +14,6 @@ import torch
 from engine import train
 from engine.checkpoint.folder import CURRENT, MIRROR, PREV
 from engine.errors import Interrupted, PresetError, SourcesFailed
-from engine.events import read
 from engine.run.evaluation import Evaluator
 from model import TransformerLM, load
 from sources.held_out import collect_validation_set
@@ -87,7 +86,7 @@ def test_compiled_trains_what_uncompiled_does(tiny, tmp_path: Path, auxiliary: d
     for compiled in (False, True):
         preset = tiny(auxiliary=auxiliary, train={"compile": compiled, "precision": precision})
         train(preset, token_budget=10 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / str(compiled))
-        assert read(tmp_path / str(compiled))[0]["derived"]["compiled"] is compiled
+        assert events_of(tmp_path / str(compiled), "run")[0]["derived"]["compiled"] is compiled
         steps.append(events_of(tmp_path / str(compiled), "step"))
     assert len(steps[0]) == len(steps[1]) == 10
     for plain, compiled in zip(*steps, strict=True):

@@ -51,9 +51,7 @@ def test_bins_keep_the_mean():
 
 
 @pytest.mark.parametrize("detached", [True, False])
-def test_only_the_value_head_learns_from_it_and_the_trunk_below_where_it_is_not_detached(
-    config, everything, packed, detached: bool
-):
+def test_the_value_head_learns_from_it_and_if_attached_the_trunk(config, everything, packed, detached: bool):
     input_ids, labels, segment_ids = packed
     torch.manual_seed(0)
     auxiliary = everything.model_copy(update={"information_gain_weight": 0.3, "value_detach_trunk": detached})
