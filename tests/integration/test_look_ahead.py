@@ -203,9 +203,8 @@ def test_every_stage_equals_a_plain_loop_over_unequal_passes(one_process: dict, 
     assert_same(one_process[stage], plain)
 
 
-@pytest.mark.parametrize(
-    "stages", [("1",), pytest.param(("0", "2", "3"), marks=pytest.mark.slow)], ids=lambda stages: "".join(stages)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [("1",), ("0", "2", "3")], ids=lambda stages: "".join(stages))
 def test_two_processes_equal_one(one_process: dict, tmp_path: Path, stages: tuple[str, ...]):
     results = run_worker(tmp_path / "figures.json", 2, *stages)
     for stage in stages:

@@ -81,9 +81,9 @@ def test_log_probabilities_are_those_of_the_model(model):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"top_p": 1.0},
         {"top_p": 0.8, "temperature": 0.7, "no_repeat_ngram": 2},
-        {"top_p": 0.9, "temperature": "adaptive", "repetition_penalty": 1.2},
+        pytest.param({"top_p": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"top_p": 0.9, "temperature": "adaptive", "repetition_penalty": 1.2}, marks=pytest.mark.slow),
     ],
 )
 def test_drawn_texts_have_the_distribution_of_plain_ones(changes):
