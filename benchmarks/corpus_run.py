@@ -104,7 +104,7 @@ def report(events: dict[int, list[dict]]) -> None:
     for number in (1, 2):
         last = [event for event in events[number] if event["event"] == "evaluation"][-1]
         sources = "  ".join(f"{name} {value['ce']:.4f}" for name, value in last["sources"].items())
-        print(f"{number} process{'es' if number > 1 else '  '}: held-out CE {last['ce']:.4f}  ({sources})")
+        print(f"{number} process{'es' if number > 1 else '  '}: validation loss {last['ce']:.4f}  ({sources})")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gain-0.25": {**FORETELLS_GAIN, "gain_weighting": 0.25},
     "gain-1": {**FORETELLS_GAIN, "gain_weighting": 1.0},
     "gain-attached": {**FORETELLS_GAIN, "value_detach_trunk": False},
+    "gain-attached-0.5": {**FORETELLS_GAIN, "value_detach_trunk": False, "information_gain_weight": 0.5},
 }
 
 

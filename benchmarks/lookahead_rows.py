@@ -60,9 +60,9 @@ def table(probe: Probe, baselines: bool) -> Iterator[str]:
 
 
 def gate(probe: Probe) -> Iterator[str]:
-    """Held-out CE of every model, uniformly weighted, and its difference from the plain ones of the same seed that have
-    as many tokens, or some more."""
-    yield f"\n{'model':16} {'tokens':>12} {'tokens/s':>9}  held-out CE"
+    """The loss on held-out text of every model, uniformly weighted, and its difference from the plain ones of the same
+    seed that have as many tokens, or some more."""
+    yield f"\n{'model':16} {'tokens':>12} {'tokens/s':>9}  validation loss"
     sums: dict[Any, Tensor] = {}
     for key, lm in probe.models.items():
         reading = Reading(lm.model, probe.text.test)

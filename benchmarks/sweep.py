@@ -80,7 +80,7 @@ def main() -> None:
 
     print(f"{machine.describe(device)}, torch {torch.__version__}")
     print(f"3 x 256, sequence 256, vocabulary {tokenizer.vocab_size:,}, {ROWS} rows a step, {steps} steps, fp32")
-    print(f"{'rate':>8}  {'init_std':>8}  {'held-out CE':>12}", flush=True)
+    print(f"{'rate':>8}  {'init_std':>8}  {'validation loss':>15}", flush=True)
     best = min(RATES, key=lambda rate: run(rate, shape.init_std))
     losses = {std: run(best, std) for std in STDS}
     print(f"best learning rate {best:.0e}; best other init_std {min(losses, key=losses.get)}")

@@ -249,7 +249,9 @@ def table(runs: list[Made], folder: Path, tokens: int, relative: dict[str, float
         contents = file.read(folder / made.folder / CURRENT, verify=False)
         figures[made.label, made.seed] = contents.progress["evaluation"]
     seeds = sorted({made.seed for made in runs})
-    print(f"  {'':22} {'tokens':>10} {'time':>6} {'held-out CE':>12} {'bits/byte':>10}   CE less {first}'s, by seed")
+    print(
+        f"  {'':22} {'tokens':>10} {'time':>6} {'validation loss':>15} {'bits/byte':>10}   loss less {first}'s, by seed"
+    )
     for label in dict.fromkeys(made.label for made in runs):
         made = next(made for made in runs if made.label == label)
         own = [figures[label, seed] for seed in seeds if (label, seed) in figures]
@@ -260,7 +262,7 @@ def table(runs: list[Made], folder: Path, tokens: int, relative: dict[str, float
         ]
         ce, bits = (statistics.mean(each[key] for each in own) for key in ("ce", "bits_per_byte"))
         print(
-            f"  {label:22} {made.share * tokens / 1e6:8.2f} M {made.share * relative[made.variant]:6.2f} {ce:12.4f} "
+            f"  {label:22} {made.share * tokens / 1e6:8.2f} M {made.share * relative[made.variant]:6.2f} {ce:15.4f} "
             f"{bits:10.4f}   {'  '.join(f'{difference:+.4f}' for difference in against)}"
         )
     by_variant: dict[str, dict[int, list[Point]]] = {}

@@ -48,7 +48,7 @@ def row(printed: str, label: str) -> list[str]:
 def test_variants_trains_and_compares(tmp_path: Path):
     printed = run("variants", tmp_path, "--of", "adamw,all@0.5", "--seeds", "0", "--tokens", 32_768, "--rounds", 1)
     whole, half = row(printed, "adamw"), row(printed, "all@0.5")
-    assert float(half[3]) != float(whole[3])  # held-out CE
+    assert float(half[3]) != float(whole[3])  # validation loss
     assert float(half[-1]) == pytest.approx(float(half[3]) - float(whole[3]), abs=2e-4)
     assert "not finished" not in printed
     sizes = ("--seeds", "0", "--tokens", 32_768, "--rounds", 1)
@@ -85,7 +85,7 @@ def test_lookahead_trains_and_prints_its_table(tmp_path: Path):
     sizes = ("--tokens", 32_768, "--held-out", 20_000, "--probe-tokens", 20_000)
     printed = run("lookahead", tmp_path, "--methods", "off,on", "--seeds", "0", *sizes)
     off, on = row(printed, "off-0"), row(printed, "on-0")
-    assert off[2:] == on[2:]  # held-out CE: a detached core leaves the trunk alone
+    assert off[2:] == on[2:]  # validation loss: a detached core leaves the trunk alone
     assert "MTP told tokens" in printed and "not finished" not in printed
 
 
@@ -111,9 +111,9 @@ def test_experts_trains_and_compares_at_equal_flops_and_time(tmp_path: Path):
     sizes = ("--seeds", "0", "--tokens", 32_768, "--shape", "128x2")
     printed = run("experts", tmp_path, *sizes)
     assert "not finished" not in printed and "experts@time is experts@0.5" in printed
-    figures = printed.split("held-out CE")[1]  # the models' sizes stand above
+    figures = printed.rpartition("validation loss")[2]  # the models' sizes stand above
     for label in ("dense", "experts", "large", "experts@0.5", "large@0.25"):
-        assert float(row(figures, label)[3]) > 1  # held-out CE
+        assert float(row(figures, label)[3]) > 1  # validation loss
     loads = [line for line in printed.splitlines() if "100% of the run" in line]
     assert len(loads) == 1 and all(float(figure) >= 0 for figure in loads[0].split()[-2:])
     active = [int(row(printed, name)[2].replace(",", "")) for name in ("dense", "experts")]

@@ -41,6 +41,7 @@ EVERYTHING = AuxiliaryConfig(
     enable_draft=True,
     draft_rollouts=2,
     information_gain_weight=0.1,
+    gain_weighting=0.5,
     policy_detach_trunk=False,
     value_detach_trunk=False,
     dynamics_detach_trunk=False,

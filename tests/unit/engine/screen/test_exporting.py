@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -192,5 +193,8 @@ def test_of_two_ranks_the_first_one_exports(trained: Path):
     first, second = start_ranks(REPOSITORY / "main.py", cwd=trained, processes=2)
     outputs = [process.communicate("e\n", timeout=120)[0] for process in (first, second)]
     assert [first.wait(), second.wait()] == [0, 0], outputs
-    assert "exports/tiny: exported as" in outputs[0] and "export" not in outputs[1]
+    assert "exports/tiny: exported as" in outputs[0]
+    # On busy cores the first may have ended, and the store with it, while the second leaves: torch warns of that.
+    of_torch = r"\[rank1\]:\[W|Exception raised from|frame #|$"
+    assert not [line for line in outputs[1].splitlines() if not re.match(of_torch, line)]
     assert [path.name for path in (trained / "exports").iterdir()] == ["tiny"]
