@@ -10,8 +10,9 @@
 (NAME/data/*.parquet, by their sizes) alone; `mixed` on both at once, as benchmarks.lookahead does. Where a variant has
 runs of several lengths, the second table has its loss after the first variant's time and its time to the first's loss.
 `--only speeds` prints how long a step of each takes, and so which share of the tokens takes the first one's time.
-Runs are kept in RUNS and not made again; they are trained uncompiled. Speeds are those of steps taken in turns, one
-variant after the other, so a shared machine's noise meets all alike; with --compile of compiled ones, as main.py's are.
+Runs are kept in RUNS and not made again. Speeds are those of steps taken in turns, one variant after the other, so a
+shared machine's noise meets all alike. With --compile runs and the steps that are timed are compiled, as main.py's are:
+a minute more for the first run of a model on a CPU, and a few seconds for the next ones, which find the code cached.
 Bits per byte compare vocabularies; all other columns are of the same tokens.
 """
 
@@ -119,6 +120,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "batch-8k": {"train": {"accumulation_steps": 2, "learning_rate": 7e-3}},
     "batch-16k": {"train": {"accumulation_steps": 4, "learning_rate": 1e-2}},
     "batch-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3}},
+    "batch-2k-5e-3": {"train": {"per_gpu_batch_size": 8}},
+    "batch-1k": {"train": {"per_gpu_batch_size": 4, "learning_rate": 2.5e-3}},
     "growing": {"train": {"batch_doublings": [0.4, 0.7]}},
     "growing-from-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3, "batch_doublings": [0.1, 0.4]}},
     "beta2-tokens": {"train": {"beta2_half_life_tokens": 200_000}},
@@ -152,10 +155,9 @@ class Made:
         return int(self.share * of_whole)
 
 
-def preset(made: Made, corpus: Path | None, shape: tuple[int, int]) -> Preset:
+def preset(made: Made, corpus: Path | None, shape: tuple[int, int], compiled: bool = False) -> Preset:
     variant = sections_of(made.variant)
-    # not compiled: that would take longer than so short a run gains by it
-    sections = variant | {"train": variant["train"] | {"compile": False}}
+    sections = variant | {"train": variant["train"] | {"compile": compiled}}
     if made.text == "corpus":
         assert corpus is not None, "--texts corpus needs a folder CORPUS"
         weights = {
@@ -295,7 +297,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="names of variants, and of options of `now`")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--rounds", type=int, default=9, help="of steps in turns, for the speeds")
-    parser.add_argument("--compile", action="store_true", help="what is timed")
+    parser.add_argument("--compile", action="store_true", help="runs, and the steps that are timed")
     parser.add_argument("--gpt2", help="a folder with GPT-2's tokenizer, where the hub cannot be reached")
     parser.add_argument("--only", choices=("train", "table", "speeds"))
     parser.add_argument("--at-once", type=int, default=1, help="processes that train")
@@ -321,7 +323,7 @@ def main() -> None:
     runs = [Made(name, float(share or 1.0), seed, text) for text in texts for seed in seeds for name, _, share in specs]
 
     def relative(of: list[Made]) -> dict[str, float]:
-        presets = {made.variant: preset(made, arguments.corpus, (width, layers)) for made in of}
+        presets = {made.variant: preset(made, arguments.corpus, (width, layers), arguments.compile) for made in of}
         return speeds(presets, arguments.rounds, arguments.compile)
 
     if arguments.only == "speeds":
@@ -336,7 +338,7 @@ def main() -> None:
             folder, budget = arguments.runs / made.folder, made.tokens(arguments.tokens)
             if not finished(folder, budget):
                 print(f"training {made.folder}: {budget:,} tokens", flush=True)
-                made_of = preset(made, arguments.corpus, (width, layers))
+                made_of = preset(made, arguments.corpus, (width, layers), arguments.compile)
                 train(made_of, token_budget=budget, checkpoint_dir=folder, ranks=ranks)
         leave()
     if arguments.only == "train":
