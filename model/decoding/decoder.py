@@ -164,7 +164,6 @@ class Weights:
             name: self._norm(getattr(drafter, name)) for name in ("state_norm", "token_norm", "query_norm", "out_norm")
         }
         after, before = self._linear(drafter.after.weight, None, format), self._plain(drafter.before.weight)
-        after, before = self._linear(drafter.after.weight, None, format), self._plain(drafter.before.weight)
         self.draft_structure = kernel.Drafter(
             length=drafter.length, rank=drafter.after.embedding_dim, after=after, before=before, **linears, **norms
         )
