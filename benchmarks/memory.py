@@ -4,8 +4,9 @@
                                 [--segments 4] [--weight 0.1] [--vocabulary 4096] [--held-out 400000]
                                 [--rounds 9] [--only speeds|train|table]
 
-Trains on `python_packages` and, where a folder CORPUS is given, on the English datasets in it, PEPs among them; runs
-are kept in RUNS and not made again. All have as many tokens and, but for rounding, as many tokens a step:
+Trains on `python_packages` and, where a folder CORPUS is given, on the PEPs and the documentation in it (peps and docs,
+NAME/data/*.parquet), whose documents are long; runs are kept in RUNS and not made again. All have as many tokens and,
+but for rounding, as many tokens a step:
 
     without         windows by themselves
     memory          ratio : 1 memory tokens, rows of --segments windows
@@ -53,6 +54,7 @@ ROW_TOKENS = 4096  # of a step
 RESAMPLES = 1000
 METHODS = ("without", "cut", "shuffled", "memory", "memory+recon", "raw", "full")
 TRUNK: dict[str, Any] = variants.ALL | {"bias": False}
+WEIGHTS = {"python_packages": 2.0, "peps": 1.0, "docs": 2.0}
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,14 @@ def preset(name: str, corpus: Path | None, sizes: Sizes, seed: int) -> Preset:
     rows = max(1, ROW_TOKENS // (length * segments)) * segments
     model = TRUNK | {"seq_length": length} | ({"memory_tokens": sizes.tokens} if remembers else {})
     options = {"per_gpu_batch_size": rows} | ({"memory_segments": segments} if remembers else {})
+    data: dict[str, Any] = {"tokenizer": {"train_bpe": sizes.vocabulary}, "cache": True, "cache_dir": str(sizes.cache)}
+    if corpus is not None:
+        english = [{"type": "hf", "name": name, "dataset": str(corpus / name)} for name in ("peps", "docs")]
+        data |= {"sources": [{"type": "python_packages"}, *english], "source_weights": WEIGHTS}
     sections: dict[str, dict[str, Any]] = {
         "model": model,
         "train": variants.MUON | {"compile": False, "eval_tokens": 100_000} | options,
-        "data": {"tokenizer": {"train_bpe": sizes.vocabulary}, "cache": True, "cache_dir": str(sizes.cache)},
+        "data": data,
         "auxiliary": {"memory_reconstruction_weight": sizes.weight} if name == "memory+recon" else {},
     }
     return corpus_preset(name.replace("+", " "), corpus, sizes.shape, seed, sections)
