@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .positions import rotate
 from .products.linear import Linear, linear
-from .streams.bigrams import NO_TOKEN, previous_tokens
+from .streams.context import tokens_before
 from .streams.gates import HeadGate
 
 NORM_EPS = 1e-6
@@ -32,8 +32,8 @@ SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
 class KeyValueCache:
     """Keys and values (L, B, H, seq_length, D/H) of the tokens read so far; `length` says how many are valid.
 
-    tokens (B, seq_length) int64: their ids, for a trunk that reads pairs of tokens; else None. For a trunk with memory
-    tokens there are more columns, before those of the tokens: see memory.MemoryCache.
+    tokens (B, seq_length) int64: their ids, for a trunk that reads those before a token; else None. For a trunk with
+    memory tokens there are more columns, before those of the tokens: see memory.MemoryCache.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, length: int = 0, tokens: Tensor | None = None):
@@ -44,14 +44,13 @@ class KeyValueCache:
         """Of the next token, (B,); None where it is `length` for all rows."""
         return None
 
-    def previous(self, input_ids: Tensor) -> Tensor:
-        """Store the ids (B, T) of new tokens; return those before each, NO_TOKEN where there is none."""
-        assert self.tokens is not None, "only a trunk that reads pairs of tokens asks for it"
+    def previous(self, input_ids: Tensor, count: int) -> Tensor:
+        """Store the ids (B, T) of new tokens; return those of the `count` tokens before each (B, T, count), the nearest
+        first, NO_TOKEN where there is none."""
+        assert self.tokens is not None, "only a trunk that reads the tokens before one asks for it"
         end = self.length + input_ids.shape[1]
         self.tokens[:, self.length : end] = input_ids
-        if self.length == 0:
-            return previous_tokens(input_ids, None)
-        return self.tokens[:, self.length - 1 : end - 1]
+        return tokens_before(self.tokens, torch.arange(self.length, end, device=input_ids.device)[None], count)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
         """Store keys and values (B, H, T, D/H) of new tokens behind `length`.
@@ -98,12 +97,11 @@ class RowCache(KeyValueCache):
         if self.tokens is not None:
             self.tokens.copy_(self.tokens[rows])
 
-    def previous(self, input_ids: Tensor) -> Tensor:
-        assert self.tokens is not None, "only a trunk that reads pairs of tokens asks for it"
+    def previous(self, input_ids: Tensor, count: int) -> Tensor:
+        assert self.tokens is not None, "only a trunk that reads the tokens before one asks for it"
         positions = self._positions[:, None] + self._columns[: input_ids.shape[1]]
         self.tokens[self._rows[:, None], positions] = input_ids
-        before = self.tokens[self._rows[:, None], (positions - 1).clamp_min(0)]
-        return before.masked_fill(positions == 0, NO_TOKEN)
+        return tokens_before(self.tokens, positions, count)
 
     def append(self, layer: int, keys: Tensor, values: Tensor, causal_mask: Tensor | None) -> Attended:
         positions = self._positions[:, None] + self._columns[: keys.shape[2]]

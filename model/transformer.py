@@ -31,7 +31,8 @@ from .loss import linear_cross_entropy
 from .memory import Read, WindowMemory, behind, memory_output, read_windows
 from .positions import LearnedPositions, RotaryPositions
 from .row_weights import gain_weights, row_losses, row_weights
-from .streams.bigrams import BigramEmbedding, previous_tokens
+from .streams.bigrams import NO_TOKEN, BigramEmbedding, previous_tokens
+from .streams.context import EmbeddingContext, earlier_embeddings
 from .streams.rescaling import add_layer_factors
 from .streams.streams import Streams, normalised
 from .tensors import (
@@ -98,6 +99,8 @@ class TransformerLM(nn.Module):
         add_layer_factors(self.blocks, config)
         self.streams = Streams.create(config, self.padded_vocab_size)
         self.bigrams = BigramEmbedding(config.bigram_rows, config.hidden_size) if config.bigram_rows else None
+        before = config.embedding_context
+        self.context = EmbeddingContext(before, config.hidden_size) if before else None
         self.memory = WindowMemory.create(config, auxiliary)
         self.latent = None if auxiliary is None else LookaheadCore.create(config, auxiliary, self.padded_vocab_size)
         self.checkpoint_activations = False  # with gradients, keep a block's input only and compute the rest again
@@ -260,7 +263,7 @@ class TransformerLM(nn.Module):
         shape = (config.num_layers, batch_size, config.num_heads, columns, head_size)
         like = self.final_norm.weight
         tokens = None
-        if self.bigrams is not None:
+        if self.bigrams is not None or self.context is not None:
             tokens = like.new_zeros(batch_size, config.seq_length, dtype=torch.int64)
         return KeyValueCache(like.new_zeros(shape), like.new_zeros(shape), tokens=tokens)
 
@@ -306,9 +309,23 @@ def _embedding(
     model: TransformerLM, input_ids: Tensor, cache: KeyValueCache | None, segment_ids: Tensor | None
 ) -> Tensor:
     """input_ids (B, T) -> (B, T, D), without positions."""
-    x = model.tokens(input_ids)
-    x = x if model.widen is None else model.widen(x)
-    if model.bigrams is None:
+    x = own = _looked_up(model, input_ids)
+    if model.bigrams is None and model.context is None:
         return x
-    previous = previous_tokens(input_ids, segment_ids) if cache is None else cache.previous(input_ids)
-    return x + model.bigrams(previous, input_ids)
+    count = model.config.embedding_context
+    before = None if cache is None else cache.previous(input_ids, max(1, count))
+    if model.bigrams is not None:
+        previous = previous_tokens(input_ids, segment_ids) if before is None else before[..., 0]
+        x = x + model.bigrams(previous, input_ids)
+    if model.context is not None and before is None:
+        x = x + model.context(earlier_embeddings(own, segment_ids, count))
+    elif model.context is not None and before is not None:
+        earlier = _looked_up(model, before.clamp_min(0)) * (before != NO_TOKEN)[..., None]
+        x = x + model.context(list(earlier.unbind(2)))
+    return x
+
+
+def _looked_up(model: TransformerLM, ids: Tensor) -> Tensor:
+    """(...,) -> (..., D): rows of the embedding."""
+    x = model.tokens(ids)
+    return x if model.widen is None else model.widen(x)

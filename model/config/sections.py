@@ -23,6 +23,7 @@ ADDITIONS: dict[str, Any] = {
     "attention_gates": False,
     "exclusive_attention": False,
     "bigram_rows": 0,
+    "embedding_context": 0,
     "logit_softcap": 0.0,
     "embedding_size": 0,
     "memory_tokens": 0,
@@ -91,6 +92,12 @@ class ModelConfig(BaseModel):
     )
     bigram_rows: int = Field(
         default=0, ge=0, le=2**30, description="rows of a hashed embedding of pairs of tokens; 0: there is none"
+    )
+    embedding_context: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="tokens before each one whose embeddings are added to its own, through a matrix for each distance",
     )
     memory_tokens: int = Field(
         default=0, ge=0, le=2**20, description="tokens that sum up the window before, an even divisor of seq_length"

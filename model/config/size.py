@@ -181,6 +181,8 @@ def _options(config: ModelConfig) -> dict[str, list[Linear]]:
     size, with_values = config.hidden_size, len(value_layers(config))
     gate = Linear(size, config.num_heads, bias=False)
     parts = {"gates": [gate] * (config.num_layers * config.attention_gates + with_values)}
+    if config.embedding_context:
+        parts["embedding context"] = [Linear(size, size, bias=False)] * config.embedding_context
     if config.value_embeddings == "projections":
         parts["value projections"] = [Linear(size, size, bias=False)] * with_values
     if between := config.embedding_size:

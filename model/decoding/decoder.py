@@ -18,6 +18,7 @@ from ..block import MLP, Norm, TransformerBlock
 from ..experts import sparse_layers
 from ..latent.draft import Drafter
 from ..memory import SlotMemory
+from ..streams.context import EmbeddingContext
 from ..streams.gates import HeadGate
 from ..streams.rescaling import folded
 from ..streams.streams import Skip, Streams, StreamScale
@@ -120,13 +121,16 @@ class Weights:
                 self._pack_streams(streams, number, layer)
         config = model.config
         rotary = None if model.rotary is None else model.rotary(config.seq_length)
-        self.layers = layers
+        self.layers, self.context = layers, (kernel.Linear * config.embedding_context)()
+        for distance in range(config.embedding_context):
+            self.context[distance] = self._linear(cast(EmbeddingContext, model.context).weight[distance], None)
         self.structure = kernel.Model(
             layers=config.num_layers, hidden=config.hidden_size, heads=config.num_heads,
             inner=cast(MLP, blocks[0].mlp).down.in_features, vocab=model.vocab_size, window=config.seq_length,
             format=_FORMATS[self.precision], rms_norm=config.norm == "rms", mlp=_MLPS[config.mlp],
             threads=torch.get_num_threads(), embedding_norm=config.embedding_norm, exclusive=config.exclusive_attention,
             skips=config.num_layers // 2 if config.skip_connections else 0,
+            context_tokens=config.embedding_context, context=self.context,
             unit=self._norm(nn.RMSNorm(config.hidden_size, eps=NORM_EPS) if config.additions else None),
             embedding=self._plain(model.tokens.weight),
             bigrams=self._plain(None if model.bigrams is None else model.bigrams.table.weight),
@@ -212,7 +216,9 @@ class KernelDecoder:
         self._structure = kernel.Model.from_buffer_copy(weights.structure)
         self._structure.slots = slots
         self._structure.keys, self._structure.values = (part.data_ptr() for part in self._cache)
-        self._read = torch.empty(slots, self.window, dtype=torch.int64)  # read by bigrams alone
+        self._read = torch.empty(
+            slots, self.window, dtype=torch.int64
+        )  # where a token's embedding needs those before it
         self._structure.read = self._read.data_ptr()
         self._make_room(max(1, slots))
         self.hidden = self._logits.new_empty(0, config.hidden_size)

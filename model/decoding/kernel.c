@@ -37,11 +37,13 @@ typedef struct {
     int32_t layers, hidden, heads, inner, vocab, window, slots, format, rms_norm, mlp, threads;
     int32_t embedding_norm, exclusive; /* exclusive: attention returns nothing along a token's own value */
     int32_t skips;                 /* blocks, from the first, whose outputs are added to later ones */
+    int32_t context_tokens;        /* before each one, whose embeddings are added to its own: streams/context.py */
+    const Linear *context;         /* (context_tokens), each (hidden, hidden); the nearest first */
     Norm unit;                     /* RMSNorm without weights: of ones */
     const float *embedding; /* (vocab, hidden) */
     const float *bigrams;   /* (bigram_rows, hidden) or NULL: streams/bigrams.py */
     int64_t bigram_rows;
-    int64_t *read;          /* (slots, window): the tokens of each slot, for bigrams */
+    int64_t *read;          /* (slots, window): the tokens of each slot, for bigrams and context */
     const float *learned;   /* (window, hidden) or NULL */
     const float *rotary;    /* (2, window, head / 2): cosines, sines; or NULL */
     const Layer *layer;
@@ -312,7 +314,7 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
     #pragma omp parallel num_threads(m->threads)
     {
         float *scores = all_scores + (int64_t)thread() * m->window;
-        if (m->bigrams) {
+        if (m->bigrams || m->context_tokens) {
             #pragma omp for schedule(static)
             for (int token = 0; token < n; token++) {
                 m->read[(int64_t)slots[token] * m->window + positions[token]] = tokens[token];
@@ -330,6 +332,19 @@ void forward(const Model *m, int n, const int64_t *tokens, const int32_t *slots,
                 float value = both ? embedding[i] + both[i] : embedding[i];
                 x[(int64_t)token * width + i] = learned ? value + learned[i] : value;
             }
+        }
+        for (int distance = 1; distance <= m->context_tokens; distance++) {
+            #pragma omp for schedule(static)
+            for (int token = 0; token < n; token++) {
+                const int64_t *read = m->read + (int64_t)slots[token] * m->window + positions[token];
+                float *earlier = normed + (int64_t)token * width;
+                if (positions[token] < distance) memset(earlier, 0, width * sizeof *earlier);
+                else memcpy(earlier, m->embedding + read[-distance] * width, width * sizeof *earlier);
+            }
+            linear(m, m->context[distance - 1], normed, n, width, x, width, 1);
+        }
+        #pragma omp for schedule(static)
+        for (int token = 0; token < n; token++) {
             float *own = x + (int64_t)token * width;
             if (m->embedding_norm) normalise(m->unit, 1, own, own, width);
             if (m->unit.weight) normalise(m->unit, 1, own, first + (int64_t)token * width, width);

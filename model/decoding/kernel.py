@@ -38,6 +38,8 @@ class Model(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("layers", "hidden", "heads", "inner", "vocab", "window", "slots")),
         *((name, c_int32) for name in ("format", "rms_norm", "mlp", "threads", "embedding_norm", "exclusive", "skips")),
+        ("context_tokens", c_int32),
+        ("context", POINTER(Linear)),
         ("unit", Norm),
         *((name, c_void_p) for name in ("embedding", "bigrams")),
         ("bigram_rows", c_int64),

@@ -23,6 +23,7 @@ MODEL: dict[str, Any] = {
     "attention_gates": True,
     "exclusive_attention": True,
     "bigram_rows": 200,
+    "embedding_context": 2,
     "tie_embeddings": False,
     "head_init": "zero",
     "embedding_size": 16,

@@ -34,6 +34,8 @@ OPTIONS = {
     "attention_gates": {"attention_gates": True},
     "exclusive_attention": {"exclusive_attention": True},
     "bigrams": {"bigram_rows": 97},
+    "context": {"embedding_context": 3},
+    "context of one": {"embedding_context": 1, "embedding_norm": True, "bigram_rows": 97},
     "capped": {"logit_softcap": 5.0, "z_loss": 1e-3},
     "zero_head": {"tie_embeddings": False, "head_init": "zero"},
     "factorised": {"embedding_size": 8},
@@ -48,6 +50,7 @@ STARTS_AS_PLAIN = (
     "value_projections",
     "attention_gates",
     "bigrams",
+    "context",
 )
 
 
@@ -62,7 +65,7 @@ def model(request, config) -> TransformerLM:
     model = make(config.model_copy(update={"init_std": 0.2}), request.param)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("norm", "gate", "streams", "bigrams")):
+            if any(part in name for part in ("norm", "gate", "streams", "bigrams", "context")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
@@ -124,6 +127,7 @@ def test_every_option_learns_and_is_counted(config, token_ids, option):
     if option == "value_tables":
         tables.add("streams.values.1.weight")
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and name not in tables)
+    matrices += sum(p.numel() for name, p in model.named_parameters() if name == "context.weight")
     matrices += sum(layer.active_routed_weights() for layer in sparse_layers(model.blocks))
     head = model.padded_vocab_size * (model.config.embedding_size or config.hidden_size)
     attention = 12 * model.config.num_layers * config.hidden_size * config.seq_length

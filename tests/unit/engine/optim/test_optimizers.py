@@ -63,6 +63,7 @@ def test_roles_have_their_own_rates_and_decay():
         stream_scales=True,
         value_embeddings="tables",
         bigram_rows=10,
+        embedding_context=2,
     )
     model = TransformerLM(config, 64)
     asked = TrainConfig(
@@ -85,7 +86,8 @@ def test_roles_have_their_own_rates_and_decay():
     assert found["lm_head.weight"] == (3.0, 0.03, False)
     for name in ("blocks.0.mlp_norm.weight", "blocks.1.mlp.up.bias", "streams.scales.0.scales"):
         assert found[name] == (4.0, 0.0, False)
-    assert found["blocks.0.mlp.up.weight"] == (1.0, 0.1, True)
+    for name in ("blocks.0.mlp.up.weight", "context.weight"):
+        assert found[name] == (1.0, 0.1, True)
 
 
 def test_without_roles_groups_are_two_and_in_the_models_order():

@@ -41,6 +41,7 @@ SHAPES = st.builds(
     attention_gates=st.booleans(),
     exclusive_attention=st.booleans(),
     bigram_rows=st.sampled_from([0, 100]),
+    embedding_context=st.integers(0, 3),
     layer_rescaling=st.sampled_from(["none", "attention", "residual"]),
 )
 # With these the lookahead core is off.
@@ -83,6 +84,8 @@ def flops_of(model: TransformerLM) -> float:
     weights = matrices(model.blocks) + sum(mlp.active_routed_weights() for mlp in sparse_layers(model.blocks))
     flops = 6.0 * (weights + model.head_weight.numel()) + 12 * config.num_layers * size * length
     flops += 6 * sum(matrices(part) for part in (model.widen, model.narrow) if part is not None)
+    if model.context is not None:
+        flops += 6 * model.context.weight.numel()
     if model.streams is not None and not model.streams.from_ids:
         flops += 6 * matrices(model.streams.values)
     if (core := model.latent) is None:
@@ -142,7 +145,7 @@ def test_experts_are_counted(config: ModelConfig, experts: dict, auxiliary: Auxi
     assert active_parameter_count(config, 512, auxiliary) == model.num_active_parameters()
     assert model.flops_per_token() == pytest.approx(flops_of(model), abs=1)
     parts = parameters_by_part(config, 512, auxiliary)
-    assert parts["experts"] == sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    assert parts["experts"] == sum(parameter.numel() for parameter in model.blocks.parameters() if parameter.ndim == 3)
     assert ("mlp" in parts) == (config.moe_layers == "alternate")
     assert ("shared experts" in parts) == (config.shared_experts > 0)
 

@@ -152,6 +152,7 @@ STREAMS = {
     "tables": {"value_embeddings": "tables", "attention_gates": True, "exclusive_attention": True},
     "projections": {"value_embeddings": "projections", "positions": "rotary", "norm": "rms", "qk_norm": True},
     "bigrams": {"bigram_rows": 97, "exclusive_attention": True},
+    "context": {"embedding_context": 3, "bigram_rows": 97, "stream_scales": True},
 }
 UNKNOWN = {
     "head": {"embedding_size": 12, "logit_softcap": 8.0},

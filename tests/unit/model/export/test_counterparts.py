@@ -70,6 +70,7 @@ def test_the_nearest_counterpart_is_named():
         *({key: True} for key in ("attention_gates", "exclusive_attention")),
         {"value_embeddings": "tables"},
         {"bigram_rows": 100},
+        {"embedding_context": 1},
         {"logit_softcap": 15.0},
         {"embedding_size": 64},
     ],

@@ -20,6 +20,7 @@ TRUNKS = {
         "attention_gates": True,
         "exclusive_attention": True,
         "bigram_rows": 31,
+        "embedding_context": 2,
     },
     "experts": {"bias": False, "num_experts": 4},
 }
@@ -46,7 +47,7 @@ def make_trunk() -> Callable[..., TransformerLM]:
         model = TransformerLM(ModelConfig(**(config | changes)), 50)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "gate" in name or "streams" in name or "bigrams" in name:
+                if "gate" in name or "streams" in name or "bigrams" in name or "context" in name:
                     parameter.add_(torch.randn_like(parameter))
         return model
 

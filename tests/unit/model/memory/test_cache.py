@@ -11,7 +11,12 @@ TOKENS, WINDOW = 4, 16  # of `make`
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"positions": "rotary"}, {"embedding_norm": True}, {"value_embeddings": "tables", "bigram_rows": 50}],
+    [
+        {},
+        {"positions": "rotary"},
+        {"embedding_norm": True},
+        {"value_embeddings": "tables", "bigram_rows": 50, "embedding_context": 2},
+    ],
 )
 @pytest.mark.parametrize("number", [2, TOKENS])
 @torch.no_grad()

@@ -17,7 +17,9 @@ def rows(token_ids: torch.Tensor, windows: int, number: int = 2) -> tuple[torch.
     return input_ids.clone(), labels.clone(), torch.zeros(number, length, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "rotary"}, {"value_embeddings": "tables", "bigram_rows": 50}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"positions": "rotary"}, {"value_embeddings": "tables", "bigram_rows": 50, "embedding_context": 2}]
+)
 def test_a_window_reads_the_memory_of_the_one_before(make, token_ids, changes):
     model = make(**changes)
     input_ids, labels, documents = rows(token_ids, 3)

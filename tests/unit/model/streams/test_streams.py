@@ -15,7 +15,7 @@ def streams(**options) -> Streams:
 def test_off_is_no_module():
     assert Streams.create(ModelConfig(), 64) is None
     model = TransformerLM(ModelConfig(hidden_size=16, num_layers=2, num_heads=2, seq_length=8), 64)
-    assert model.streams is None and model.bigrams is None
+    assert model.streams is None and model.bigrams is None and model.context is None
     assert not any("gate" in name or "streams" in name for name in model.state_dict())
 
 
