@@ -109,6 +109,9 @@ def test_the_loss_of_the_trunk_is_weighed_by_the_expected_gain(config, everythin
     torch.testing.assert_close(*both, rtol=1e-3, atol=1e-4)
     assert weighed(input_ids, labels).loss_sum == plain(input_ids, labels).loss_sum, "an evaluation has no weights"
 
+    weighed.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(weighed(input_ids, labels, look_ahead=draw).loss_sum, found.loss_sum)
+
 
 def test_weighing_by_the_gain_needs_one_that_is_learned():
     with pytest.raises(ValueError, match="needs information_gain_weight, by which the gain is learned"):
