@@ -77,6 +77,7 @@ def _check_text_field(field: str) -> str:
 
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FinalWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_check_home)]
 # Left out of a dump where it is not given: runs and caches know their sources by their dumps, which used to lack it.
 JoinRows = Annotated[
@@ -226,6 +227,10 @@ class DataConfig(Section):
     tokenizer: Tokenizer = "gpt2"
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = "round_robin"
     source_weights: dict[str, Weight] = Field(default={}, description="relative shares of tokens; 1.0 where not given")
+    final_source_weights: dict[str, FinalWeight] = Field(
+        default={}, description="those for the end of a run; a source that is not given is then read no more"
+    )
+    final_fraction: float = Field(default=0.1, gt=0, lt=1, description="share of a run that final_source_weights have")
     min_text_length: StrictInt = Field(default=50, ge=0, description="characters; shorter documents are filtered out")
     long_text_length: StrictInt = Field(
         default=0, ge=0, description="characters; shorter ones too, in the last part of train.seq_length_schedule"
@@ -254,11 +259,22 @@ class DataConfig(Section):
         if self.source_weights and self.mix_strategy != "weighted":
             remedy = 'set that to "weighted" or remove the weights'
             raise ValueError(f'"source_weights" has no effect with "mix_strategy": "{self.mix_strategy}"; {remedy}.')
-        for name in self.source_weights:
-            if name not in names:
-                known = f"{nearest(name, names)}; the sources are {', '.join(names)}"
-                raise ValueError(f'"source_weights" names "{name}", which is no source here{known}.')
+        for key in ("source_weights", "final_source_weights"):
+            for name in getattr(self, key):
+                if name not in names:
+                    known = f"{nearest(name, names)}; the sources are {', '.join(names)}"
+                    raise ValueError(f'"{key}" names "{name}", which is no source here{known}.')
+        self._check_final_weights()
         return self
+
+    def _check_final_weights(self) -> None:
+        final = self.final_source_weights
+        if final and self.mix_strategy == "sequential":
+            raise ValueError('"final_source_weights" has no effect with "mix_strategy": "sequential"; leave it out.')
+        if final and not any(final.values()):
+            raise ValueError('"final_source_weights" has zeros alone; give the sources to be read a larger one.')
+        if not final and "final_fraction" in self.model_fields_set:
+            raise ValueError('"final_fraction" has no effect without "final_source_weights"; give those too.')
 
     def weights(self) -> dict[str, float]:
         """Each source's share of the tokens, relative to the others, in the configuration's order."""

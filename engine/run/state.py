@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from engine.checks.overfitting import OverfittingState
 from engine.data.adaptive import AdaptiveRunState
 from engine.data.curriculum import CurriculumState
+from engine.data.final_sources import FinalSourcesState
 from engine.events import REPORT_NAME
 from engine.run.stability import StabilityState
 from sources.loading.state import LoaderState
@@ -44,6 +45,7 @@ class RunState(TypedDict):
     row_length: int  # their tokens
     parts_begin: dict[str, int]  # tokens at which each part of the lookahead core was switched on
     curriculum: CurriculumState | None
+    final_sources: FinalSourcesState | None
     guard: StabilityState | None
     overfitting: OverfittingState | None
     products: str  # what multiplies: "kernel" or "torch"

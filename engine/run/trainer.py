@@ -170,7 +170,7 @@ class Trainer:
     def _advance(self, batch: Batch, step: StepResult) -> None:
         """Count a step. Of a skipped one only the data position advances; too many in a row end the attempt."""
         c, progress = self.c, self.progress
-        c.batches.advance(batch, step.loss_sums)
+        c.batches.advance(batch, step.loss_sums, progress.tokens_in_run)
         c.guard.after_step(step.loss, step.skipped)
         curriculum = c.runner.curriculum
         if step.skipped:

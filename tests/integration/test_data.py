@@ -170,6 +170,32 @@ def test_adaptive_weights_follow_losses_and_survive_a_restart(two_sources, topic
     assert [event["weights"] for event in of(read(tmp_path / "parts"), "weights")] == weights
 
 
+@pytest.mark.slow
+def test_the_end_of_a_run_is_read_from_its_sources_alone_also_after_a_restart(
+    two_sources, topics_folder, tmp_path: Path
+):
+    values = tiny_values(topics_folder)
+    values["data"] = {"tokenizer": {"train_bpe": 512}, "sources": two_sources}
+    values["data"] |= {"final_source_weights": {"topics": 1.0}, "final_fraction": 0.5}
+    preset = parse_preset(values)
+    train(preset, token_budget=80 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "whole")
+    for steps in (38, 6):  # as it is decided, and before it counts
+        signal_after(tmp_path / "parts", steps)
+        with pytest.raises(Interrupted):
+            train(preset, token_budget=80 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "parts")
+    train(preset, token_budget=80 * TOKENS_PER_STEP, checkpoint_dir=tmp_path / "parts")
+
+    (event,) = of(read(tmp_path / "whole"), "weights")
+    assert of(read(tmp_path / "parts"), "weights")[0]["weights"] == event["weights"]
+    last = [
+        [each for each in read(tmp_path / name) if each["event"] == "evaluation"][-1] for name in ("whole", "parts")
+    ]
+    assert last[0]["ce"] == last[1]["ce"], "the same rows were read"
+    read_tokens = {name: part["tokens"] for name, part in last[0]["data"].items()}
+    # even shares up to the middle and eight batches more; then one source
+    assert read_tokens["easy"] / sum(read_tokens.values()) == pytest.approx(0.5 * (40 + 8) / 80, abs=0.03)
+
+
 def test_the_curriculum_weighs_rows_after_its_burn_in(two_sources, topics_folder, tmp_path: Path):
     values = tiny_values(topics_folder, train={"learning_rate": 0.01})
     values["data"]["sources"] = two_sources

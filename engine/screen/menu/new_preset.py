@@ -102,7 +102,12 @@ def new_preset(base: Path, ask: Ask, folder: Path = CONFIGS) -> Path:
 
 
 def _with_text(values: Values, answer: str) -> Values:
-    mixing = ("mix_strategy", "source_weights")  # which may name the sources that were there
+    mixing = (
+        "mix_strategy",
+        "source_weights",
+        "final_source_weights",
+        "final_fraction",
+    )  # which may name the sources that were there
     data = {key: value for key, value in _section(values, "data").items() if key not in mixing}
     return {**values, "data": {**data, "sources": _sources(answer)}}
 

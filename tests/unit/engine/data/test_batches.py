@@ -57,7 +57,7 @@ def test_what_was_trained_on_is_counted_by_source(tiny, tmp_path: Path):
     tokens = 0
     for _ in range(5):
         batch, _ = batches.next(Agreement)
-        batches.advance(batch, torch.zeros(2, 1))
+        batches.advance(batch, torch.zeros(2, 1), 0)
         tokens += batch.num_tokens
     read_so_far = batches.reading()
     batches.close()
