@@ -273,7 +273,7 @@ class DataConfig(Section):
             raise ValueError('"final_source_weights" has no effect with "mix_strategy": "sequential"; leave it out.')
         if final and not any(final.values()):
             raise ValueError('"final_source_weights" has zeros alone; give the sources to be read a larger one.')
-        if not final and "final_fraction" in self.model_fields_set:
+        if not final and self.final_fraction != DataConfig.model_fields["final_fraction"].default:
             raise ValueError('"final_fraction" has no effect without "final_source_weights"; give those too.')
 
     def weights(self) -> dict[str, float]:
