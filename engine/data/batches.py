@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from engine.data.adaptive import AdaptiveSources
-from engine.data.final_sources import FinalSources
+from engine.data.final_sources import ChangingWeights
 from engine.device.ranks import Agreement, Ranks
 from engine.errors import PresetError, RunError
 from engine.events import EventLog
@@ -54,14 +53,13 @@ class Batches:
         self,
         opened: OpenedSources,
         factory: LoaderFactory,
-        adaptive: AdaptiveSources | None,
+        weights: ChangingWeights | None,
         saved: dict[str, Any],
         ranks: Ranks,
         log: EventLog,
-        final: FinalSources | None = None,
     ):
         self.opened, self.factory, self.ranks, self.log = opened, factory, ranks, log
-        self.adaptive, self.final = adaptive, final
+        self.weights = weights
         self.pins = {**saved.get("pins", {}), **opened.pins()}  # sources that are unreachable now keep theirs
         self.position: LoaderState | None = saved.get("loader")  # after the last batch that was trained on
         self.loader = factory.make(opened, self.position)
@@ -126,18 +124,14 @@ class Batches:
         """`batch` has been trained on; `loss_sums` are its StepResult's, zeros where the step was skipped;
         tokens_before: those of the run before the step."""
         self.position = batch.state
-        if self.adaptive:
-            self.adaptive.after_step(batch.number, loss_sums, self.opened)
-        if self.final:
-            self.final.after_step(batch.number, tokens_before)
+        if self.weights:
+            self.weights.after_step(batch.number, loss_sums, self.opened, tokens_before)
 
     def state(self) -> dict[str, Any]:
         """Return what resumes right after the last step, on any number of ranks."""
         states = [state for state in self.ranks.gather(self.position) if state]
-        adaptive = self.adaptive.state() if self.adaptive else None
-        final = self.final.state() if self.final else None
-        loader = merge_states(states) if states else None
-        return {"pins": self.pins, "loader": loader, "adaptive": adaptive, "final_sources": final}
+        weights = self.weights.state() if self.weights else {"adaptive": None}
+        return {"pins": self.pins, "loader": merge_states(states) if states else None, **weights}
 
     def reading(self) -> dict[str, dict[str, Any]]:
         """Return what was read of each source, over all ranks: of the lineage `tokens` (labels) and the newest `epoch`;

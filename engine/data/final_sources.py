@@ -4,11 +4,15 @@ The step in which a run passes 1 - data.final_fraction of its budget decides it,
 since the loader has made a few ahead by then. So a run that is resumed reads the same rows.
 """
 
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
-from engine.data.adaptive import DELAY_STEPS
+import torch
+
+from engine.data.adaptive import DELAY_STEPS, AdaptiveSources
 from engine.events import EventLog
 from sources.config import DataConfig
+from sources.registry import OpenedSources
 
 NEXT_TO_NOTHING = 1e-9  # the weight of a source that is not to be read: it counts once the others are lost
 
@@ -48,3 +52,29 @@ class FinalSources:
     def state(self) -> FinalSourcesState | None:
         """Return what a restart needs; None before the decision."""
         return None if self._first is None else {"run": self._run, "first": self._first}
+
+
+@dataclass(frozen=True)
+class ChangingWeights:
+    """What changes the sources' weights during a run; `base`: the preset's."""
+
+    base: dict[str, float]
+    adaptive: AdaptiveSources | None
+    final: FinalSources | None
+
+    def weights_at(self, number: int) -> dict[str, float]:
+        """The weights of a batch; may be called from another thread."""
+        weights = self.adaptive.weights.weights_at(number) if self.adaptive else self.base
+        return self.final.weights_at(number, weights) if self.final else weights
+
+    def after_step(self, batch_number: int, loss_sums: torch.Tensor, opened: OpenedSources, tokens: int) -> None:
+        """`loss_sums`: the StepResult's; `tokens`: of the run before the step."""
+        if self.adaptive:
+            self.adaptive.after_step(batch_number, loss_sums, opened)
+        if self.final:
+            self.final.after_step(batch_number, tokens)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a restart needs, by the keys of RunState."""
+        adaptive = self.adaptive.state() if self.adaptive else None
+        return {"adaptive": adaptive} | ({"final_sources": self.final.state()} if self.final else {})

@@ -17,7 +17,7 @@ from engine.control.slow_rank import ForwardTimer
 from engine.data.adaptive import AdaptiveSources
 from engine.data.batches import Batches, LoaderFactory
 from engine.data.curriculum import Curriculum
-from engine.data.final_sources import FinalSources
+from engine.data.final_sources import ChangingWeights, FinalSources
 from engine.data.validation import ValidationSource
 from engine.device import deepspeed_engine, machine
 from engine.device.compiling import choose_compile, compile_model
@@ -142,24 +142,20 @@ def setup(
     final = None
     if data.final_source_weights:
         final = FinalSources(data, token_budget, start.progress.run, log, state.get("final_sources"))
-
-    def weights_at(number: int) -> dict[str, float]:
-        weights = adaptive.weights.weights_at(number) if adaptive else data.weights()
-        return final.weights_at(number, weights) if final else weights
-
+    weights = ChangingWeights(data.weights(), adaptive, final) if adaptive or final else None
     options = LoaderOptions(
         num_lanes=num_lanes,
         num_workers=num_workers,
         seed=train.seed,
         pin_memory=ranks.device.type == "cuda",
         cache=cache,
-        weights_at=weights_at if adaptive or final else None,
+        weights_at=weights.weights_at if weights else None,
         near_copies=validation.near_copies(rows),
         long_texts=len(train.seq_length_schedule) > 1 and shape.seq_length == preset.model.seq_length,
     )
     factory = LoaderFactory(data, tokenizer, shape, options)
     with log.stage("data"):
-        batches = Batches(opened, factory, adaptive, state, ranks, log, final)
+        batches = Batches(opened, factory, weights, state, ranks, log)
     guard = StabilityGuard(train.on_spike, train.max_skipped_steps)
     if state.get("guard"):
         guard.load(state["guard"])

@@ -171,9 +171,7 @@ def test_adaptive_weights_follow_losses_and_survive_a_restart(two_sources, topic
 
 
 @pytest.mark.slow
-def test_the_end_of_a_run_is_read_from_its_sources_alone_also_after_a_restart(
-    two_sources, topics_folder, tmp_path: Path
-):
+def test_the_end_of_a_run_has_its_own_sources(two_sources, topics_folder, tmp_path: Path):
     values = tiny_values(topics_folder)
     values["data"] = {"tokenizer": {"train_bpe": 512}, "sources": two_sources}
     values["data"] |= {"final_source_weights": {"topics": 1.0}, "final_fraction": 0.5}
