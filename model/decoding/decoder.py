@@ -216,9 +216,7 @@ class KernelDecoder:
         self._structure = kernel.Model.from_buffer_copy(weights.structure)
         self._structure.slots = slots
         self._structure.keys, self._structure.values = (part.data_ptr() for part in self._cache)
-        self._read = torch.empty(
-            slots, self.window, dtype=torch.int64
-        )  # where a token's embedding needs those before it
+        self._read = torch.empty(slots, self.window, dtype=torch.int64)  # the ids, for bigrams and context
         self._structure.read = self._read.data_ptr()
         self._make_room(max(1, slots))
         self.hidden = self._logits.new_empty(0, config.hidden_size)

@@ -1,8 +1,7 @@
 """The tokens just before, in a token's embedding: e_t + sum_k C_k e_{t-k}, with a learned matrix C_k for each distance.
 
 With a tied head this is the log-bilinear language model (Mnih and Hinton, "Three new graphical models for statistical
-language modelling", ICML 2007), and the blocks learn what it does not know. So attention need not first learn to look
-at the token before.
+language modelling", ICML 2007), to which the blocks add what it does not know.
 """
 
 import torch
@@ -22,8 +21,10 @@ class EmbeddingContext(nn.Module):
     def forward(self, earlier: list[Tensor]) -> Tensor:
         """The embeddings of the `count` tokens before each token, each (B, T, D), zeros where there is none -> their
         sum through the matrices (B, T, D)."""
-        added = [F.linear(embedding, matrix) for embedding, matrix in zip(earlier, self.weight, strict=True)]
-        return torch.stack(added).sum(0) if len(added) > 1 else added[0]
+        total, *others = (F.linear(*pair) for pair in zip(earlier, self.weight, strict=True))
+        for other in others:
+            total = total + other
+        return total
 
 
 def earlier_embeddings(embedding: Tensor, segment_ids: Tensor | None, count: int) -> list[Tensor]:

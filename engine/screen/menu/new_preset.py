@@ -102,12 +102,8 @@ def new_preset(base: Path, ask: Ask, folder: Path = CONFIGS) -> Path:
 
 
 def _with_text(values: Values, answer: str) -> Values:
-    mixing = (
-        "mix_strategy",
-        "source_weights",
-        "final_source_weights",
-        "final_fraction",
-    )  # which may name the sources that were there
+    # which may name the sources that were there
+    mixing = {"mix_strategy", "source_weights", "final_source_weights", "final_fraction"}
     data = {key: value for key, value in _section(values, "data").items() if key not in mixing}
     return {**values, "data": {**data, "sources": _sources(answer)}}
 
