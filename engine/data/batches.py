@@ -53,7 +53,7 @@ class Batches:
         self,
         opened: OpenedSources,
         factory: LoaderFactory,
-        weights: ChangingWeights | None,
+        weights: ChangingWeights,
         saved: dict[str, Any],
         ranks: Ranks,
         log: EventLog,
@@ -124,14 +124,12 @@ class Batches:
         """`batch` has been trained on; `loss_sums` are its StepResult's, zeros where the step was skipped;
         tokens_before: those of the run before the step."""
         self.position = batch.state
-        if self.weights:
-            self.weights.after_step(batch.number, loss_sums, self.opened, tokens_before)
+        self.weights.after_step(batch.number, loss_sums, self.opened, tokens_before)
 
     def state(self) -> dict[str, Any]:
         """Return what resumes right after the last step, on any number of ranks."""
         states = [state for state in self.ranks.gather(self.position) if state]
-        weights = self.weights.state() if self.weights else {"adaptive": None}
-        return {"pins": self.pins, "loader": merge_states(states) if states else None, **weights}
+        return {"pins": self.pins, "loader": merge_states(states) if states else None, **self.weights.state()}
 
     def reading(self) -> dict[str, dict[str, Any]]:
         """Return what was read of each source, over all ranks: of the lineage `tokens` (labels) and the newest `epoch`;

@@ -77,4 +77,4 @@ class ChangingWeights:
     def state(self) -> dict[str, Any]:
         """Return what a restart needs, by the keys of RunState."""
         adaptive = self.adaptive.state() if self.adaptive else None
-        return {"adaptive": adaptive} | ({"final_sources": self.final.state()} if self.final else {})
+        return {"adaptive": adaptive, "final_sources": self.final.state() if self.final else None}

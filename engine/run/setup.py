@@ -142,14 +142,14 @@ def setup(
     final = None
     if data.final_source_weights:
         final = FinalSources(data, token_budget, start.progress.run, log, state.get("final_sources"))
-    weights = ChangingWeights(data.weights(), adaptive, final) if adaptive or final else None
+    weights = ChangingWeights(data.weights(), adaptive, final)
     options = LoaderOptions(
         num_lanes=num_lanes,
         num_workers=num_workers,
         seed=train.seed,
         pin_memory=ranks.device.type == "cuda",
         cache=cache,
-        weights_at=weights.weights_at if weights else None,
+        weights_at=weights.weights_at if adaptive or final else None,
         near_copies=validation.near_copies(rows),
         long_texts=len(train.seq_length_schedule) > 1 and shape.seq_length == preset.model.seq_length,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from engine.data.batches import Batches, LoaderFactory
+from engine.data.final_sources import ChangingWeights
 from engine.device.ranks import Agreement
 from engine.events import EventLog, read
 from engine.screen.console import Console
@@ -35,7 +36,7 @@ def make_batches(data: DataConfig, folder: Path, ranks: LateRanks) -> Batches:
     tokenizer = train_bpe(sample_training_texts(opened.sources, data, 50_000), 300)
     log = EventLog(folder, Console(enabled=False))
     factory = LoaderFactory(data, tokenizer, BatchShape(4, 1, 32), LoaderOptions())
-    return Batches(opened, factory, None, {}, ranks, log)
+    return Batches(opened, factory, ChangingWeights({}, None, None), {}, ranks, log)
 
 
 def test_events_are_logged_once_while_another_rank_is_late(tiny, tmp_path: Path):
