@@ -1,7 +1,8 @@
 """Rows that grow: the loss by position beside long rows throughout and a sliding window, and the time that is saved.
 
     python -m benchmarks.longer RUNS [CORPUS] [--tokens 1000000] [--seeds 0] [--shape 128x2] [--lengths 64,256]
-                                [--share 0.85] [--of none,yarn] [--documents 200] [--rounds 9] [--only train|table]
+                                [--rows 16] [--share 0.85] [--of none,yarn] [--documents 200] [--rounds 9]
+                                [--only train|table]
 
 `long` has the longer rows throughout; `long@time` too, with as many tokens as it reads in the time of a run that grows.
 `grow-yarn` has the shorter rows for --share of its tokens and the longer ones then, rotations scaled by yarn;
@@ -41,7 +42,6 @@ from sources.rows.filters import is_held_out
 
 KEPT = "speeds.json"
 TRUNK: dict[str, Any] = variants.ALL | {"bias": False}
-ROWS = 16  # long ones of a step
 STRIDES = 4  # of a sliding window
 KINDS = ("none", "linear", "ntk", "yarn")
 ALL = "none,linear,ntk,yarn,none+attention,none+residual,yarn+attention,yarn+residual"
@@ -55,7 +55,7 @@ def preset(name: str, arguments: argparse.Namespace, seed: int) -> Preset:
     length = short if what in ("short", "before") else long
     model = TRUNK | {"seq_length": length, "rope_scaling": scaling or "none", "layer_rescaling": factors or "none"}
     settings = variants.MUON | {"compile": False, "log_interval_seconds": 5.0, "eval_tokens": 100_000}
-    settings |= {"per_gpu_batch_size": ROWS * long // length, "eval_interval_tokens": 10**9}
+    settings |= {"per_gpu_batch_size": arguments.rows * long // length, "eval_interval_tokens": 10**9}
     if what == "grow":
         settings["seq_length_schedule"] = [[0, short], [arguments.share, long]]
     shape = arguments.shape
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--shape", default="128x2", help="width x layers")
     parser.add_argument("--lengths", default="64,256", help="tokens of short and long rows")
+    parser.add_argument("--rows", type=int, default=16, help="long ones of a step")
     parser.add_argument("--share", type=float, default=0.85, help="of a run, on short rows")
     parser.add_argument("--of", default=ALL, help=f"ways, of {ALL} and others like them")
     parser.add_argument("--documents", type=int, default=200, help="held out, of which the loss is taken")
@@ -227,7 +228,7 @@ def main() -> None:
     if arguments.only != "train":
         print(f"{machine.describe(local_device())}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
         lengths = " and ".join(map(str, arguments.lengths))
-        print(f"{layers} x {width}, rows of {lengths}, {arguments.tokens:,} tokens, {arguments.documents} documents")
+        print(f"{layers} x {width}, rows of {lengths}, {arguments.rows} long ones a step, {arguments.tokens:,} tokens")
         print_table(arguments, short_time)
 
 
