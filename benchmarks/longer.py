@@ -75,10 +75,8 @@ def time_of_short(arguments: argparse.Namespace) -> float:
     path = arguments.runs / KEPT
     if not path.exists():
         presets = {name: preset(name, arguments, 0) for name in ("long", "short")}
-        short, long = arguments.lengths
-        by_row = variants.speeds(presets, arguments.rounds, False)["short"]
         arguments.runs.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(by_row * long / short))
+        path.write_text(json.dumps(variants.speeds(presets, arguments.rounds, False)["short"]))
     return json.loads(path.read_text())
 
 

@@ -13,7 +13,9 @@ runs of several lengths, the second table has its loss after the first variant's
 Runs are kept in RUNS and not made again. Speeds are those of steps taken in turns, one variant after the other, so a
 shared machine's noise meets all alike. With --compile runs and the steps that are timed are compiled, as main.py's are:
 a minute more for the first run of a model on a CPU, and a few seconds for the next ones, which find the code cached.
-Bits per byte compare vocabularies; all other columns are of the same tokens.
+Bits per byte compare vocabularies; all other columns are of the same tokens. The validation loss is that of a variant's
+own rows; where rows differ in length, a third table has that of whole held-out documents as `lm.score` reads them, in
+windows that overlap by half.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import torch
 from benchmarks.lookahead import corpus_preset, finished, train_apart
 from benchmarks.overhead import real_bytes
 from benchmarks.variants_figures import Point, interval, loss_at, time_to
+from benchmarks.whole_documents import held_out_texts, print_whole_documents
 from engine import train
 from engine.checkpoint.folder import CURRENT
 from engine.config import Preset
@@ -127,6 +130,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "batch-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3}},
     "batch-2k-5e-3": {"train": {"per_gpu_batch_size": 8}},
     "batch-1k": {"train": {"per_gpu_batch_size": 4, "learning_rate": 2.5e-3}},
+    "rows-512": {"model": {"seq_length": 512}, "train": {"per_gpu_batch_size": 8}},
+    "rows-1024": {"model": {"seq_length": 1024}, "train": {"per_gpu_batch_size": 4}},
+    "rows-growing": {
+        "model": {"seq_length": 1024},
+        "train": {"per_gpu_batch_size": 4, "seq_length_schedule": [[0, 256], [0.5, 512], [0.85, 1024]]},
+    },
     "growing": {"train": {"batch_doublings": [0.4, 0.7]}},
     "growing-from-2k": {"train": {"per_gpu_batch_size": 8, "learning_rate": 3.5e-3, "batch_doublings": [0.1, 0.4]}},
     "beta2-tokens": {"train": {"beta2_half_life_tokens": 200_000}},
@@ -214,15 +223,16 @@ def speeds(presets: dict[str, Preset], rounds: int, compiled: bool) -> dict[str,
             begin = time.perf_counter()
             step()
             if number:
-                seconds[name].append((time.perf_counter() - begin) / rows_of_step(presets[name]))
+                seconds[name].append((time.perf_counter() - begin) / tokens_of_step(presets[name]))
     first = next(iter(seconds.values()))
     return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
 
 
-def rows_of_step(made: Preset) -> int:
+def tokens_of_step(made: Preset) -> int:
     """At the end of a run, which has the largest steps."""
     train = made.train
-    return train.per_gpu_batch_size * train.accumulation_steps * 2 ** len(train.batch_doublings)
+    rows = train.per_gpu_batch_size * train.accumulation_steps * 2 ** len(train.batch_doublings)
+    return rows * made.model.seq_length
 
 
 def _stepper(made: Preset, device: torch.device, bf16: bool, compiled: bool):
@@ -234,7 +244,7 @@ def _stepper(made: Preset, device: torch.device, bf16: bool, compiled: bool):
         model.forward = torch.compile(model.forward)
     shape = made.train.per_gpu_batch_size, made.model.seq_length
     ids = real_bytes(math.prod(shape)).view(shape).to(device)
-    micro_batches = rows_of_step(made) // made.train.per_gpu_batch_size
+    micro_batches = tokens_of_step(made) // math.prod(shape)
 
     def step() -> None:
         for _ in range(micro_batches):
@@ -355,7 +365,7 @@ def main() -> None:
     if not there:
         return
     print(
-        f"{layers} x {width}, sequence 256, {arguments.tokens:,} tokens; "
+        f"{layers} x {width}, {arguments.tokens:,} tokens; "
         f"time relative to a whole run of {there[0].variant}, {'compiled' if arguments.compile else 'uncompiled'}"
     )
     of_time = relative(there)
@@ -364,6 +374,11 @@ def main() -> None:
             if len(texts) > 1:
                 print(f"on {text}:")
             table(of_text, arguments.runs, arguments.tokens, of_time)
+            presets = [preset(made, arguments.corpus, (width, layers)) for made in of_text]
+            if len({own.model.seq_length for own in presets}) > 1:
+                folders = [arguments.runs / made.folder for made in of_text]
+                texts_held_out = held_out_texts(folders[0], presets[0])
+                print_whole_documents([made.label for made in of_text], folders, texts_held_out)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,10 @@ def test_variants_trains_and_compares(tmp_path: Path):
     assert float(half[-1]) == pytest.approx(float(half[3]) - float(whole[3]), abs=2e-4)
     assert "not finished" not in printed
     sizes = ("--seeds", "0", "--tokens", 32_768, "--rounds", 1)
-    printed = run("variants", tmp_path, "--of", "now,scales,scales@0.5", "--texts", "python", *sizes)
+    printed = run("variants", tmp_path, "--of", "now,scales,scales@0.5,rows-512", "--texts", "python", *sizes)
     assert (tmp_path / "python" / "scales@0.5-0").is_dir() and row(printed, "scales")
+    loss, less = row(printed[printed.index("whole documents") :], "rows-512")
+    assert 0 < float(loss) < 10 and float(less) != 0
     speeds = run("variants", tmp_path, "--of", "adamw,all", "--only", "speeds", "--rounds", 1)
     assert row(speeds, "adamw")[0] == "1.000"
 
