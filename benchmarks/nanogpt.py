@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.lookahead import finished
 from benchmarks.variants import Made, preset
-from benchmarks.variants_figures import time_to
+from benchmarks.variants_figures import Point, time_to
 from engine import train
 from engine.checkpoint.folder import CURRENT
 from engine.data.validation import FILE_NAME
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rates", default="6e-4,1e-3,3e-3")
-    parser.add_argument("--of", default="now", help="a variant of benchmarks.variants")
+    parser.add_argument("--of", default="now", help="variants of benchmarks.variants, with rows of one length")
     parser.add_argument("--shares", default="0.06,0.08,0.12", help="of the tokens, for runs of ours")
     parser.add_argument("--shape", default="256x3", help="width x layers")
     parser.add_argument("--stream", type=int, default=STREAM_TOKENS, help="tokens of training text, at most")
@@ -132,14 +132,15 @@ def main() -> None:
     shares, device = sorted(map(float, arguments.shares.split(","))), local_device()
     print(f"{machine.describe(device)}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     for seed in map(int, arguments.seeds.split(",")):
-        ranks, ours = join(), []
-        for share in shares:
-            made = Made(arguments.of, share, seed, "python")
+        ranks = join()
+        ours: dict[str, list[Point]] = {}
+        for variant, share in itertools.product(arguments.of.split(","), shares):
+            made = Made(variant, share, seed, "python")
             folder, budget = arguments.runs / made.folder, made.tokens(arguments.tokens)
             if not finished(folder, budget):
                 train(preset(made, None, (width, layers)), token_budget=budget, checkpoint_dir=folder, ranks=ranks)
             evaluation = file.read(folder / CURRENT, verify=False).progress["evaluation"]
-            ours.append((share, evaluation["ce"]))
+            ours.setdefault(variant, []).append((share, evaluation["ce"]))
             print(f"  seed {seed}, {made.label:16} {budget:>10,} tokens   held-out {evaluation['ce']:.4f}", flush=True)
         leave()
         own = preset(made, None, (width, layers))
@@ -155,9 +156,11 @@ def main() -> None:
                 f"  seed {seed}, nanoGPT's, {rate:g}    {arguments.tokens:>10,} tokens   held-out {theirs[-1]:.4f}",
                 flush=True,
             )
-        found = time_to(ours, min(theirs))
-        share = "not reached" if found is None else f"{found[0].strip('=')}{found[1]:.3f} of its tokens"
-        print(f"  seed {seed}: to its best loss of {len(stream):,} tokens of text: {share} (aim: 0.08)", flush=True)
+        print(f"  seed {seed}: to its best loss, from {len(stream):,} tokens of text (aim: 0.08 of its tokens):")
+        for variant, points in ours.items():
+            found = time_to(points, min(theirs))
+            share = "not reached" if found is None else f"{found[0].strip('=')}{found[1]:.3f} of its tokens"
+            print(f"  {variant:16} {share}", flush=True)
 
 
 if __name__ == "__main__":
