@@ -21,8 +21,9 @@ Judged are the second and third windows of held-out documents of more than three
     R = (NLL without - NLL of a method) / (NLL without - NLL of full, which reads the document from its beginning)
 
 `cut` is the memory model whose memory is taken away, `shuffled` the one that gets the memory of another document.
-`short` is the loss of documents of at most one window, `beyond` that of `lm.score` behind a long document's first
-window, where windows overlap by half. Intervals are 95%, from 1,000 resamples of documents, paired.
+`first` is the loss of the first windows of long documents and `short` that of documents of at most one window, which
+have no memory; `beyond` that of `lm.score` behind a long document's first window, where windows overlap by half.
+Intervals are 95%, from 1,000 resamples of documents, paired.
 """
 
 import argparse
@@ -254,8 +255,10 @@ def table(made: list[Made], arguments: argparse.Namespace, sizes: Sizes) -> None
     first = made[0]
     documents = collect(preset(first.name, arguments.corpus, sizes, 0), lms[first], sizes.window, arguments.held_out)
     found: dict[str, dict[str, list[Tensor]]] = {}
+    first_windows = [ids[: sizes.window + 1] for own in documents.whole.values() for ids in own]
+    begin: dict[str, list[Tensor]] = {}
     short: dict[str, list[Tensor]] = {}
-    later: dict[str, list[Tensor]] = {}
+    later: dict[str, list[Tensor]] = {}  # than the first window
     for run, lm in lms.items():
         methods = [run.label, "cut", "shuffled"] if run.label == "memory" else [run.label]
         for method in methods:
@@ -263,6 +266,7 @@ def table(made: list[Made], arguments: argparse.Namespace, sizes: Sizes) -> None
             for source, rows in documents.long.items():
                 of_source = window_nll(lm.model, rows, sizes.window, reads, sizes.tokens)
                 found.setdefault(source, {}).setdefault(method, []).append(of_source)
+        begin.setdefault(run.label, []).append(short_nll(lm.model, first_windows))
         short.setdefault(run.label, []).append(short_nll(lm.model, documents.short))
         if run.name not in ("raw", "full"):
             every = [ids for own in documents.whole.values() for ids in own]
@@ -274,7 +278,7 @@ def table(made: list[Made], arguments: argparse.Namespace, sizes: Sizes) -> None
     if len(means) > 1:
         together = {m: torch.cat([own[m] for own in means.values()]) for m in next(iter(means.values()))}
         print_table(together, "all sources")
-    for heading, figures in (("short", short), ("beyond", later)):
+    for heading, figures in (("first", begin), ("short", short), ("beyond", later)):
         base = torch.stack(figures["without"]).mean(dim=0)
         print(f"\n  {heading}: {'NLL':>10}   {'less without':>26}")
         for label, per_seed in figures.items():
