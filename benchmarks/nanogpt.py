@@ -3,12 +3,13 @@
     python -m benchmarks.nanogpt RUNS [--tokens 1000000] [--seeds 0] [--rates 6e-4,1e-3,3e-3] [--of now]
                                  [--shares 0.06,0.08,0.12] [--shape 256x3]
 
-Both train on `python_packages`, with the same tokenizer, shape and tokens a step, and are judged on the same held-out
-rows. The recipe is what nanoGPT's training script does by its advice for small networks: GPT-2's block without biases,
-weights drawn with a deviation of 0.02 and smaller ones into the residual stream, random crops of one stream of tokens,
-AdamW with betas of 0.9 and 0.99, decay of 0.1 for matrices, gradients clipped to 1, a rate that rises over 5% of the
-steps (its 100 of 2,000) and falls by a cosine to a tenth; the best of several rates counts. Its code is not used. A run
-here is made by main.py's own job, and has its schedule over its own length. Runs are kept in RUNS.
+Both train on `python_packages`, with the same tokenizer and shape, and are judged on the same held-out rows. Steps have
+as many tokens, but for variants that say otherwise. The recipe is what nanoGPT's training script does by its advice for
+small networks: GPT-2's block without biases, weights drawn with a deviation of 0.02 and smaller ones into the residual
+stream, random crops of one stream of tokens, AdamW with betas of 0.9 and 0.99, decay of 0.1 for matrices, gradients
+clipped to 1, a rate that rises over 5% of the steps (its 100 of 2,000) and falls by a cosine to a tenth; the best of
+several rates counts. Its code is not used. A run here is made by main.py's own job, and has its schedule over its own
+length. Runs are kept in RUNS.
 """
 
 import argparse
@@ -143,7 +144,7 @@ def main() -> None:
             ours.setdefault(variant, []).append((share, evaluation["ce"]))
             print(f"  seed {seed}, {made.label:16} {budget:>10,} tokens   held-out {evaluation['ce']:.4f}", flush=True)
         leave()
-        own = preset(made, None, (width, layers))
+        own = preset(Made("now", 1.0, seed, "python"), None, (width, layers))
         rows = own.train.per_gpu_batch_size
         steps = arguments.tokens // (rows * own.model.seq_length)
         stream = training_stream(made, folder, (width, layers), arguments.stream)
