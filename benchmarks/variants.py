@@ -19,6 +19,7 @@ windows that overlap by half.
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import time
@@ -210,22 +211,44 @@ def vocabulary(made: Preset) -> int:
 
 
 def speeds(presets: dict[str, Preset], rounds: int, compiled: bool) -> dict[str, float]:
-    """Seconds of a token in a step of each variant, relative to the first's in the same round; medians."""
+    """Seconds of a token in a step of each variant, relative to the first's in the same round; medians. Where rows
+    grow, the mean over a run."""
     device = local_device()
     bf16 = machine.native_bf16(device)
     machine.keep_freed_memory(device)
+    parts = {name: with_rows_of_one_length(made) for name, made in presets.items()}
     # all of them are compilations of one function
-    torch._dynamo.config.recompile_limit = max(len(presets), torch._dynamo.config.recompile_limit)
-    steps = {name: _stepper(made, device, bf16, compiled) for name, made in presets.items()}
+    torch._dynamo.config.recompile_limit = max(sum(map(len, parts.values())), torch._dynamo.config.recompile_limit)
+    steps = {
+        name: [(share / tokens_of_step(part), _stepper(part, device, bf16, compiled)) for share, part in of_run]
+        for name, of_run in parts.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in presets}
     for number in range(rounds + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
+        for name, of_run in steps.items():
+            taken = 0.0
+            for share, step in of_run:
+                begin = time.perf_counter()
+                step()
+                taken += share * (time.perf_counter() - begin)
             if number:
-                seconds[name].append((time.perf_counter() - begin) / tokens_of_step(presets[name]))
+                seconds[name].append(taken)
     first = next(iter(seconds.values()))
     return {name: statistics.median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}
+
+
+def with_rows_of_one_length(made: Preset) -> list[tuple[float, Preset]]:
+    """The parts of a run whose rows grow, as (share of its tokens, preset); else the run itself."""
+    schedule = made.train.seq_length_schedule
+    if not schedule:
+        return [(1.0, made)]
+    parts = []
+    for (begin, length), (end, _) in itertools.pairwise([*schedule, (1.0, 0)]):
+        rows = made.train.per_gpu_batch_size * made.model.seq_length // length
+        model = made.model.model_copy(update={"seq_length": length})
+        train = made.train.model_copy(update={"per_gpu_batch_size": rows, "seq_length_schedule": ()})
+        parts.append((end - begin, made.model_copy(update={"model": model, "train": train})))
+    return parts
 
 
 def tokens_of_step(made: Preset) -> int:

@@ -73,6 +73,14 @@ def test_every_variant_and_option_is_a_preset(tmp_path: Path):
     assert both.model.stream_scales and both.model.norm == "rms" and both.train.final_learning_rate_fraction == 0
 
 
+def test_the_parts_of_a_run_whose_rows_grow():
+    made = variants.preset(variants.Made("rows-growing", 1.0, 0, "python"), None, (128, 2))
+    parts = variants.with_rows_of_one_length(made)
+    assert [share for share, _ in parts] == pytest.approx([0.5, 0.35, 0.15])
+    assert [part.model.seq_length for _, part in parts] == [256, 512, 1024]
+    assert {variants.tokens_of_step(part) for _, part in parts} == {4096}
+
+
 def test_what_variants_say_about_equal_time():
     points = [(0.5, 4.2), (1.0, 4.0)]
     assert loss_at(points, 1.0) == 4.0 and loss_at(points, 0.5**0.5) == pytest.approx(4.1)
