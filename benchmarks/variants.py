@@ -5,11 +5,12 @@
                                   [--rounds 9] [--compile] [--gpt2 FOLDER] [--list]
 
 `muon@0.5` is a run of half the tokens, with the schedule of such a run: what a variant reaches in so much of the time.
-`scales` is an option beside those that 02_offline_python ships (`now`), `now+scales+gates@0.5` are two of them;
-`--list` names all. `--texts python,corpus` trains each run on `python_packages` alone and on the folders of CORPUS
-(NAME/data/*.parquet, by their sizes) alone; `mixed` on both at once, as benchmarks.lookahead does. Where a variant has
-runs of several lengths, the second table has its loss after the first variant's time and its time to the first's loss.
-`--only speeds` prints how long a step of each takes, and so which share of the tokens takes the first one's time.
+`scales` is an option beside `now`, the trunk and optimizer of 02_offline_python in rows of 256, and
+`now+scales+gates@0.5` are two of them; `rows-growing` are the rows of that preset. `--list` names all.
+`--texts python,corpus` trains each run on `python_packages` alone and on the folders of CORPUS (NAME/data/*.parquet, by
+their sizes) alone; `mixed` on both at once, as benchmarks.lookahead does. Where a variant has runs of several lengths,
+the second table has its loss after the first variant's time and its time to the first's loss. `--only speeds` prints
+how long a step of each takes, and so which share of the tokens takes the first one's time.
 Runs are kept in RUNS and not made again. Speeds are those of steps taken in turns, one variant after the other, so a
 shared machine's noise meets all alike. With --compile runs and the steps that are timed are compiled, as main.py's are:
 a minute more for the first run of a model on a CPU, and a few seconds for the next ones, which find the code cached.

@@ -9,8 +9,8 @@ Notable here
 - Training builds no mask unless documents are kept apart: is_causal lets scaled_dot_product_attention (SDPA) skip the
   upper triangle.
 - Training on a CPU computes attention of short rows in bf16 by two batched products (`attend`): SDPA's kernel runs at a
-  quarter of their speed (benchmarks/LOG.md). That keeps every attention weight for the backward pass, so long rows use
-  SDPA.
+  quarter to two thirds of their speed (benchmarks/LOG.md). That keeps every attention weight for the backward pass, so
+  long rows use SDPA.
 - A KeyValueCache is allocated once for a whole window; setting its `length` back forgets the tokens after it.
 """
 
@@ -26,7 +26,7 @@ from .streams.gates import HeadGate
 NORM_EPS = 1e-6
 SMALLEST_SQUARE = 1e-12  # of a value, so that one of zeros has no direction
 Attended = tuple[Tensor, Tensor, Tensor | None]  # keys, values, mask
-SHORT_ROW, QUERIES_AT_A_TIME = 512, 128  # tokens: see `attend`
+SHORT_ROW, QUERIES_AT_A_TIME = 1024, 128  # tokens: see `attend`
 
 
 class KeyValueCache:

@@ -38,7 +38,7 @@ def test_every_screen_holds_the_selected_preset_and_fits(menu: Menu, columns: in
 
 def test_a_line_says_size_data_memory_and_time(menu: Menu):
     (line,) = (line for line in shown(menu) if "02_offline_python" in line)
-    assert re.search(r"^> 02_offline_python +6\.56M +256 +reachable +1\.\d of 24 GiB +~\d+ (min|h)$", line.strip())
+    assert re.search(r"^> 02_offline_python +6\.56M +256-1024 +reachable +1\.\d of 24 GiB +~\d+ (min|h)$", line.strip())
     menu.lineage = Lineage("reference", 1, 40_000_000, False, None)
     (line,) = (line for line in shown(menu) if "03_reference" in line)
     assert "not reachable" in line and line.rstrip().endswith(" left"), "there is room for both"
