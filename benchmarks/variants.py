@@ -143,6 +143,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "beta2-tokens": {"train": {"beta2_half_life_tokens": 200_000}},
     "beta2-short": {"train": {"beta2_half_life_tokens": 30_000}},
     "vocabulary-16k": {"data": {"tokenizer": {"train_bpe": 16384}}},
+    "vocabulary-gpt2": {"data": {"tokenizer": "gpt2"}},
 }
 TEXTS = ("mixed", "python", "corpus")
 
@@ -352,7 +353,7 @@ def main() -> None:
     if "corpus" in texts and arguments.corpus is None:
         parser.error("--texts corpus needs the folder CORPUS")
     if arguments.gpt2:
-        VARIANTS["gpt2"]["data"]["tokenizer"] = arguments.gpt2
+        VARIANTS["gpt2"]["data"]["tokenizer"] = OPTIONS["vocabulary-gpt2"]["data"]["tokenizer"] = arguments.gpt2
     width, layers = map(int, arguments.shape.split("x"))
     specs = [spec.partition("@") for spec in arguments.of.split(",")]
     for name, *_ in specs:

@@ -1,6 +1,7 @@
 """The benchmarks can be run by anyone: each says how, and the shorter ones are run here as small as they go."""
 
 import importlib
+import math
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import variants
+from benchmarks.shapes_fit import Law, Run, fit, resampled
 from benchmarks.variants_figures import interval, loss_at, time_to
 from tests.helpers.text import REPOSITORY
 
@@ -42,6 +44,28 @@ def run(name: str, *arguments: object) -> str:
 def row(printed: str, label: str) -> list[str]:
     """The first line that begins with `label`, as words after it."""
     return next(line for line in printed.splitlines() if line.strip().startswith(label + " ")).split()[1:]
+
+
+def test_a_law_of_shapes_is_found_again():
+    law = Law((math.log(0.9), 5.0, 0.4, 4.0, 0.35))
+    sizes = [(parameters, tokens) for parameters in (2e6, 6e6, 2e7) for tokens in (5e5, 1e6, 4e6)]
+    runs = [Run(*size, law.bits(*size) * (1.002 if number % 2 else 0.998)) for number, size in enumerate(sizes)]
+    found = fit(runs)
+    assert found.error(runs) < 0.01
+    after = sorted(each.bits(6e6, 1e8) for each in resampled(runs, found, 50))
+    assert after[0] < law.bits(6e6, 1e8) < after[-1]
+    exact = [Run(*size, law.bits(*size)) for size in sizes]
+    assert fit(exact).bits(6e6, 1e8) == pytest.approx(law.bits(6e6, 1e8), abs=0.005)
+
+
+@pytest.mark.slow
+def test_shapes_trains_and_fits_a_law(tmp_path: Path):
+    shapes = ("--shapes", "64x1,64x2@32768,128x1", "--tokens", "16384,32768,49152", "--of", "now", "--text", "python")
+    printed = run("shapes", tmp_path, *shapes, "--rounds", 1)
+    assert "not finished" not in printed and "residuals of" in printed and "a law of the others is" in printed
+    assert row(printed, "2 x 64")[-1] == "-" and float(row(printed, "1 x 64")[-1]) > 0
+    after = row(printed[printed.index("after 100 M tokens") :], "1 x 128")
+    assert float(after[2]) > 0 and after[3].startswith("[")
 
 
 @pytest.mark.slow
